@@ -1,0 +1,81 @@
+"""What an importer hands on: a row per image that the source names, and a reject per row left out.
+
+Rows hold the source's own ids and paths.  They live in memory and in the private id map only; `pack` replaces them by
+pseudonyms before anything is written into a shard folder.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from cxrdist.errors import UserError
+
+Split = Literal["train", "val", "test"]
+Projection = Literal["PA", "AP", "lateral", "other", "unknown"]
+Sex = Literal["F", "M", "unknown"]
+RejectReason = Literal[
+    "missing_file",
+    "unreadable",
+    "unsupported",
+    "constant_image",
+    "too_large",
+    "no_label_row",
+    "projection_filtered",
+    "excluded_by_source",
+    "duplicate_row",
+    "duplicate_pixels",
+    "burned_in_text",
+]
+SPLITS: tuple[str, ...] = get_args(Split)
+PROJECTIONS: tuple[str, ...] = get_args(Projection)
+REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
+FRONTAL = ("PA", "AP")
+
+
+class ImageRejectedError(UserError):
+    """One image cannot become a sample; `reason` is of the fixed vocabulary, `detail` names nothing of the source."""
+
+    def __init__(self, reason: RejectReason, detail: str = "") -> None:
+        self.reason: RejectReason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image with what its source says of it."""
+
+    source: str
+    """Path of the image relative to the dataset's root, POSIX; the image's identity within the dataset."""
+    path: Path
+    """Where the file is."""
+    patient: str
+    """The source's patient id; where there is none, the image's own id."""
+    study: str
+    """The source's study id; where there is none, the image's own id."""
+    split: Split
+    findings: dict[str, int | None]
+    """1, 0, -1 or None (not mentioned) for every finding the dataset annotates, canonical names."""
+    projection: Projection = "unknown"
+    sex: Sex = "unknown"
+    age: int | None = None
+    """Years; 90 stands for 90 and above."""
+    notes: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Allow-listed remarks of the importer that may enter the shards (for example ``no_majority``)."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One row of the source that becomes no sample."""
+
+    source: str
+    reason: RejectReason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Import:
+    """All that an importer found; ``len(rows) + len(rejects)`` is the number of images the source names."""
+
+    rows: list[Row]
+    rejects: list[Reject]

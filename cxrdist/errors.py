@@ -1,0 +1,32 @@
+"""What a user can cause is a sentence and an exit code, never a traceback.
+
+Messages follow ``<subject> <rule>, got <value> [in <where>]. <way out>`` and never hold an attribute of a patient:
+no name, date, DICOM UID, or path of a source file.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """The work could not be done with what was given: exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """Wrong usage or configuration, found before any work began: exit code 2."""
+
+    exit_code = 2
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the choice most like `name`, or ``""`` when none is near."""
+    close = get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(subject: str, name: str, choices: Iterable[str]) -> str:
+    """Return the sentence for a name that is none of `choices`."""
+    known = list(choices)
+    return f"{subject} must be one of {', '.join(known)}, got {name!r}.{nearest(name, known)}"

@@ -1,0 +1,97 @@
+"""Logging and progress.  Only entry points call `setup`; everything else asks for a logger and a progress."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module."""
+    return logging.getLogger(name)
+
+
+def setup(*, verbose: bool = False) -> None:
+    """Send our log lines to standard error; hold back the libraries' warnings.
+
+    pydicom's warnings name the file they are about, and a file's name can hold a patient's: they stay silent.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cxrdist").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for library in ("pydicom", "PIL", "matplotlib", "DeepSpeed", "ray"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+@dataclass
+class Progress:
+    """Counts finished units of one long piece of work and shows rate and time left."""
+
+    label: str
+    total: int
+    unit: str = "images"
+    shown: bool = True
+    done: int = 0
+    note: str = ""
+    started: float = field(default_factory=time.monotonic)
+    _skipped: int = 0
+    _last_line: float = 0.0
+
+    def skip(self, count: int) -> None:
+        """Count units that an earlier run finished: they are done, but do not enter the rate."""
+        self._skipped += count
+        self.advance(count)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more units; `note` is shown behind the rate."""
+        self.done += count
+        self.note = note or self.note
+        if not self.shown:
+            return
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if self.done >= self.total or now - self._last_line >= (0.2 if terminal else PLAIN_LINE_EVERY_S):
+            self._last_line = now
+            end = "\n" if not terminal or self.done >= self.total else ""
+            start = "\r\x1b[2K" if terminal else ""
+            print(f"{start}{self.line(now)}", end=end, file=sys.stderr, flush=True)
+
+    def line(self, now: float) -> str:
+        """Return the progress as one line of text."""
+        elapsed = max(now - self.started, 1e-9)
+        rate = (self.done - self._skipped) / elapsed
+        left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
+        share = 100 * self.done // max(self.total, 1)
+        text = f"{self.label}: {self.done}/{self.total} {self.unit} ({share} %), {rate:.1f}/s, {left} left"
+        return f"{text}, {self.note}" if self.note else text
+
+
+@contextmanager
+def progress(label: str, total: int, *, unit: str = "images", shown: bool = True) -> Iterator[Progress]:
+    """Show the progress of the block; an unfinished bar ends its line when the block is left."""
+    bar = Progress(label, total, unit, shown)
+    try:
+        yield bar
+    finally:
+        if shown and bar.done < bar.total and sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+def track(items: Iterable[T], label: str, total: int, *, unit: str = "images", shown: bool = True) -> Iterator[T]:
+    """Yield `items` while showing how many are done."""
+    with progress(label, total, unit=unit, shown=shown) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
