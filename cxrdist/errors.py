@@ -6,6 +6,23 @@ no name, date, DICOM UID, or path of a source file.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal, get_args
+
+RejectReason = Literal[
+    "missing_file",
+    "unreadable",
+    "unsupported",
+    "constant_image",
+    "too_large",
+    "no_label_row",
+    "projection_filtered",
+    "excluded_by_source",
+    "duplicate_row",
+    "duplicate_pixels",
+    "burned_in_text",
+]
+REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
+"""Why an input became no sample: the fixed vocabulary of `rejects.csv`."""
 
 
 class UserError(ValueError):
@@ -30,3 +47,12 @@ def unknown(subject: str, name: str, choices: Iterable[str]) -> str:
     """Return the sentence for a name that is none of `choices`."""
     known = list(choices)
     return f"{subject} must be one of {', '.join(known)}, got {name!r}.{nearest(name, known)}"
+
+
+class ImageRejectedError(UserError):
+    """One image cannot become a sample; `reason` is of the fixed vocabulary, `detail` names nothing of the source."""
+
+    def __init__(self, reason: RejectReason, detail: str = "") -> None:
+        self.reason: RejectReason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)

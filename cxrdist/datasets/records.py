@@ -8,37 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from cxrdist.errors import UserError
+from cxrdist.errors import RejectReason
 
 Split = Literal["train", "val", "test"]
 Projection = Literal["PA", "AP", "lateral", "other", "unknown"]
 Sex = Literal["F", "M", "unknown"]
-RejectReason = Literal[
-    "missing_file",
-    "unreadable",
-    "unsupported",
-    "constant_image",
-    "too_large",
-    "no_label_row",
-    "projection_filtered",
-    "excluded_by_source",
-    "duplicate_row",
-    "duplicate_pixels",
-    "burned_in_text",
-]
 SPLITS: tuple[str, ...] = get_args(Split)
 PROJECTIONS: tuple[str, ...] = get_args(Projection)
-REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
 FRONTAL = ("PA", "AP")
-
-
-class ImageRejectedError(UserError):
-    """One image cannot become a sample; `reason` is of the fixed vocabulary, `detail` names nothing of the source."""
-
-    def __init__(self, reason: RejectReason, detail: str = "") -> None:
-        self.reason: RejectReason = reason
-        self.detail = detail
-        super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
 @dataclass(frozen=True)
