@@ -1,0 +1,214 @@
+"""The shard folder on disk: its names, its manifest, its index, and how to read the two.
+
+A shard folder holds plain WebDataset tars plus four tables; `shards/README.md` describes it for readers.  Everything
+here is light: `read_manifest` needs no pandas and no pyarrow.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationError
+
+from cxrdist.config import Config
+from cxrdist.datasets.records import Split
+from cxrdist.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+REJECTS = "rejects.csv"
+TIMM_INFO = "_info.json"
+OPEN_CLIP_SIZES = "sizes.json"
+WORK_FOLDER = ".pack"
+"""Hidden folder inside an unfinished shard folder: finished shards and what is known of them."""
+
+EXTENSIONS = {"jpeg": "jpg", "png": "png"}
+KEY = re.compile(r"[A-Za-z0-9_-]+")
+"""A key has no dot: readers of WebDataset end the key at the first one, so two keys with dots can become one sample."""
+
+JSON_FIELDS = (
+    "image_id",
+    "patient_id",
+    "study_id",
+    "projection",
+    "sex",
+    "age",
+    "findings",
+    "height",
+    "width",
+    "source",
+)
+INDEX_COLUMNS = (
+    "key",
+    "split",
+    "shard",
+    "image_offset",
+    "image_bytes",
+    "json_offset",
+    "json_bytes",
+    "image_id",
+    "patient_id",
+    "study_id",
+    "projection",
+    "sex",
+    "age",
+    "height",
+    "width",
+)
+"""Columns before the findings.  Offsets are of a member's data inside the tar: one pread gives the encoded image."""
+
+REJECT_COLUMNS = ("image_id", "reason", "detail")
+
+
+class Preprocessing(Config):
+    """What was done to every image between its source and the shard."""
+
+    size: int
+    """Pixels of the shorter side at most; smaller images keep their size."""
+    format: Literal["jpeg", "png"]
+    bits: Literal[8, 16]
+    quality: int | None
+    """JPEG quality; null for PNG."""
+    projection: Literal["frontal", "all"]
+
+
+class Shard(Config):
+    """One tar."""
+
+    name: str
+    split: Split
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(Config):
+    """What is in a shard folder; written last, so its presence says that the folder is finished."""
+
+    format_version: int
+    dataset: str
+    """The fact file's name."""
+    title: str
+    namespace: str
+    """Two shard folders of one namespace, packed with one id key, share their pseudonyms."""
+    id_key: str
+    """Fingerprint of the id key; pseudonyms of two folders compare only when it is the same."""
+    complete: bool
+    rows: int
+    """Images the source names: the sum of `splits` and `rejects`."""
+    splits: dict[Split, int]
+    """Samples per split."""
+    rejects: dict[str, int]
+    """Images left out, by reason."""
+    findings: list[str]
+    preprocessing: Preprocessing
+    facts: str
+    """Hash of the fact file's content."""
+    code_version: str
+    plan: str
+    """Keyed hash of everything that decides the bytes: rows, options, facts, code version."""
+    index_sha256: str
+    rejects_sha256: str
+    shards: list[Shard]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of all splits."""
+        return sum(self.splits.values())
+
+    def shards_of(self, split: str) -> list[Shard]:
+        """Return the shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+
+def shard_name(dataset: str, split: str, number: int) -> str:
+    """Return the file name of a shard."""
+    return f"{dataset}-{split}-{number:06d}.tar"
+
+
+def finding_column(finding: str) -> str:
+    """Return the index column of a finding."""
+    return f"y_{finding}"
+
+
+def index_columns(findings: Sequence[str]) -> list[str]:
+    """Return all columns of the index of a dataset that annotates `findings`."""
+    return [*INDEX_COLUMNS, *map(finding_column, findings)]
+
+
+def read_manifest(shards: Path) -> Manifest:
+    """Return the manifest of a finished shard folder.
+
+    Raises:
+        UsageError: If the folder does not exist.
+        UserError: If it is no shard folder, is not finished, is damaged, or is of a newer format.
+    """
+    if not shards.is_dir():
+        raise UsageError(f"A shard folder must exist, got {str(shards)!r}. Check the path, or make it: `cxrdist pack`.")
+    path = shards / MANIFEST
+    if not path.is_file():
+        if (shards / WORK_FOLDER).is_dir():
+            raise UserError(_unfinished(shards))
+        raise UserError(f"{str(shards)!r} is not a shard folder: it has no {MANIFEST}. Run `cxrdist pack` to make one.")
+    damaged = UserError(f"{MANIFEST} in {str(shards)!r} is damaged. Run the same `cxrdist pack` into a new folder.")
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError:
+        raise damaged from None
+    version = tree.get("format_version") if isinstance(tree, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"Shard format must be version {FORMAT_VERSION} or older, got {version} [in {str(shards)!r}]. "
+            f"Upgrade cxrdist, or pack again with this one."
+        )
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError:
+        raise damaged from None
+    if not manifest.complete:
+        raise UserError(_unfinished(shards))
+    return manifest
+
+
+def manifest_sha256(shards: Path) -> str:
+    """Return the hash of the manifest file, and so of every byte in the folder that it vouches for."""
+    read_manifest(shards)
+    return hashlib.sha256((shards / MANIFEST).read_bytes()).hexdigest()
+
+
+def read_index(shards: Path) -> "pd.DataFrame":
+    """Return the index: a row per sample in the order of the tars, columns `index_columns`.
+
+    Offsets and sizes are int64, `age` is Int16, `height` and `width` int32, findings Int8 (1, 0, -1, null).
+
+    Raises:
+        UsageError, UserError: As `read_manifest`; also if the index does not fit the manifest.
+    """
+    import pandas as pd  # noqa: PLC0415 - slow to import, and most callers only want the manifest
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    manifest = read_manifest(shards)
+    way_out = "Run `cxrdist shards verify` to see what is broken."
+    try:
+        table = pq.read_table(shards / INDEX)
+    except (OSError, pa.ArrowException):
+        raise UserError(f"{INDEX} in {str(shards)!r} is missing or damaged. {way_out}") from None
+    if table.column_names != index_columns(manifest.findings) or table.num_rows != manifest.samples:
+        raise UserError(f"{INDEX} in {str(shards)!r} must fit its manifest, got other columns or rows. {way_out}")
+    nullable = {pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype()}
+    return table.to_pandas(types_mapper=nullable.get)
+
+
+def _unfinished(shards: Path) -> str:
+    return (
+        f"The shard folder {str(shards)!r} is not finished: packing was interrupted. "
+        f"Run the same `cxrdist pack` command again; it goes on where it stopped."
+    )
