@@ -1,0 +1,166 @@
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from cxrdist.stats import bootstrap, bootstrap_auroc, paired_test, percentile_interval, redraw_counts
+from cxrdist.stats.bootstrap import average
+
+
+def make_study(seed, *, patients=40, findings=3, prevalence=0.3, per_patient=4):
+    """Return targets (N, K), clusters (N,) and two models' scores, ties and masked targets included."""
+    print(f"study of seed {seed}")
+    rng = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(patients), rng.integers(1, per_patient + 1, patients))
+    frailty = rng.normal(size=(patients, findings))[clusters]
+    targets = (frailty + rng.normal(size=frailty.shape) > norm.ppf(1 - prevalence) * np.sqrt(2)).astype(float)
+    scores = {
+        name: np.round(1 / (1 + np.exp(-targets * effect - rng.normal(size=targets.shape))), 2)
+        for name, effect in (("ours", 1.0), ("theirs", 0.5))
+    }
+    targets[rng.random(targets.shape) < 0.05] = np.nan
+    names = np.array([f"patient-{rng.integers(1e9):09d}" for _ in range(patients)])
+    order = rng.permutation(len(targets))
+    return targets[order], {name: values[order] for name, values in scores.items()}, names[clusters][order]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_redraw_is_that_of_a_plain_sklearn_loop_over_drawn_patients(seed):
+    targets, scores, clusters = make_study(seed, prevalence=0.12)
+    n_resamples = 60
+    redraws = bootstrap_auroc(targets, scores, clusters, n_resamples=n_resamples, seed=seed)
+    patients = sorted(set(clusters))
+    undefined = 0
+    for r in range(n_resamples):
+        # The documented stream, written out without cxrdist: entropy words (seed, 6 = BOOTSTRAP, redraw).
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 6, r])))
+        drawn = rng.integers(0, len(patients), len(patients))
+        rows = np.concatenate([np.flatnonzero(clusters == patients[p]) for p in drawn])
+        for name, values in scores.items():
+            expected = []
+            for k in range(targets.shape[1]):
+                known = rows[~np.isnan(targets[rows, k])]
+                one_class = len(set(targets[known, k])) < 2
+                expected.append(np.nan if one_class else roc_auc_score(targets[known, k], values[known, k]))
+            undefined += np.isnan(expected).sum()
+            expected.append(np.nanmean(expected))
+            np.testing.assert_allclose(redraws.theta[name][r], expected, rtol=0, atol=1e-12)
+    assert 2 * redraws.undefined[:-1].sum() == undefined
+
+
+def test_redraws_in_which_a_finding_lost_a_class_are_counted_and_left_out():
+    targets, scores, clusters = make_study(4)
+    targets[:, 0] = 0
+    targets[clusters == clusters[0], 0] = 1
+    redraws = bootstrap_auroc(targets, scores, clusters, n_resamples=200, seed=0)
+    lost = sum(redraw_counts(40, r, 0)[sorted(set(clusters)).index(clusters[0])] == 0 for r in range(200))
+    assert redraws.undefined.tolist() == [lost, 0, 0, 0]
+    assert 40 < lost < 110
+    theta = redraws.theta["ours"]
+    assert np.isnan(theta[:, 0]).sum() == lost
+    np.testing.assert_allclose(theta[:, -1], np.nanmean(theta[:, :-1], axis=1))
+    assert np.isfinite(percentile_interval(theta[:, 0]).low)
+
+
+def test_finding_with_one_class_is_out_of_the_macro_mean():
+    targets, scores, clusters = make_study(5)
+    targets[:, 1] = 0
+    redraws = bootstrap_auroc(targets, scores, clusters, n_resamples=10, seed=0)
+    point = redraws.point["ours"]
+    assert np.isnan(point[1])
+    assert point[-1] == pytest.approx((point[0] + point[2]) / 2)
+    assert redraws.undefined[1] == 10
+
+
+def run_backwards(function, items):
+    """A map that works in another order than it yields."""
+    items = list(items)
+    return list(reversed([function(item) for item in reversed(items)]))
+
+
+def test_map_and_chunks_do_not_change_a_bit(monkeypatch):
+    targets, scores, clusters = make_study(6)
+    plain = bootstrap_auroc(targets, scores, clusters, n_resamples=75, seed=3)
+    with ThreadPoolExecutor(2) as threads, get_context("spawn").Pool(1) as process:
+        maps = {"threads": threads.map, "process": process.map, "backwards": run_backwards}
+        others = {n: bootstrap_auroc(targets, scores, clusters, n_resamples=75, seed=3, map=m) for n, m in maps.items()}
+    for chunk in (1, 7, 1000):
+        monkeypatch.setattr(bootstrap, "REDRAWS_PER_CALL", chunk)
+        others[f"chunks of {chunk}"] = bootstrap_auroc(targets, scores, clusters, n_resamples=75, seed=3)
+    monkeypatch.undo()
+    longer = bootstrap_auroc(targets, scores, clusters, n_resamples=80, seed=3)
+    for name, other in others.items():
+        for model in scores:
+            assert other.theta[model].tobytes() == plain.theta[model].tobytes(), name
+    assert longer.theta["ours"][:75].tobytes() == plain.theta["ours"].tobytes()
+
+
+def test_order_of_rows_and_other_models_do_not_change_a_bit():
+    targets, scores, clusters = make_study(7)
+    plain = bootstrap_auroc(targets, scores, clusters, n_resamples=20, seed=0)
+    order = np.random.default_rng(0).permutation(len(targets))
+    alone = bootstrap_auroc(targets[order], {"ours": scores["ours"][order]}, clusters[order], n_resamples=20, seed=0)
+    assert alone.theta["ours"].tobytes() == plain.theta["ours"].tobytes()
+
+
+def test_mean_over_seeds_is_taken_inside_each_redraw():
+    targets, scores, clusters = make_study(8)
+    redraws = bootstrap_auroc(targets, scores, clusters, n_resamples=20, seed=0)
+    mean = average(redraws, {"both": ["ours", "theirs"], "ours": ["ours"]})
+    np.testing.assert_allclose(mean.theta["both"], (redraws.theta["ours"] + redraws.theta["theirs"]) / 2)
+    np.testing.assert_array_equal(mean.theta["ours"], redraws.theta["ours"])
+
+
+def test_redraws_draw_each_patient_once_on_average():
+    counts = np.stack([redraw_counts(30, r, 11) for r in range(2000)])
+    assert (counts.sum(axis=1) == 30).all()
+    assert np.abs(counts.mean(axis=0) - 1).max() < 0.12
+    assert (counts[0] != counts[1]).any()
+
+
+def test_interval_holds_the_truth_and_null_p_is_about_uniform():
+    # Binormal scores: the true AUROC is Phi(effect / sqrt 2).  150 studies of 90 patients with two images each.
+    studies, truth, level = 150, norm.cdf(1 / np.sqrt(2)), 0.9
+    rng = np.random.default_rng(12)
+    held, p = 0, []
+    for study in range(studies):
+        positive = np.repeat(rng.random(90) < 0.4, 2)
+        shared = np.repeat(rng.normal(size=(90, 2)), 2, axis=0) * np.sqrt(0.5)
+        noise = shared + rng.normal(size=(180, 2)) * np.sqrt(0.5)
+        values = noise + positive[:, None]
+        redraws = bootstrap_auroc(
+            positive[:, None].astype(float),
+            {"a": values[:, :1], "b": values[:, 1:]},
+            np.repeat(np.arange(90), 2),
+            n_resamples=199,
+            seed=study,
+        )
+        bounds = percentile_interval(redraws.theta["a"][:, 0], confidence_level=level)
+        held += bounds.low <= truth <= bounds.high
+        p.append(paired_test(redraws.theta["a"][:, 0] - redraws.theta["b"][:, 0]))
+    small, half = np.mean(np.array(p) <= 0.1), np.mean(np.array(p) <= 0.5)
+    print(f"held {held} of {studies}; share of p <= 0.1: {small:.3f}, <= 0.5: {half:.3f}")
+    assert 0.82 <= held / studies <= 0.96
+    assert min(p) >= 2 / 200
+    assert 0.04 <= small <= 0.18
+    assert 0.38 <= half <= 0.64
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"n_resamples": 0}, "n_resamples"),
+        ({"scores": {}}, "at least one model"),
+        ({"scores": {"a": np.zeros((2, 2))}}, r"`scores` must have the shape .* \[a\]"),
+        ({"clusters": np.zeros(3)}, "`clusters` must have the shape"),
+        ({"targets": np.zeros(4)}, r"\(N, K\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(change, sentence):
+    targets, scores, clusters = make_study(9)
+    given = {"targets": targets, "scores": scores, "clusters": clusters, "n_resamples": 5} | change
+    with pytest.raises(ValueError, match=sentence):
+        bootstrap_auroc(given["targets"], given["scores"], given["clusters"], n_resamples=given["n_resamples"], seed=0)
