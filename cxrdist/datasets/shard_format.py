@@ -45,6 +45,20 @@ JSON_FIELDS = (
     "width",
     "source",
 )
+SOURCE_FIELDS = (
+    "kind",
+    "transfer_syntax",
+    "photometric",
+    "bits",
+    "bits_stored",
+    "voi",
+    "spacing_mm",
+)
+"""What `source` may hold; everything else a header or a table says stays behind."""
+
+SOURCE_TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,:()+_-]{0,63}")
+"""Texts in `source` are names of formats and methods; this keeps a header's free text out."""
+
 INDEX_COLUMNS = (
     "key",
     "split",
@@ -112,8 +126,9 @@ class Manifest(Config):
     facts: str
     """Hash of the fact file's content."""
     code_version: str
-    plan: str
-    """Keyed hash of everything that decides the bytes: rows, options, facts, code version."""
+    samples_per_shard: int
+    inputs: str
+    """Keyed hash of all rows and the sizes of their files."""
     index_sha256: str
     rejects_sha256: str
     shards: list[Shard]

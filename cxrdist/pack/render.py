@@ -1,0 +1,111 @@
+"""From a row to the two members of a sample: the encoded image and its JSON."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cxrdist.datasets.records import FRONTAL, PROJECTIONS, Row
+from cxrdist.datasets.shard_format import EXTENSIONS, SOURCE_FIELDS, SOURCE_TEXT, Preprocessing
+from cxrdist.dicom import Radiograph, quantise, read_radiograph, shrink
+from cxrdist.errors import ImageRejectedError
+from cxrdist.pack.plan import Planned
+
+OLDEST = 90
+"""Ages above are told as this one: with a rare age a person can be found (DICOM PS3.15, HIPAA 164.514)."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One sample, ready for the tar."""
+
+    image: bytes
+    json: bytes
+    fields: dict[str, Any]
+    """What `json` says."""
+    pixels_sha256: str
+    """Hash of size and pixels before encoding: equal for images that look the same to the last grey level."""
+
+    def without_data(self) -> "Rendered":
+        """Return what is left to know once the members are written; a shard's images would fill the memory."""
+        return replace(self, image=b"", json=b"")
+
+
+def render(planned: Planned, findings: tuple[str, ...], how: Preprocessing) -> Rendered:
+    """Return the sample of one image.
+
+    Raises:
+        ImageRejectedError: If it cannot become a sample.  Nothing else is raised for anything a file may hold.
+    """
+    try:
+        radiograph = read_radiograph(planned.row.path)
+        projection = _projection(planned.row, radiograph, how)
+        pixels = quantise(shrink(radiograph.pixels, how.size), how.bits)
+    except ImageRejectedError:
+        raise
+    except Exception as error:
+        # A decoder's message can quote the file's name or its header; its class cannot.
+        raise ImageRejectedError("unreadable", f"decoding failed with {type(error).__name__}") from None
+    if pixels.min() == pixels.max():
+        raise ImageRejectedError("constant_image", f"one grey level after reduction to {how.bits} bits")
+    fields = _fields(planned, findings, radiograph, projection, pixels)
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    shape = f"{pixels.dtype} {pixels.shape} ".encode()
+    digest = hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    return Rendered(encode(pixels, how), text.encode(), fields, digest)
+
+
+def encode(pixels: np.ndarray, how: Preprocessing) -> bytes:
+    """Return (H, W) uint8 or uint16 `pixels` as a JPEG or PNG file, without any metadata."""
+    if how.format == "jpeg":
+        options = [cv2.IMWRITE_JPEG_QUALITY, how.quality or 95]
+    else:
+        options = [cv2.IMWRITE_PNG_COMPRESSION, 6]
+    try:
+        done, data = cv2.imencode(f".{EXTENSIONS[how.format]}", pixels, options)
+    except cv2.error:
+        done, data = False, np.empty(0, np.uint8)
+    if not done:
+        raise ImageRejectedError("unsupported", f"{pixels.shape[0]} x {pixels.shape[1]} pixels do not fit {how.format}")
+    return bytes(data)
+
+
+def _projection(row: Row, radiograph: Radiograph, how: Preprocessing) -> str:
+    """Return the projection; what the dataset says wins, the file's header fills the gap."""
+    header = radiograph.projection if radiograph.projection in PROJECTIONS else None
+    projection = row.projection if row.projection != "unknown" else header or "unknown"
+    if how.projection == "frontal" and projection not in (*FRONTAL, "unknown"):
+        raise ImageRejectedError("projection_filtered", f"the header says {projection}")
+    return projection
+
+
+def _fields(
+    planned: Planned, findings: tuple[str, ...], radiograph: Radiograph, projection: str, pixels: np.ndarray
+) -> dict[str, Any]:
+    row = planned.row
+    age = row.age if row.age is not None else radiograph.age
+    return {
+        "image_id": planned.image_id,
+        "patient_id": planned.patient_id,
+        "study_id": planned.study_id,
+        "projection": projection,
+        "sex": row.sex if row.sex != "unknown" else radiograph.sex or "unknown",
+        "age": None if age is None else min(int(age), OLDEST),
+        "findings": {finding: row.findings.get(finding) for finding in findings},
+        "height": int(pixels.shape[0]),
+        "width": int(pixels.shape[1]),
+        "source": _source(radiograph, row),
+    }
+
+
+def _source(radiograph: Radiograph, row: Row) -> dict[str, Any]:
+    """Return the remarks that the format allows; a header can hold anything, so texts must be short plain words."""
+    remarks = {**radiograph.notes, "bits": radiograph.bits, **row.notes}
+    return {
+        name: value
+        for name, value in remarks.items()
+        if name in SOURCE_FIELDS and (not isinstance(value, str) or SOURCE_TEXT.fullmatch(value))
+    }
