@@ -33,4 +33,4 @@ def codestream_size(frame: bytes) -> tuple[int, int] | None:
 
 def is_whole(frame: bytes) -> bool:
     """Whether the codestream ends with its end marker; decoders fill what is missing with grey and say nothing."""
-    return frame.rstrip(b"\x00").endswith(b"\xff\xd9")
+    return frame.rstrip(b"\x00\xff").endswith(b"\xff\xd9")

@@ -17,12 +17,14 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     RLELossless,
 )
 
 from cxrdist.dicom.codestream import codestream_size, is_whole
 from cxrdist.dicom.display import DisplayTable, display_table
 from cxrdist.dicom.header import ALLOWED, Header, parse_header
+from cxrdist.dicom.jpeg12 import decode_jpeg12
 from cxrdist.dicom.raster import luminance
 from cxrdist.dicom.resize import resample
 from cxrdist.errors import ImageRejectedError
@@ -193,9 +195,10 @@ def _decode(ds: Dataset, syntax: UID, header: Header) -> np.ndarray:
         raise ImageRejectedError("unsupported", "an unknown transfer syntax") from None
     if not decoder.is_available:
         raise ImageRejectedError("unsupported", f"no decoder for {syntax.name} is installed")
-    if syntax.is_encapsulated and syntax != RLELossless:
-        _check_frame(data, header)
+    frame = _checked_frame(data, header) if syntax.is_encapsulated and syntax != RLELossless else b""
     try:
+        if syntax == JPEGExtended12Bit and header.samples == 1 and 8 < header.bits_stored <= 12:
+            return decode_jpeg12(frame, header.rows, header.columns, signed=header.signed)
         values, _ = decoder.as_array(ds, decoding_plugin=_plugin(syntax, decoder.available_plugins))
     except Exception:
         raise ImageRejectedError("unreadable", f"the pixel data ({syntax.name}) is damaged or truncated") from None
@@ -213,7 +216,8 @@ def _complete(ds: Dataset, header: Header) -> None:
         ds.PlanarConfiguration = 0
 
 
-def _check_frame(data: bytes, header: Header) -> None:
+def _checked_frame(data: bytes, header: Header) -> bytes:
+    """Return the one frame, whole and of the size the header names."""
     try:
         frame = next(generate_frames(data, number_of_frames=1))
     except Exception:
@@ -222,6 +226,7 @@ def _check_frame(data: bytes, header: Header) -> None:
         raise ImageRejectedError("unreadable", "the compressed pixel data is not of the size the header names")
     if not is_whole(frame):
         raise ImageRejectedError("unreadable", "the compressed pixel data is truncated")
+    return frame
 
 
 def _plugin(syntax: UID, available: tuple[str, ...]) -> str:
