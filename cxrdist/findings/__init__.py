@@ -48,7 +48,9 @@ class LabelPolicy(Config):
     """Null becomes masked, 0, or 0 only in images whose `no_finding` is 1."""
 
 
-def apply_policy(values: np.ndarray, names: Sequence[str], policy: LabelPolicy, *, no_finding: np.ndarray) -> np.ndarray:
+def apply_policy(
+    values: np.ndarray, names: Sequence[str], policy: LabelPolicy, *, no_finding: np.ndarray
+) -> np.ndarray:
     """Return targets of shape (N, K), float32: 0, 1, or NaN where masked.
 
     Args:

@@ -1,0 +1,129 @@
+"""Batches as tensors.  Shapes: B images in a micro-batch, K findings, S input side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field
+from torch.utils.data import DataLoader, Dataset
+
+from cxrdist.config import Config
+from cxrdist.data.order import Batching, iter_positions, rank_share, sample_at
+from cxrdist.data.samples import ProjectionChoice, Samples
+from cxrdist.data.transforms import AugmentConfig, Fit, augment, fit
+from cxrdist.seeds import Purpose, derive, stream
+from cxrdist.world import World
+
+Batch = dict[str, torch.Tensor]
+"""``image`` (B, 1, S, S) uint8 or float32 in [0, 1]; ``target`` (B, K) float32, NaN masked; ``sample`` (B,) int64;
+in training also ``seed`` (B,) int64, one per image and epoch, for random choices made on the device."""
+
+
+class InputConfig(Config):
+    """How packed images become the backbone's input."""
+
+    image_size: int = Field(default=224, ge=16)
+    """Side of the square input, pixels."""
+
+    fit: Fit = "pad"
+    """How an image that is not square becomes so."""
+
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes in training; validation and test images are never changed."""
+
+    projection: ProjectionChoice = "frontal"
+    """Which projections take part."""
+
+    workers: int = Field(default=2, ge=0)
+    """Reading processes per rank; 0 reads in the training process.  Changes no result."""
+
+
+class TrainingImages(Dataset[Batch]):
+    """Images by position in the training stream; the same position gives the same tensor anywhere."""
+
+    def __init__(self, samples: Samples, targets: np.ndarray, config: InputConfig, seed: int) -> None:
+        self.samples, self.targets, self.config, self.seed = samples, targets, config, seed
+
+    def __getitem__(self, position: int) -> Batch:
+        epoch, sample = sample_at(position, len(self.samples), self.seed)
+        image = fit(self.samples.image(sample), self.config.image_size, self.config.fit)
+        image = augment(image, self.config.augment, stream(self.seed, Purpose.AUGMENT, epoch, sample))
+        item = _item(image, self.targets[sample], sample)
+        item["seed"] = torch.tensor(derive(self.seed, Purpose.MASK, epoch, sample))
+        return item
+
+
+class EvaluationImages(Dataset[Batch]):
+    """Images by sample number, unchanged."""
+
+    def __init__(self, samples: Samples, targets: np.ndarray, config: InputConfig) -> None:
+        self.samples, self.targets, self.config = samples, targets, config
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, sample: int) -> Batch:
+        image = fit(self.samples.image(sample), self.config.image_size, self.config.fit)
+        return _item(image, self.targets[sample], sample)
+
+
+def training_batches(
+    images: TrainingImages, batching: Batching, world: World, *, start_step: int, stop_step: int
+) -> Iterator[Batch]:
+    """Yield this rank's micro-batches from `start_step` (included) to `stop_step` (excluded), in order."""
+    steps = _MicroBatches(batching, world, start_step, stop_step)
+    yield from DataLoader(images, batch_sampler=steps, **_reading(images.config))
+
+
+def evaluation_batches(images: EvaluationImages, batch_size: int, world: World) -> Iterator[Batch]:
+    """Yield this rank's share of the samples, each once; over all ranks every sample exactly once."""
+    share = rank_share(len(images), world).tolist()
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    yield from DataLoader(images, batch_sampler=batches, **_reading(images.config))
+
+
+@dataclass(frozen=True)
+class _MicroBatches:
+    """One rank's micro-batches of stream positions, as the batch sampler that `DataLoader` asks for."""
+
+    batching: Batching
+    world: World
+    start_step: int
+    stop_step: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter_positions(self.batching, self.world, start_step=self.start_step, stop_step=self.stop_step)
+
+    def __len__(self) -> int:
+        return max(0, self.stop_step - self.start_step) * self.batching.accumulation
+
+
+def _reading(config: InputConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_workers": config.workers, "pin_memory": torch.cuda.is_available()}
+    if config.workers:
+        options |= {"worker_init_fn": _start_worker, "prefetch_factor": 4, "multiprocessing_context": "fork"}
+    return options
+
+
+def _start_worker(worker: int) -> None:
+    # The workers are the parallelism; OpenCV's own threads would only take turns with them.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _item(image: np.ndarray, target: np.ndarray, sample: int) -> Batch:
+    pixels = image if image.dtype == np.uint8 else image.astype(np.float32) / np.iinfo(image.dtype).max
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(pixels))[None],
+        "target": torch.from_numpy(target),
+        "sample": torch.tensor(sample),
+    }
+
+
+def shard_folders(shards: Path | list[Path]) -> list[Path]:
+    """Return `shards` as a list of folders."""
+    return list(shards) if isinstance(shards, list) else [shards]

@@ -1,0 +1,138 @@
+"""The samples of one split, over one or several shard folders.  Shapes: N samples, K findings, H W pixels."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from cxrdist.datasets.records import FRONTAL
+from cxrdist.datasets.shard_format import read_index, read_manifest
+from cxrdist.errors import UserError, unknown
+from cxrdist.findings import ABSENT, NO_FINDING, PRESENT, LabelPolicy, apply_policy
+from cxrdist.seeds import Purpose, stream
+
+ProjectionChoice = Literal["frontal", "PA", "AP", "all"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of the index of one split, in the index's own order, with where to read each image."""
+
+    table: pd.DataFrame
+    """The index rows with a `tar` column (absolute path of the shard); shape (N, ...)."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def findings(self) -> list[str]:
+        """Return the findings that are annotated here, in the index's order."""
+        return [column.removeprefix("y_") for column in self.table.columns if column.startswith("y_")]
+
+    def values(self, findings: Sequence[str]) -> np.ndarray:
+        """Return (N, K) float32 of 1, 0, -1 or NaN (not mentioned).
+
+        Raises:
+            UserError: If one of `findings` is not annotated in these shards.
+        """
+        known = self.findings()
+        missing = [unknown("A finding of these shards", name, known) for name in findings if name not in known]
+        if missing:
+            raise UserError("\n".join(missing))
+        columns = [self.table[f"y_{name}"].to_numpy(dtype=np.float32, na_value=np.nan) for name in findings]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0), np.float32)
+
+    def targets(self, findings: Sequence[str], policy: LabelPolicy) -> np.ndarray:
+        """Return (N, K) float32 of 1, 0 or NaN (masked) under `policy`."""
+        no_finding = np.full(len(self), np.nan, np.float32)
+        if NO_FINDING in self.findings():
+            no_finding = self.values([NO_FINDING])[:, 0]
+        return apply_policy(self.values(findings), findings, policy, no_finding=no_finding)
+
+    def image(self, sample: int) -> np.ndarray:
+        """Return the packed image of one sample, (H, W) uint8 or uint16.
+
+        Raises:
+            UserError: If its bytes are no image; names the shard and the key.
+        """
+        row = self._reads[sample]
+        encoded = np.frombuffer(os.pread(_open(row[0]), row[2], row[1]), np.uint8)
+        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if len(encoded) else None
+        if image is None:
+            key = self.table["key"].iloc[sample]
+            raise UserError(
+                f"A packed image must decode, got damaged bytes [in {Path(row[0]).name}, key {key}]. "
+                "Check the folder with `cxrdist shards verify`."
+            )
+        return image
+
+    def subset(self, rows: np.ndarray) -> "Samples":
+        """Return the samples at positions `rows`, in that order."""
+        return Samples(self.table.iloc[rows].reset_index(drop=True))
+
+    def draw(self, images: int, seed: int) -> "Samples":
+        """Return at least `images` samples: whole patients in a random order until there are enough.
+
+        The first draws of a seed are the same for every size, so a smaller training set is part of a larger one.
+        """
+        patients = np.sort(self.table["patient_id"].unique().astype(str))
+        order = stream(seed, Purpose.SUBSET).permutation(patients)
+        counts = self.table["patient_id"].value_counts()
+        enough = int(np.searchsorted(np.cumsum(counts[order].to_numpy()), images)) + 1
+        chosen = self.table["patient_id"].isin(order[:enough])
+        return self.subset(np.flatnonzero(chosen.to_numpy()))
+
+    @property
+    def _reads(self) -> list[tuple[str, int, int]]:
+        # Plain tuples: a DataFrame row costs more than decoding a small image does.
+        cached = self.__dict__.get("_read_list")
+        if cached is None:
+            columns = (self.table["tar"], self.table["image_offset"], self.table["image_bytes"])
+            cached = list(zip(*(column.tolist() for column in columns), strict=True))
+            object.__setattr__(self, "_read_list", cached)
+        return cached
+
+
+def read_samples(folders: Sequence[Path], split: str, *, projection: ProjectionChoice = "frontal") -> Samples:
+    """Return the samples of `split` in shard `folders`; a finding that one of them lacks is not mentioned there.
+
+    Raises:
+        UserError: If a folder is no finished shard folder, or if nothing is left.
+    """
+    tables = []
+    for folder in folders:
+        read_manifest(folder)
+        table = read_index(folder)
+        table = table[table["split"] == split]
+        if projection != "all":
+            wanted = FRONTAL if projection == "frontal" else (projection,)
+            table = table[table["projection"].isin([*wanted])]
+        tables.append(table.assign(tar=[str(folder.resolve() / shard) for shard in table["shard"]]))
+    joined = pd.concat(tables, ignore_index=True)
+    if joined.empty:
+        names = ", ".join(folder.name for folder in folders)
+        raise UserError(f"Split {split!r} must hold images of projection {projection!r}, got none [in {names}].")
+    return Samples(joined)
+
+
+def choose_findings(train: Samples, val: Samples, policy: LabelPolicy) -> list[str]:
+    """Return the findings that have both values in the training and in the validation split; the test is not asked."""
+    names = [name for name in train.findings() if name in val.findings()]
+
+    def has_both(samples: Samples) -> np.ndarray:
+        targets = samples.targets(names, policy)
+        return (targets == PRESENT).any(axis=0) & (targets == ABSENT).any(axis=0)
+
+    both = has_both(train) & has_both(val)
+    return [name for name, usable in zip(names, both, strict=True) if usable]
+
+
+@cache
+def _open(tar: str) -> int:
+    # One descriptor per shard and process; `pread` has no position, so forked workers may share it.
+    return os.open(tar, os.O_RDONLY)

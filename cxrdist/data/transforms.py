@@ -1,0 +1,88 @@
+"""From a packed image to what a backbone sees.  Shapes: H W source pixels, S input side.
+
+Pixels stay integers (uint8, or uint16 for 16-bit shards) until they are on the device: a quarter of the memory traffic
+of floats.  Normalisation by the backbone's mean and standard deviation belongs to the model (`cxrdist.models`).
+"""
+
+from typing import Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from cxrdist.config import Config
+
+Fit = Literal["pad", "crop", "squash"]
+
+
+class AugmentConfig(Config):
+    """Random changes of a training image.  All zero (and `zoom` [1, 1]) means none."""
+
+    rotate: float = Field(default=7.0, ge=0, le=180)
+    """Largest rotation, degrees, either way."""
+
+    shift: float = Field(default=0.05, ge=0, le=0.5)
+    """Largest shift along each axis, as a share of the side."""
+
+    zoom: tuple[float, float] = (0.9, 1.1)
+    """Range of the scale factor; above 1 crops, below 1 shows a black border."""
+
+    brightness: float = Field(default=0.1, ge=0, le=1)
+    """Largest change of brightness, as a share of the full range, either way."""
+
+    contrast: float = Field(default=0.2, ge=0, lt=1)
+    """Largest relative change of contrast, either way."""
+
+    flip: bool = False
+    """Mirror half of the images.  Off: a mirrored chest has its heart on the wrong side (laterality is a finding)."""
+
+
+def fit(image: np.ndarray, size: int, how: Fit) -> np.ndarray:
+    """Return `image` (H, W) as a square (S, S) of the same dtype; shrinking is antialiased (area mean).
+
+    ``pad`` keeps everything and fills with black, ``crop`` keeps the centre square, ``squash`` ignores the aspect.
+    """
+    height, width = image.shape
+    if how == "squash" or height == width:
+        return _resize(image, size, size)
+    scale = size / (max(height, width) if how == "pad" else min(height, width))
+    scaled = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    height, width = scaled.shape
+    if how == "crop":
+        top, left = (height - size) // 2, (width - size) // 2
+        return np.ascontiguousarray(scaled[top : top + size, left : left + size])
+    square = np.zeros((size, size), image.dtype)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = scaled
+    return square
+
+
+def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Return a randomly changed copy of a square `image` (S, S), same dtype.
+
+    Every draw is made in every call, so the stream does not depend on which changes are switched on.
+    """
+    size = image.shape[0]
+    angle = rng.uniform(-config.rotate, config.rotate)
+    shift_x, shift_y = rng.uniform(-config.shift, config.shift, 2) * size
+    zoom = rng.uniform(*config.zoom)
+    brightness = rng.uniform(-config.brightness, config.brightness)
+    contrast = 1 + rng.uniform(-config.contrast, config.contrast)
+    mirrored = rng.random() < 0.5 and config.flip
+    centre = (size - 1) / 2
+    matrix = cv2.getRotationMatrix2D((centre, centre), angle, zoom)
+    matrix[:, 2] += (shift_x, shift_y)
+    if mirrored:
+        matrix = matrix @ np.array([[-1.0, 0.0, size - 1], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    top = np.iinfo(image.dtype).max
+    warped = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    offset = top * (0.5 - 0.5 * contrast + brightness)
+    changed = np.rint(np.clip(warped.astype(np.float32) * contrast + offset, 0, top))
+    return changed.astype(image.dtype)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape == (height, width):
+        return image
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

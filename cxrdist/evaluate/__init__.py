@@ -1,0 +1,1 @@
+"""Predictions and the metrics of a validation."""

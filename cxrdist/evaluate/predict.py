@@ -1,0 +1,72 @@
+"""Predictions over a split, each sample exactly once.  Shapes: N samples, K findings, B batch."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from cxrdist.data.loader import EvaluationImages, evaluation_batches
+from cxrdist.stats.auroc import auroc
+from cxrdist.world import World
+
+ALONE = World()
+
+Gather = Callable[[Any], list[Any]]
+"""From this rank's piece to the pieces of all ranks, by rank."""
+
+
+def alone(piece: Any) -> list[Any]:
+    """Gather in a world of one."""
+    return [piece]
+
+
+@torch.no_grad()
+def predict_logits(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    images: EvaluationImages,
+    *,
+    batch_size: int,
+    device: torch.device,
+    world: World = ALONE,
+    gather: Gather = alone,
+    bf16: bool = False,
+) -> np.ndarray:
+    """Return logits (N, K) float32 of every sample, on every rank, in the order of the samples."""
+    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    samples: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    for batch in evaluation_batches(images, batch_size, world):
+        with autocast:
+            output = forward(batch["image"].to(device))
+        samples.append(batch["sample"].numpy())
+        logits.append(output.float().cpu().numpy())
+    piece = (np.concatenate(samples), np.concatenate(logits)) if samples else None
+    pieces = [part for part in gather(piece) if part is not None]
+    result = np.empty((len(images), pieces[0][1].shape[1]), np.float32)
+    for rows, values in pieces:
+        result[rows] = values
+    return result
+
+
+def validation_values(logits: np.ndarray, targets: np.ndarray, findings: Sequence[str]) -> dict[str, Any]:
+    """Return loss, AUROC per finding and their mean over the findings that have both values; targets NaN are masked."""
+    known = ~np.isnan(targets)
+    signed = np.where(targets > 0, -logits, logits)
+    loss = float(np.logaddexp(0, signed.astype(np.float64))[known].mean())
+    areas = {
+        name: auroc(targets[known[:, k], k], logits[known[:, k], k].astype(np.float64))
+        for k, name in enumerate(findings)
+    }
+    defined = [area for area in areas.values() if not np.isnan(area)]
+    return {
+        "loss": loss,
+        "auroc_macro": float(np.mean(defined)) if defined else float("nan"),
+        "auroc": {name: None if np.isnan(area) else float(area) for name, area in areas.items()},
+    }
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities, float64, without overflow."""
+    return np.asarray(np.exp(-np.logaddexp(0, -logits.astype(np.float64))))

@@ -1,0 +1,1 @@
+"""Supervised training of a backbone on one dataset's findings."""

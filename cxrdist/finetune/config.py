@@ -1,0 +1,57 @@
+"""One fine-tuning as a file."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from cxrdist.config import Config
+from cxrdist.data.loader import InputConfig
+from cxrdist.errors import UserError
+from cxrdist.findings import LabelPolicy, check_names
+from cxrdist.models.build import ModelConfig
+from cxrdist.train.config import OptimConfig, TrainConfig
+
+
+class FinetuneConfig(Config):
+    """Fine-tune a backbone on one shard folder."""
+
+    shards: Path
+    """The packed dataset."""
+
+    findings: list[str] = []
+    """What to predict; empty is every finding with both values in the training and the validation split."""
+
+    labels: LabelPolicy = LabelPolicy()
+    """What becomes of uncertain and not-mentioned labels in training."""
+
+    eval_labels: LabelPolicy | None = None
+    """The same for validation and test; null is `labels` with every uncertain label masked."""
+
+    train_images: int | None = Field(default=None, gt=0)
+    """Size of the training set: whole patients are drawn until it is reached; null is all."""
+
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """``balanced`` weighs positives by negatives / positives, per finding, over exactly the training images."""
+
+    input: InputConfig = InputConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order, the augmentation, the head and the training subset."""
+
+    @field_validator("findings")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        try:
+            check_names(names)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return names
+
+    def evaluation_policy(self) -> LabelPolicy:
+        """Return the policy of validation and test."""
+        masked = self.labels.model_copy(update={"uncertain": "ignore", "uncertain_by_finding": {}})
+        return self.eval_labels or masked

@@ -1,0 +1,156 @@
+"""One fine-tuning from its configuration to a model folder and the validation's predictions.
+
+Only the training and the validation split are read here.  The test split is opened by `open_test`, a step of its own
+that takes a finished run and chooses nothing.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from cxrdist.data.loader import EvaluationImages, TrainingImages, training_batches
+from cxrdist.data.samples import Samples, choose_findings, read_samples
+from cxrdist.datasets.shard_format import read_manifest
+from cxrdist.errors import UserError
+from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
+from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.log import get_logger
+from cxrdist.models.build import build_model
+from cxrdist.models.folder import load_model, save_model
+from cxrdist.models.weights import load_weights
+from cxrdist.stats.predictions import Predictions, write_predictions
+from cxrdist.train.engine import gather, process_group
+from cxrdist.train.loop import Outcome, train
+from cxrdist.train.run_folder import Resume, RunFolder, write_json
+from cxrdist.world import World
+
+log = get_logger(__name__)
+
+
+def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
+    """Train to the end and write `out`; return None if `out` holds this run finished already.
+
+    Raises:
+        UsageError, UserError: For what the user can mend.
+        Interrupted: After a stop signal, resumable.
+    """
+    folder = RunFolder(out)
+    read_manifest(config.shards)
+    folder.open(config, resume=resume, world=world, shards=[config.shards], seed=config.seed)
+    if folder.finished:
+        return None
+    train_samples, val_samples = (
+        read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "val")
+    )
+    if config.train_images is not None:
+        train_samples = train_samples.draw(config.train_images, config.seed)
+    findings = config.findings or choose_findings(train_samples, val_samples, config.labels)
+    if not findings:
+        raise UserError(
+            "A training split must have a finding with both values, in validation too, got none "
+            f"[in {config.shards.name}]. Pack more images or name `findings`."
+        )
+    with process_group(world) as device:
+        task = _build_task(config, train_samples, findings)
+        images = TrainingImages(
+            train_samples, train_samples.targets(findings, config.labels), config.input, config.seed
+        )
+        val_images = EvaluationImages(
+            val_samples, val_samples.targets(findings, config.evaluation_policy()), config.input
+        )
+
+        def logits_of(module: nn.Module) -> np.ndarray:
+            return predict_logits(
+                cast(FinetuneTask, module).model,
+                val_images,
+                batch_size=2 * (config.train.micro_batch_size or config.train.global_batch_size // world.world_size),
+                device=device,
+                world=world,
+                gather=gather,
+                bf16=config.train.precision == "bf16",
+            )
+
+        outcome = train(
+            task,
+            config=config.train,
+            optim=config.optim,
+            seed=config.seed,
+            batches_from=lambda batching, step: training_batches(
+                images, batching, world, start_step=step, stop_step=config.train.steps
+            ),
+            validate=lambda module: validation_values(logits_of(module), val_images.targets, findings),
+            folder=folder,
+            world=world,
+            device=device,
+        )
+        task.eval()
+        logits = logits_of(task)
+        if world.is_main:
+            _write_split(folder, "val", val_samples, findings, val_images.targets, logits)
+            facts = {
+                "kind": "finetune",
+                "image_size": config.input.image_size,
+                "fit": config.input.fit,
+                "chosen_step": outcome.chosen_step,
+            }
+            save_model(task.model, folder.model, backbone=config.model.backbone, findings=findings, facts=facts)
+            write_json(folder.result, asdict(outcome) | {"findings": findings, "train_images": len(train_samples)})
+    return outcome
+
+
+def open_test(out: Path, *, split: str = "test") -> Path:
+    """Predict the test split with the finished run in `out`; return the predictions file.
+
+    This is the only place that reads a test split.  It needs a finished run, whose step is chosen and fixed.
+
+    Raises:
+        UserError: If the run is not finished.
+    """
+    folder = RunFolder(out)
+    if not folder.finished:
+        raise UserError(
+            f"The test split is opened after training only, got an unfinished run [{out.name}]. Finish it first."
+        )
+    config = FinetuneConfig.read(folder.config)
+    model, findings, _ = load_model(folder.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    samples = read_samples([config.shards], split, projection=config.input.projection)
+    images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
+    batch_size = config.train.micro_batch_size or config.train.global_batch_size
+    bf16 = config.train.precision == "bf16"
+    logits = predict_logits(model.to(device), images, batch_size=2 * batch_size, device=device, bf16=bf16)
+    return _write_split(folder, split, samples, findings, images.targets, logits)
+
+
+def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str]) -> FinetuneTask:
+    model = build_model(config.model, num_classes=len(findings), image_size=config.input.image_size, seed=config.seed)
+    if config.model.weights is not None:
+        report = load_weights(model.net, config.model.weights)
+        log.info("Weights: %d tensors loaded, %d left random.", len(report.matched), len(report.missing))
+    targets = samples.targets(findings, config.labels)
+    balanced = config.class_weights == "balanced"
+    weights = balanced_weights(targets) if balanced else np.ones(len(findings))
+    return FinetuneTask(model, pos_weight=weights, known_share=float((~np.isnan(targets)).mean()))
+
+
+def _write_split(
+    folder: RunFolder, split: str, samples: Samples, findings: list[str], targets: np.ndarray, logits: np.ndarray
+) -> Path:
+    path = folder.predictions / f"{split}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = samples.table
+    predictions = Predictions(
+        image_id=table["image_id"].to_numpy(dtype=object),
+        patient_id=table["patient_id"].to_numpy(dtype=object),
+        findings=tuple(findings),
+        targets=targets.astype(np.float64),
+        scores=sigmoid(logits),
+        extra={name: table[name].to_numpy() for name in ("sex", "age", "projection")},
+    )
+    write_predictions(path, predictions)
+    return path

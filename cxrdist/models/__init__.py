@@ -1,0 +1,1 @@
+"""Backbones through timm, weights in, model folders out."""

@@ -1,0 +1,84 @@
+"""Backbones by their timm name, with a linear head of one logit per finding.
+
+Shapes: B images, K findings, S input side; ``images_B1SS`` grey, ``logits_BK``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+
+from cxrdist.config import Config
+from cxrdist.errors import UsageError, nearest
+from cxrdist.seeds import Purpose, derive
+
+
+class ModelConfig(Config):
+    """Which backbone, and where its initial weights come from."""
+
+    backbone: str = "vit_small_patch16_224"
+    """A timm model name."""
+
+    args: dict[str, Any] = {}
+    """Further arguments of that timm model (depth, embed_dim ...)."""
+
+    weights: Path | None = None
+    """Initial weights: a `.safetensors` or `.pth` file, a model folder, or a run folder; null is random."""
+
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Rate of stochastic depth in training (Huang et al. 2016)."""
+
+
+class RadiographModel(nn.Module):
+    """A timm network that takes grey images and normalises them with the constants its weights were trained with."""
+
+    net: Any
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, images_B1SS: torch.Tensor) -> torch.Tensor:  # noqa: N803 - shape suffix
+        """Return (B, 3, S, S) float32, the grey level in every channel; takes uint8, or float32 in [0, 1]."""
+        images = images_B1SS.float()
+        if not images_B1SS.is_floating_point():
+            images = images / torch.iinfo(images_B1SS.dtype).max
+        return (images - self.mean) / self.std
+
+    def forward(self, images_B1SS: torch.Tensor) -> torch.Tensor:  # noqa: N803 - shape suffix
+        """Return logits (B, K)."""
+        logits_BK: torch.Tensor = self.net(self.normalise(images_B1SS))
+        return logits_BK
+
+
+def build_model(config: ModelConfig, *, num_classes: int, image_size: int, seed: int) -> RadiographModel:
+    """Return the network with random weights drawn from `seed`; `load_weights` then replaces the backbone's.
+
+    Raises:
+        UsageError: If timm does not know the backbone or refuses an argument.
+    """
+    name = config.backbone
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise UsageError(f"`model.backbone` must be a timm model, got {name!r}.{nearest(name.split('.')[0], known)}")
+    args = dict(config.args)
+    facts = timm.get_pretrained_cfg(name)
+    if facts is not None and facts.fixed_input_size:
+        args.setdefault("img_size", image_size)
+    if config.drop_path:
+        args["drop_path_rate"] = config.drop_path
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, Purpose.INIT))
+        try:
+            net = timm.create_model(name, pretrained=False, num_classes=num_classes, **args)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise UsageError(f"`model.args` must suit {name!r}, got {args}: {error}.") from None
+    net.model_args = args
+    return RadiographModel(net, mean=tuple(net.pretrained_cfg["mean"]), std=tuple(net.pretrained_cfg["std"]))

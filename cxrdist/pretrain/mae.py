@@ -1,0 +1,105 @@
+"""Masked autoencoder (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
+
+Shapes: B images, L patches, N tokens (patches and prefix), D width, P values of a patch.
+"""
+
+from typing import Literal
+
+import torch
+from lightly.models import utils
+from lightly.models.modules import MaskedVisionTransformerTIMM
+from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
+from pydantic import Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from cxrdist.config import Config
+from cxrdist.data.loader import Batch
+from cxrdist.errors import UsageError
+from cxrdist.models.build import RadiographModel
+
+
+class MaeConfig(Config):
+    """What the masked autoencoder masks and how it decodes."""
+
+    name: Literal["mae"] = "mae"
+
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    """Share of the patches that the encoder does not see."""
+
+    decoder_width: int = Field(default=512, gt=0)
+    decoder_depth: int = Field(default=8, gt=0)
+    decoder_heads: int = Field(default=16, gt=0)
+
+    normalise_patches: bool = True
+    """Predict each patch less its own mean and divided by its own deviation (section 4.1 of the paper)."""
+
+
+class MaeTask(nn.Module):
+    """Encoder on the visible patches, light decoder on all, mean squared error on the masked ones."""
+
+    def __init__(self, model: RadiographModel, config: MaeConfig, *, fresh: bool) -> None:
+        """Wrap `model`; a `fresh` encoder gets the paper's initialisation, loaded weights are left as they are.
+
+        Raises:
+            UsageError: If the backbone is no plain vision transformer.
+        """
+        super().__init__()
+        vit = model.net
+        if not isinstance(vit, VisionTransformer):
+            raise UsageError(
+                f"`method` 'mae' needs a vision transformer, got {type(vit).__name__}. "
+                "Choose a timm `vit_...` backbone."
+            )
+        self.model = model
+        self.config = config
+        self.patch = vit.patch_embed.patch_size[0]
+        self.prefix = vit.num_prefix_tokens
+        self.patches = vit.patch_embed.num_patches
+        self.encoder = MaskedVisionTransformerTIMM(
+            vit,
+            weight_initialization="" if fresh else "skip",
+            pos_embed_initialization="sincos" if fresh else "skip",
+        )
+        self.encoder.mask_token.requires_grad_(False)
+        self.decoder_embed = nn.Linear(vit.embed_dim, config.decoder_width)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            num_patches=self.patches,
+            embed_dim=config.decoder_width,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_heads,
+            num_prefix_tokens=self.prefix,
+        )
+        self.predict = nn.Linear(config.decoder_width, self.patch**2 * 3)
+        # The head takes no part; it would only enter the optimizer and the norm of the gradient.
+        for parameter in vit.get_classifier().parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return ``{"loss"}``, a scalar."""
+        images = self.model.normalise(batch["image"])
+        keep, masked = random_masks(batch["seed"], self.patches, self.prefix, self.config.mask_ratio)
+        keep, masked = keep.to(images.device), masked.to(images.device)
+        encoded = self.encoder.encode(images, idx_keep=keep)
+        visible = self.decoder_embed(encoded)
+        size = (len(images), self.prefix + self.patches)
+        tokens = utils.repeat_token(self.decoder.mask_token, size).to(visible.dtype)
+        tokens = utils.set_at_index(tokens, keep, visible)
+        decoded = self.decoder.decode(self.decoder.add_pos_embed(tokens))
+        predicted = self.predict(utils.get_at_index(decoded, masked)).float()
+        target = utils.get_at_index(utils.patchify(images, self.patch), masked - self.prefix)
+        if self.config.normalise_patches:
+            target = utils.normalize_mean_var(target)
+        return {"loss": (predicted - target).square().mean()}
+
+
+def random_masks(seeds: torch.Tensor, patches: int, prefix: int, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token indices (kept, masked), each (B, ...), on the CPU; prefix tokens are kept.
+
+    Each image's mask comes from its own seed (B,), so it is the same on any rank and in any batch.
+    """
+    noise = torch.stack([torch.rand(patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
+    order = noise.argsort(dim=1) + prefix
+    kept = max(1, int(patches * (1 - ratio)))
+    always = torch.arange(prefix).expand(len(seeds), prefix)
+    return torch.cat([always, order[:, :kept]], dim=1), order[:, kept:]

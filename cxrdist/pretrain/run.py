@@ -1,0 +1,81 @@
+"""One pretraining from its configuration to a model folder whose backbone others start from."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from cxrdist.config import Config
+from cxrdist.data.loader import InputConfig, TrainingImages, training_batches
+from cxrdist.data.samples import read_samples
+from cxrdist.data.transforms import AugmentConfig
+from cxrdist.datasets.shard_format import read_manifest
+from cxrdist.log import get_logger
+from cxrdist.models.build import ModelConfig, build_model
+from cxrdist.models.folder import save_model
+from cxrdist.models.weights import load_weights
+from cxrdist.pretrain.mae import MaeConfig, MaeTask
+from cxrdist.seeds import Purpose, derive
+from cxrdist.train.config import OptimConfig, TrainConfig
+from cxrdist.train.engine import process_group
+from cxrdist.train.loop import Outcome, train
+from cxrdist.train.run_folder import Resume, RunFolder, write_json
+from cxrdist.world import World
+
+log = get_logger(__name__)
+
+
+class PretrainConfig(Config):
+    """Pretrain a backbone on the training splits of shard folders, labels unread."""
+
+    shards: list[Path] = Field(min_length=1)
+    """Packed datasets; their training splits are joined."""
+
+    method: MaeConfig = MaeConfig()
+    input: InputConfig = InputConfig(augment=AugmentConfig(rotate=5.0, zoom=(1.0, 1.6), shift=0.1))
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig(betas=(0.9, 0.95))
+    train: TrainConfig = TrainConfig()
+    seed: int = Field(default=0, ge=0)
+
+
+def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
+    """Pretrain to the end and write `out`; return None if `out` holds this run finished already.
+
+    Raises:
+        UsageError, UserError: For what the user can mend.
+        Interrupted: After a stop signal, resumable.
+    """
+    folder = RunFolder(out)
+    for shards in config.shards:
+        read_manifest(shards)
+    folder.open(config, resume=resume, world=world, shards=config.shards, seed=config.seed)
+    if folder.finished:
+        return None
+    samples = read_samples(config.shards, "train", projection=config.input.projection)
+    images = TrainingImages(samples, samples.values([]), config.input, config.seed)
+    with process_group(world) as device:
+        model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
+        if config.model.weights is not None:
+            load_weights(model.net, config.model.weights)
+        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
+        task = MaeTask(model, config.method, fresh=config.model.weights is None)
+        outcome = train(
+            task,
+            config=config.train,
+            optim=config.optim,
+            seed=config.seed,
+            batches_from=lambda batching, step: training_batches(
+                images, batching, world, start_step=step, stop_step=config.train.steps
+            ),
+            validate=None,
+            folder=folder,
+            world=world,
+            device=device,
+        )
+        if world.is_main:
+            facts = {"kind": "pretrain", "image_size": config.input.image_size, "fit": config.input.fit}
+            save_model(model, folder.model, backbone=config.model.backbone, findings=["pretrained"], facts=facts)
+            write_json(folder.result, asdict(outcome) | {"train_images": len(samples)})
+    return outcome

@@ -1,0 +1,1 @@
+"""The engine, the loop and the checkpoints that pretraining and fine-tuning share."""

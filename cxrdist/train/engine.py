@@ -1,0 +1,139 @@
+"""DeepSpeed's engine around a task.  All that DeepSpeed is told comes from `deepspeed_config`."""
+
+import datetime
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+
+from cxrdist.data.order import Batching
+from cxrdist.errors import UserError
+from cxrdist.train.config import OptimConfig, TrainConfig
+from cxrdist.world import World
+
+TIMEOUT_S = 1800
+"""How long a collective may wait for a rank, for example while rank 0 writes predictions."""
+
+
+def deepspeed_config(train: TrainConfig, optim: OptimConfig, batching: Batching) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run.
+
+    The optimizer is ours (`build_optimizer`) and the schedule a function of the step, so neither stands here.
+    """
+    return {
+        "train_batch_size": batching.global_batch_size,
+        "train_micro_batch_size_per_gpu": batching.micro_batch_size,
+        "gradient_accumulation_steps": batching.accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {"stage": train.zero_stage},
+        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        # DeepSpeed would exchange a torch optimizer for its own, which is compiled at the first start.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+@contextmanager
+def process_group(world: World) -> Iterator[torch.device]:
+    """Join the ranks of `world` for the block and yield this rank's device.
+
+    One rank alone needs no launcher: it makes its own group on a free port.
+
+    Raises:
+        UserError: If the launcher did not say where rank 0 is.
+    """
+    if world.world_size == 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise UserError(
+            f"MASTER_ADDR and MASTER_PORT must say where rank 0 is, got none for {world.world_size} ranks. "
+            "Start with `torchrun` or `deepspeed`, or export both in the batch script."
+        )
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.world_size),
+        LOCAL_RANK=str(world.local_rank),
+        DS_ACCELERATOR=_accelerator(),
+    )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    deepspeed = _import_deepspeed()
+    timeout = datetime.timedelta(seconds=TIMEOUT_S)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
+    try:
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+        yield device
+    finally:
+        # DeepSpeed keeps handles of its own; a second run in the same process must not find them.
+        deepspeed.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None
+
+
+def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters of `module`, without decay on one-dimensional ones."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = any(parameter.is_cuda for parameter in trainable)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+def build_engine(
+    task: nn.Module, *, train: TrainConfig, optim: OptimConfig, batching: Batching, device: torch.device
+) -> Any:
+    """Return DeepSpeed's engine around `task`, on `device`."""
+    deepspeed = _import_deepspeed()
+    task.to(device)
+    config = deepspeed_config(train, optim, batching)
+    engine, *_ = deepspeed.initialize(
+        model=task, optimizer=build_optimizer(optim, task), config=config, dist_init_required=False
+    )
+    return engine
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    """Give every parameter group the learning rate `lr`."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gather(piece: Any) -> list[Any]:
+    """Return every rank's `piece`, by rank, on every rank."""
+    pieces: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(pieces, piece)
+    return pieces
+
+
+def _import_deepspeed() -> Any:
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed  # noqa: PLC0415 - looks for accelerators when imported
+    import deepspeed.ops  # noqa: PLC0415
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        # Between CPU ranks DeepSpeed would compile a shared-memory all-reduce at the first start, which needs a
+        # compiler and 20 s.  Gloo does the same work; with no operation listed as compatible nothing is compiled.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+def _accelerator() -> str:
+    return os.environ.get("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,167 @@
+"""The folder of one run: resolved configuration, environment, metrics; what each later part reads."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from cxrdist import __version__
+from cxrdist.config import Config, read_yaml, write_yaml
+from cxrdist.datasets.shard_format import manifest_sha256
+from cxrdist.errors import UsageError, UserError
+from cxrdist.world import World
+
+Resume = Literal["auto"]
+LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
+FREE = ("input.workers", "train.micro_batch_size", "train.keep_last", "train.log_every", "train.checkpoint_every")
+"""What may differ when a run is resumed: none of it changes which images a step sees."""
+
+
+class RunFolder:
+    """Paths of a run folder and what is written into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tb"
+        self.checkpoints = path / "checkpoints"
+        self.predictions = path / "predictions"
+        self.model = path / "model"
+        self.result = path / "result.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended and its model is there; the result is written last."""
+        return self.result.is_file()
+
+    def open(self, config: Config, *, resume: Resume | None, world: World, shards: Sequence[Path], seed: int) -> None:
+        """Make the folder ready for a run, or check that it is this run's own.  Rank 0 writes.
+
+        Raises:
+            UsageError: If a run is there already and `resume` is not asked for, or if it has another configuration.
+        """
+        if self.config.is_file():
+            if resume is None:
+                raise UsageError(
+                    f"`--out` must be a new folder, got one with a run in it [{self.path}]. "
+                    "Continue it with --resume auto, or choose another folder."
+                )
+            self._check_same(config)
+            return
+        if world.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.environment, describe_environment(world, shards, seed))
+            hidden = self.path / ".config.yaml"
+            write_yaml(config.tree(), hidden)
+            hidden.replace(self.config)
+
+    def _check_same(self, config: Config) -> None:
+        before, now = flatten(read_yaml(self.config)), flatten(config.tree())
+        changed = sorted(
+            name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and name not in FREE
+        )
+        if changed:
+            shown = ", ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:5])
+            raise UsageError(
+                f"A resumed run must keep its configuration, got changes in {shown} [{self.path}]. "
+                "Choose another --out for another run."
+            )
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard.  A resumed run takes back the lines after the step it starts from."""
+
+    def __init__(self, folder: RunFolder, *, step: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - rank 0 only, and slow to import
+
+        lines = read_metrics(folder.metrics)
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+        folder.metrics.write_text("".join(kept), encoding="utf-8")
+        self.file = folder.metrics.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+
+    def write(self, step: int, kind: Literal["train", "val"], values: dict[str, Any]) -> None:
+        """Append one line; its numbers become TensorBoard scalars ``<kind>/<name>`` or ``<kind>/<name>/<key>``."""
+        if not self.enabled:
+            return
+        self.file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+        self.file.flush()
+        for name, value in flatten(values).items():
+            if isinstance(value, int | float):
+                self.board.add_scalar(f"{kind}/{name.replace('.', '/')}", value, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        if self.enabled:
+            self.file.close()
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a `metrics.jsonl`; a line torn by a kill is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def describe_environment(world: World, shards: Sequence[Path], seed: int) -> dict[str, Any]:
+    """Return what a reader needs to trace a run: revision, versions, world, seed, hash of each shard manifest."""
+    hashes = {folder.name: manifest_sha256(folder) for folder in shards}
+    return {
+        "cxrdist": __version__,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "world_size": world.world_size,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "seed": seed,
+        "shard_manifests": hashes,
+    }
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write `tree` as JSON, whole or not at all.
+
+    Raises:
+        UserError: If the disk refuses.
+    """
+    hidden = path.with_name(f".{path.name}")
+    try:
+        hidden.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        hidden.replace(path)
+    except OSError as error:
+        raise UserError(f"{path.name} must be writable, got {error.strerror!r} [{path.parent}].") from None
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _git_revision() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
