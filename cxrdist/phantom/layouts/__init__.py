@@ -1,0 +1,1 @@
+"""Layouts: how three real datasets lie on disk, filled with drawn radiographs."""

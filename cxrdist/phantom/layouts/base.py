@@ -1,0 +1,96 @@
+"""What the layouts share: the plan of a data set, and how a planned image becomes a file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrdist.phantom.acquisition import Beam
+from cxrdist.phantom.disease import draw_findings, implied
+from cxrdist.phantom.draw import draw_exam_picture
+from cxrdist.phantom.people import Draw, Key, Patient, Projection, draw_exam, draw_patient
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a caller asked for; a data set is a pure function of its layout's name and this."""
+
+    patients: int
+    seed: int
+    difficulty: float
+    size: int
+    """Short side of the pictures, pixels."""
+    prevalence: Mapping[str, float]
+    """Share of images per drawn finding, canonical names."""
+    healthy: float
+    """Share of the patients and of the studies that the draw of findings leaves out."""
+    held_out: float
+    """Share of the patients in the official test part."""
+    traps: bool
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to be drawn."""
+
+    path: str
+    """Relative to the data set's root."""
+    key: Key
+    projection: Projection
+    findings: Mapping[str, float]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the layout's table says of the image besides its findings, and what its writer needs to know."""
+
+    @property
+    def labels(self) -> set[str]:
+        """What is to be seen in the image, broader findings included."""
+        return implied(self.findings)
+
+
+Writer = Callable[[Item, Order, Path], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set's shape: `plan` says what there is, `write_image` draws one file, `write_tables` writes the rest."""
+
+    name: str
+    code: int
+    """Counter of the site in the random streams."""
+    size: int
+    """Default short side, pixels."""
+    prevalence: Mapping[str, float]
+    healthy: float
+    held_out: float
+    plan: Callable[[Order], list[Item]]
+    write_image: Writer
+    write_tables: Callable[[Sequence[Item], Order, Path], None]
+
+
+def patient_of(item: Item, *, age_mean: float = 56.0) -> Patient:
+    """Return the patient of an item."""
+    return draw_patient(item.key, age_mean=age_mean)
+
+
+def study_findings(key: Key, study: int, order: Order, *, sicker: float) -> dict[str, float]:
+    """Return what study number `study` of a patient shows."""
+    lasting = key.lasting(Draw.DISEASE)
+    passing = key.lasting(Draw.DISEASE, 1 + study)
+    return draw_findings(
+        lasting, passing, order.prevalence, difficulty=order.difficulty, healthy=order.healthy, sicker=sicker
+    )
+
+
+def held_out_patients(order: Order, code: int) -> set[int]:
+    """Return the numbers of the patients in the official test part: at least one, and at least one not."""
+    count = min(max(round(order.held_out * order.patients), 1), max(order.patients - 1, 1))
+    rng = Key(order.seed, code, 0).lasting(Draw.TABLE, 1)
+    return set(rng.permutation(order.patients)[:count].tolist())
+
+
+def site_picture(item: Item, beam: Beam, shape: tuple[int, int], *, age_mean: float = 56.0) -> np.ndarray:
+    """Return the display picture of an item, before its site's processing."""
+    exam = draw_exam(item.key, patient_of(item, age_mean=age_mean), item.projection, dict(item.findings))
+    return draw_exam_picture(exam, beam, shape=shape)

@@ -1,0 +1,157 @@
+"""CheXpert-v1.0-small: histogram-equalised JPEG, frontals and laterals, labels 1.0 / 0.0 / -1.0 / blank per study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cxrdist.phantom.acquisition import Beam, collimate, equalise, stamp
+from cxrdist.phantom.layouts.base import (
+    Item,
+    Layout,
+    Order,
+    held_out_patients,
+    patient_of,
+    site_picture,
+    study_findings,
+)
+from cxrdist.phantom.people import Draw, Key
+
+CODE = 1
+ROOT = "CheXpert-v1.0-small"
+LABELS = {
+    "No Finding": "no_finding",
+    "Enlarged Cardiomediastinum": "enlarged_cardiomediastinum",
+    "Cardiomegaly": "cardiomegaly",
+    "Lung Opacity": "lung_opacity",
+    "Lung Lesion": "lung_lesion",
+    "Edema": "edema",
+    "Consolidation": "consolidation",
+    "Pneumonia": "pneumonia",
+    "Atelectasis": "atelectasis",
+    "Pneumothorax": "pneumothorax",
+    "Pleural Effusion": "effusion",
+    "Pleural Other": "pleural_other",
+    "Fracture": "fracture",
+    "Support Devices": "support_devices",
+}
+"""Columns in the file's order, with the canonical finding that each stands for."""
+
+HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
+
+NEGATED = {
+    # Of the studies without a finding, the share whose report says so: 0 over (0 + blank) in the real train.csv.
+    **dict.fromkeys(LABELS, 0.06),
+    **{"Pneumothorax": 0.28, "Pleural Effusion": 0.28, "Edema": 0.13, "Consolidation": 0.16, "Cardiomegaly": 0.06},
+}
+UNCERTAIN = {"Atelectasis": 0.3, "Consolidation": 0.2, "Pneumonia": 0.25, "Edema": 0.12, "Cardiomegaly": 0.12}
+"""Of the studies with a finding, the share whose report hedges; 0.06 for the others."""
+
+PREVALENCE = {
+    **{"cardiomegaly": 0.24, "effusion": 0.24, "edema": 0.16, "pneumothorax": 0.13, "consolidation": 0.14},
+    **{"atelectasis": 0.16, "pneumonia": 0.09, "nodule": 0.06, "mass": 0.05, "pleural_thickening": 0.04},
+    **{"rib_fracture": 0.04, "clavicle_fracture": 0.02, "enlarged_cardiomediastinum": 0.06, "support_devices": 0.3},
+    **{"emphysema": 0.05, "fibrosis": 0.04},
+}
+
+
+def plan(order: Order) -> list[Item]:
+    """Return the images in the order of the tables: one to three studies per patient, some with a lateral."""
+    held_out = held_out_patients(order, CODE)
+    items = []
+    for part in ("train", "valid"):
+        for patient in range(order.patients):
+            if (patient in held_out) != (part == "valid"):
+                continue
+            key = Key(order.seed, CODE, patient)
+            rng = key.lasting(Draw.TABLE)
+            studies = 1 if part == "valid" else int(rng.choice([1, 2, 3], p=[0.62, 0.26, 0.12]))
+            image = 0
+            for study in range(studies):
+                bed = bool(rng.random() < 0.72)
+                findings = study_findings(key, study, order, sicker=1.2 if bed else 0.75)
+                folder = f"{part}/patient{patient + 1:05d}/study{study + 1}"
+                odd = "LL" if rng.random() < 0.01 else ""
+                items.append(
+                    Item(
+                        f"{ROOT}/{folder}/view1_frontal.jpg",
+                        Key(order.seed, CODE, patient, image),
+                        "AP" if bed else "PA",
+                        findings,
+                        {"part": part, "study": study, "shown": odd or ("AP" if bed else "PA")},
+                    )
+                )
+                image += 1
+                if rng.random() < (0.45 if not bed else 0.08):
+                    facts = {"part": part, "study": study, "shown": ""}
+                    key_of_lateral = Key(order.seed, CODE, patient, image)
+                    items.append(Item(f"{ROOT}/{folder}/view2_lateral.jpg", key_of_lateral, "lateral", findings, facts))
+                    image += 1
+    return items
+
+
+def write_image(item: Item, order: Order, path: Path) -> None:
+    """Draw one JPEG."""
+    rng = item.key.passing(Draw.TABLE)
+    bed = item.projection == "AP"
+    beam = Beam(
+        photons=float(rng.uniform(1.0e6, 2.5e6) if bed else rng.uniform(2.5e6, 5e6)),
+        scatter=float(rng.uniform(0.5, 0.8) if bed else rng.uniform(0.25, 0.4)),
+    )
+    rows, columns = (
+        (order.size, round(order.size * 390 / 320))
+        if rng.random() < 0.6
+        else (round(order.size * 390 / 320), order.size)
+    )
+    grey = site_picture(item, beam, (rows, columns), age_mean=61)
+    if rng.random() < 0.35:
+        edge = [int(order.size * share) for share in rng.uniform(0, 0.035, 4)]
+        grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 0.0)
+    grey = equalise(grey)
+    if item.projection != "lateral" and rng.random() < 0.75:
+        stamp(grey, "L", (float(rng.uniform(0.86, 0.92)), float(rng.uniform(0.03, 0.1))), 0.06, 0.97)
+        if bed and rng.random() < 0.5:
+            stamp(grey, "PORTABLE", (0.03, float(rng.uniform(0.03, 0.08))), 0.035, 0.97)
+    cv2.imwrite(str(path), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])
+
+
+def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
+    """Write train.csv (labels as a report labeller leaves them) and valid.csv (a consensus, without blanks)."""
+    root = out / ROOT
+    for part in ("train", "valid"):
+        lines = [",".join(HEADER)]
+        lines += [_line(item, order, consensus=part == "valid") for item in items if item.facts["part"] == part]
+        (root / f"{part}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if order.traps:
+        (root / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\x00")
+        (root / "train" / "index.html").write_text("<html><body>Index of train</body></html>\n", encoding="utf-8")
+
+
+def _line(item: Item, order: Order, *, consensus: bool) -> str:
+    patient = patient_of(item, age_mean=61)
+    number = item.key.patient
+    sex = "Unknown" if order.traps and number == 2 else {"F": "Female", "M": "Male"}[patient.sex]
+    age = 0 if order.traps and number == 4 else min(patient.age, 90)
+    side = "Lateral" if item.projection == "lateral" else "Frontal"
+    # The labels are the study's: both its projections draw from the study's stream.
+    rng = item.key.lasting(Draw.TABLE, 100 + int(item.facts["study"]))
+    labels = item.labels
+    cells = [_cell(column, name in labels, labels, rng.random(2), consensus) for column, name in LABELS.items()]
+    return ",".join([item.path, sex, str(age), side, str(item.facts["shown"]), *cells])
+
+
+def _cell(column: str, present: bool, labels: set[str], draws: np.ndarray, consensus: bool) -> str:
+    if consensus:
+        return "1.0" if present else "0.0"
+    if column == "No Finding":
+        return "1.0" if present else ""
+    if present:
+        return "-1.0" if draws[0] < UNCERTAIN.get(column, 0.06) else "1.0"
+    share = NEGATED[column] * (1.8 if "no_finding" in labels else 1.0)
+    if draws[1] < 0.012:
+        return "-1.0"
+    return "0.0" if draws[0] < share else ""
+
+
+LAYOUT = Layout("chexpert", CODE, 320, PREVALENCE, 0.3, 0.28, plan, write_image, write_tables)
