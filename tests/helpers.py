@@ -56,6 +56,30 @@ def make_shards(folder: Path, *, patients: int = 60, size: int = 32, seed: int =
     return shards
 
 
+def make_import(folder: Path, *, images: int = 24, side: int = 40, seed: int = 0) -> Import:
+    """Write noise as PNG files; return rows over all splits with every value of a finding, sexes and ages."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(images):
+        path = folder / f"source{number}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (side, side + number % 5), np.uint8))
+        rows.append(
+            Row(
+                source=path.name,
+                path=path,
+                patient=f"patient{number // 2}",
+                study=f"study{number // 2}",
+                split=("train", "train", "val", "test")[number // 2 % 4],
+                findings={"cardiomegaly": (1, 0, -1, None)[number % 4], "effusion": number % 2},
+                projection="PA" if number % 3 else "unknown",
+                sex=("F", "M", "unknown")[number % 3],
+                age=number if number % 4 else None,
+            )
+        )
+    return Import(rows, [])
+
+
 def tiny_vit(**args: Any) -> dict[str, Any]:
     """Return the `model` section of a run with a vision transformer that trains in seconds on a CPU."""
     return {
