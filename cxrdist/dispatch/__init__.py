@@ -35,7 +35,8 @@ class Map(Protocol):
 
 def local_map(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     """Do the work in this process, one item after the other."""
-    return map(function, items)
+    for item in items:
+        yield function(item)
 
 
 def process_map(workers: int, *, ordered: bool = True) -> Map:

@@ -1,0 +1,66 @@
+"""One contract for every map."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from cxrdist.dispatch import Map, local_map, process_map
+from cxrdist.errors import UserError
+
+MAPS: list[Callable[[], Map]] = [lambda: local_map, lambda: process_map(1), lambda: process_map(2)]
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def refuse_three(number: int) -> int:
+    if number == 3:
+        raise UserError("three is refused")
+    return number
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("build", MAPS)
+def test_results_come_in_the_order_of_the_items(build):
+    assert list(build()(square, iter(range(20)))) == [number * number for number in range(20)]
+
+
+def test_an_unordered_map_yields_each_result_once():
+    assert sorted(process_map(2, ordered=False)(square, range(20))) == sorted(map(square, range(20)))
+
+
+@pytest.mark.parametrize("build", MAPS)
+def test_an_error_in_the_work_reaches_the_caller_as_it_is(build):
+    with pytest.raises(UserError, match="three is refused"):
+        list(build()(refuse_three, range(10)))
+
+
+@pytest.mark.parametrize("build", MAPS)
+def test_items_are_taken_only_as_they_are_needed(build):
+    taken = []
+
+    def items():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    results = build()(square, items())
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 10
+
+
+def test_a_killed_worker_is_a_sentence():
+    with pytest.raises(UserError, match=r"got one killed .* Run again with fewer than 2 workers"):
+        list(process_map(2)(die, range(2)))
+
+
+def test_fewer_than_one_worker_is_refused():
+    with pytest.raises(UserError, match="`workers` must be at least 1, got 0"):
+        process_map(0)
