@@ -45,19 +45,27 @@ JSON_FIELDS = (
     "width",
     "source",
 )
-SOURCE_FIELDS = (
-    "kind",
-    "transfer_syntax",
-    "photometric",
-    "bits",
-    "bits_stored",
-    "voi",
-    "spacing_mm",
-)
-"""What `source` may hold; everything else a header or a table says stays behind."""
-
-SOURCE_TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,:()+_-]{0,63}")
-"""Texts in `source` are names of formats and methods; this keeps a header's free text out."""
+# PS3.3 C.7.6.3.1.2, and Pillow's modes for PNG and JPEG.
+MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
+COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"})
+PILLOW_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16B", "F"})
+SOURCE_FIELDS: dict[str, frozenset[str] | re.Pattern[str] | None] = {
+    "kind": frozenset({"dicom", "png", "jpeg"}),
+    "transfer_syntax": re.compile(r"[A-Z][A-Za-z0-9 ,()\[\]&-]{0,99}"),  # a name; an unknown UID begins with a digit
+    "guessed_syntax": None,
+    "photometric": MONOCHROME | COLOUR | PILLOW_MODES,
+    "polarity_conflict": None,
+    "bits": None,
+    "bits_stored": None,
+    "voi": frozenset({"lut", "window", "range", "none"}),
+    "spacing_mm": None,
+    "spacing_from": frozenset({"PixelSpacing", "ImagerPixelSpacing"}),
+    "resampled_aspect": None,
+    "frontal": None,
+    "readers": None,
+    "no_majority": None,
+}
+"""What `source` may hold, and which words; None: numbers alone.  All else that a header or table says stays behind."""
 
 INDEX_COLUMNS = (
     "key",
@@ -151,6 +159,14 @@ def shard_name(dataset: str, split: str, number: int) -> str:
 def finding_column(finding: str) -> str:
     """Return the index column of a finding."""
     return f"y_{finding}"
+
+
+def source_allows(name: str, value: object) -> bool:
+    """Return whether `source` may hold this; a header can hold a person's name in any field."""
+    words = SOURCE_FIELDS.get(name)
+    if not isinstance(value, str):
+        return name in SOURCE_FIELDS and isinstance(value, bool | int | float)
+    return words.fullmatch(value) is not None if isinstance(words, re.Pattern) else value in (words or ())
 
 
 def index_columns(findings: Sequence[str]) -> list[str]:

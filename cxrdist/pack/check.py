@@ -16,11 +16,10 @@ from cxrdist.datasets.shard_format import (
     EXTENSIONS,
     JSON_FIELDS,
     KEY,
-    SOURCE_FIELDS,
-    SOURCE_TEXT,
     Manifest,
     Shard,
     finding_column,
+    source_allows,
 )
 from cxrdist.pack.render import OLDEST
 from cxrdist.pack.tar import FIELDS, file_sha256
@@ -176,14 +175,8 @@ def _check_fields(fields: dict[str, Any], key: str, manifest: Manifest) -> Itera
     elif any(value is not None and value not in (1, 0, -1) for value in findings.values()):
         yield "a finding is not 1, 0, -1 or null"
     source = fields["source"]
-    if not isinstance(source, dict) or not all(_allowed(name, value) for name, value in source.items()):
+    if not isinstance(source, dict) or not all(source_allows(name, value) for name, value in source.items()):
         yield "`source` has a field that is not on the allow-list"
-
-
-def _allowed(name: str, value: object) -> bool:
-    if isinstance(value, str):
-        return name in SOURCE_FIELDS and SOURCE_TEXT.fullmatch(value) is not None
-    return name in SOURCE_FIELDS and isinstance(value, bool | int | float)
 
 
 def _check_line(

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from cxrdist.datasets.records import FRONTAL, PROJECTIONS, Row
-from cxrdist.datasets.shard_format import EXTENSIONS, SOURCE_FIELDS, SOURCE_TEXT, Preprocessing
+from cxrdist.datasets.shard_format import EXTENSIONS, Preprocessing, source_allows
 from cxrdist.dicom import Radiograph, quantise, read_radiograph, shrink
 from cxrdist.errors import ImageRejectedError
 from cxrdist.pack.plan import Planned
@@ -75,11 +75,16 @@ def encode(pixels: np.ndarray, how: Preprocessing) -> bytes:
 
 def _projection(row: Row, radiograph: Radiograph, how: Preprocessing) -> str:
     """Return the projection; what the dataset says wins, the file's header fills the gap."""
+    if row.projection != "unknown":
+        return row.projection
     header = radiograph.projection if radiograph.projection in PROJECTIONS else None
-    projection = row.projection if row.projection != "unknown" else header or "unknown"
-    if how.projection == "frontal" and projection not in (*FRONTAL, "unknown"):
-        raise ImageRejectedError("projection_filtered", f"the header says {projection}")
-    return projection
+    if header is None or header in FRONTAL:
+        return header or "unknown"
+    if row.notes.get("frontal"):  # the dataset knows that much
+        return "unknown"
+    if how.projection == "frontal":
+        raise ImageRejectedError("projection_filtered", f"the header says {header}")
+    return header
 
 
 def _fields(
@@ -102,10 +107,5 @@ def _fields(
 
 
 def _source(radiograph: Radiograph, row: Row) -> dict[str, Any]:
-    """Return the remarks that the format allows; a header can hold anything, so texts must be short plain words."""
     remarks = {**radiograph.notes, "bits": radiograph.bits, **row.notes}
-    return {
-        name: value
-        for name, value in remarks.items()
-        if name in SOURCE_FIELDS and (not isinstance(value, str) or SOURCE_TEXT.fullmatch(value))
-    }
+    return {name: value for name, value in remarks.items() if source_allows(name, value)}
