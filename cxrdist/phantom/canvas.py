@@ -107,11 +107,16 @@ class Frame:
 
     def cloud(self, rng: np.random.Generator, grain: float) -> np.ndarray:
         """Return smooth noise with unit variance and structures of about `grain` cm."""
-        # The grid of random numbers is laid out in cm, so the same stream gives the same clouds at every size.
+        # The grid of random numbers is laid out in cm, so the same stream gives the same clouds at every size.  Two
+        # octaves, for one alone shows its lattice.
         extent_x, extent_y = self.width / self.scale, self.height / self.scale
-        cols, rows = max(int(extent_x / grain + 0.5), 2), max(int(extent_y / grain + 0.5), 2)
-        small = rng.standard_normal((rows, cols), dtype=np.float32)
-        return cv2.resize(small, (self.width, self.height), interpolation=cv2.INTER_CUBIC) * np.float32(1.25)
+        total = None
+        for share, cell in ((0.95, grain), (0.85, 0.59 * grain)):
+            cols, rows = max(int(extent_x / cell + 0.5), 2), max(int(extent_y / cell + 0.5), 2)
+            small = rng.standard_normal((rows, cols), dtype=np.float32) * np.float32(share)
+            octave = cv2.resize(small, (self.width, self.height), interpolation=cv2.INTER_CUBIC)
+            total = octave if total is None else total + octave
+        return np.asarray(total)
 
 
 @cache

@@ -33,7 +33,7 @@ def effusion(scene: Scene, strength: float, rng: np.random.Generator) -> None:
         bed = scene.exam.projection == "AP"
         level = corner[1] - (1.3 + strength * height) * (0.75 if bed else 1.0)
         wall = scene.shape.half_width(scene.y[:, :1]).astype(np.float32)
-        climb = (0.6 + 1.6 * strength) * np.exp(-np.maximum(wall - side * scene.x, 0) / 1.7)
+        climb = (0.8 + 2.4 * strength) * np.exp(-np.maximum(wall - side * scene.x, 0) / 2.0)
         fluid = _sigmoid((scene.y - (level - climb)) / (0.75 if bed else 0.3)) * scene.lungs[side]
         scene.fill(fluid, 0.35 + 0.7 * strength)
         if bed:
@@ -46,8 +46,9 @@ def pneumothorax(scene: Scene, strength: float, rng: np.random.Generator) -> Non
     side = affected_sides(scene.exam, "pneumothorax", both=0)[0]
     frame, outline = scene.frame, scene.shape.lungs[0 if side < 0 else 1]
     hilum = np.array([side * 2.6, 12.0])
+    low = scene.shape.domes[0 if side < 0 else 1] - 0.5  # the lung stays on the diaphragm
     depth = (0.07 + 0.33 * strength * rng.uniform(0.6, 1.2)) * np.interp(
-        outline[:, 1], [0, 9, 22, 26], [1.25, 1, 0.7, 0.45]
+        outline[:, 1], [0, 9, low - 4, low], [1.25, 1, 0.6, 0.0]
     )
     shrunken = hilum + (outline - hilum) * (1 - depth[:, None])
     inside = frame.mask(shrunken)
@@ -56,7 +57,7 @@ def pneumothorax(scene: Scene, strength: float, rng: np.random.Generator) -> Non
     scene.air *= 1 + free * np.float32((1 / AERATION - 1) * (0.5 + 0.5 * strength))
     scene.fill(inside * scene.lungs[side], 0.1 * strength)
     keep = side * shrunken[:, 0] > 3.2
-    keep &= shrunken[:, 1] < scene.shape.domes[0 if side < 0 else 1] + 1
+    keep &= shrunken[:, 1] < low
     scene.tissue += (0.25 + 0.75 * strength) * frame.blur(frame.stroke(shrunken[keep], 0.16), 0.04)
 
 
@@ -64,9 +65,9 @@ def nodule(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """One to three round spots of 0.8 to 2.8 cm."""
     for _ in range(1 + int(rng.integers(0, 3))):
         side = -1 if rng.random() < 0.5 else 1
-        radius = 0.42 + 0.6 * strength * rng.uniform(0.6, 1.3)
+        radius = 0.5 + 0.6 * strength * rng.uniform(0.6, 1.3)
         spot = scene.frame.ball(scene.place(rng, side), (radius, radius * rng.uniform(0.85, 1.15)))
-        scene.tissue += (0.6 + 2.2 * strength) * spot**0.7 * scene.lungs[side]
+        scene.tissue += (0.6 + 2.6 * strength) * spot**0.7 * scene.lungs[side]
 
 
 def mass(scene: Scene, strength: float, rng: np.random.Generator) -> None:
@@ -90,8 +91,8 @@ def consolidation(scene: Scene, strength: float, rng: np.random.Generator) -> No
     side = affected_sides(scene.exam, "consolidation", both=0)[0]
     dome = scene.shape.domes[0 if side < 0 else 1]
     centre = (side * rng.uniform(6.5, 9.5), dome * rng.choice([0.28, 0.6, 0.8]))
-    blob = scene.frame.blur(scene.frame.mask(ellipse(centre, (4.9, 3.7), rng.uniform(-0.5, 0.5))), 0.9)
-    ragged = _sigmoid((blob - 0.5 + 0.16 * scene.frame.cloud(rng, 1.2)) / 0.12)
+    blob = scene.frame.blur(scene.frame.mask(ellipse(centre, (5.2, 4.0), rng.uniform(-0.5, 0.5))), 1.2)
+    ragged = _sigmoid((blob - 0.5 + 0.09 * scene.frame.cloud(rng, 1.6)) / 0.14)
     scene.fill(ragged * scene.lungs[side], 0.16 + 0.66 * strength)
     hilum = np.array([side * 4.2, 10.5])
     for spread in (-0.32, -0.1, 0.12, 0.34):
@@ -110,8 +111,8 @@ def _patches(scene: Scene, rng: np.random.Generator, side: int, low: float, high
         patches = np.maximum(
             patches, scene.frame.ball((x, y), (width, width * rng.uniform(0.7, 1.2)), rng.uniform(-1, 1))
         )
-    rough = 1 + 0.35 * scene.frame.cloud(rng, 0.9)
-    return np.clip(scene.frame.blur(patches, 0.45) * rough, 0, 1) * scene.lungs[side]
+    rough = 1 + 0.22 * scene.frame.cloud(rng, 1.3)
+    return np.clip(scene.frame.blur(patches, 0.6) * rough, 0, 1) * scene.lungs[side]
 
 
 def pneumonia(scene: Scene, strength: float, rng: np.random.Generator) -> None:
@@ -130,7 +131,7 @@ def infiltration(scene: Scene, strength: float, rng: np.random.Generator) -> Non
 def edema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """Bat's wings around the hila, blurred vessels, and Kerley B lines at the lateral bases."""
     frame = scene.frame
-    rough = 1 + 0.25 * frame.cloud(rng, 1.0) + 0.15 * frame.cloud(rng, 2.4)
+    rough = 1 + 0.13 * frame.cloud(rng, 1.2) + 0.1 * frame.cloud(rng, 3.0)
     for side in (-1, 1):
         dx, dy = (side * scene.x - 5.2) / 4.6, (scene.y - 12.3) / 6.2
         wing = np.exp(-((dx * dx + dy * dy) ** 1.3)).astype(np.float32)
@@ -182,7 +183,8 @@ def emphysema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
 def _network(scene: Scene, rng: np.random.Generator, grain: float) -> np.ndarray:
     """Return a net of fine lines, about 0..1: where smooth noise passes through zero."""
     first, second = scene.frame.cloud(rng, grain), scene.frame.cloud(rng, grain * 0.8)
-    return np.maximum(np.exp(-((first / 0.22) ** 2)), 0.8 * np.exp(-((second / 0.2) ** 2)))
+    net = np.maximum(np.exp(-((first / 0.25) ** 2)), 0.8 * np.exp(-((second / 0.25) ** 2)))
+    return scene.frame.blur(net, 0.07)
 
 
 def _zone(scene: Scene, start: float, end: float) -> np.ndarray:
@@ -195,14 +197,14 @@ def fibrosis(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     wall = scene.shape.half_width(scene.y[:, :1]).astype(np.float32)
     rim = np.clip(1.25 - (wall - np.abs(scene.x)) / 6, 0.15, 1)
     weight = _zone(scene, 9, 21) * rim * scene.lung
-    scene.tissue += (0.3 + 1.9 * strength) * _network(scene, rng, 0.85) * weight
+    scene.tissue += (0.4 + 2.6 * strength) * _network(scene, rng, 1.3) * weight
     scene.fill(weight, 0.16 * strength)
 
 
 def interstitial_lung_disease(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """A fine net with small nodules through both lungs."""
-    scene.tissue += (0.25 + 1.25 * strength) * _network(scene, rng, 0.6) * scene.lung * np.float32(0.8)
-    dots = np.maximum(scene.frame.cloud(rng, 0.5) - 1.2, 0)
+    scene.tissue += (0.3 + 1.5 * strength) * _network(scene, rng, 1.0) * scene.lung * np.float32(0.8)
+    dots = np.maximum(scene.frame.cloud(rng, 0.8) - 1.2, 0)
     scene.tissue += (0.15 + 0.6 * strength) * dots * scene.lung
 
 
@@ -213,7 +215,9 @@ def pleural_thickening(scene: Scene, strength: float, rng: np.random.Generator) 
         dome = scene.shape.domes[0 if side < 0 else 1]
         y = np.linspace(rng.uniform(7, 11), dome + 2.0, 14)
         wall = scene.shape.half_width(y)
-        depth = (0.22 + 0.75 * strength) * (1 + 0.3 * np.sin(y * 1.3 + rng.uniform(0, 6))) * np.hanning(16)[1:-1] ** 0.3
+        depth = (
+            (0.22 + 0.75 * strength) * (1 + 0.16 * np.sin(y * 0.9 + rng.uniform(0, 6))) * np.hanning(16)[1:-1] ** 0.6
+        )
         rind = np.vstack([np.stack([wall + 0.6, y], 1), np.stack([wall - depth, y], 1)[::-1]]) * (side, 1)
         scene.fill(frame.blur(frame.mask(rind), 0.06) * scene.lungs[side], 0.5 + 0.5 * strength)
         scene.tissue += 0.9 * strength * frame.blur(frame.mask(rind), 0.06) * scene.lungs[side]
@@ -233,12 +237,12 @@ def hernia(scene: Scene, strength: float, rng: np.random.Generator) -> None:
 
 def enlarged_cardiomediastinum(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """A broad upper mediastinum."""
-    out = 3.3 + 2.2 * strength
+    out = 3.1 + 1.5 * strength
     right, left = out * rng.uniform(0.85, 1.1), out * rng.uniform(0.85, 1.1)
-    side = np.array([(2.6, -2), (right, 1.5), (right * 1.04, 5), (right * 0.92, 9), (2.6, 12)])
-    other = np.array([(2.6, 12), (left * 0.95, 9), (left * 1.04, 5), (left, 1.5), (2.6, -2)])
+    side = np.array([(2.4, -2), (0.86 * right, 1.5), (right, 5.5), (right, 9.5), (2.6, 14)])
+    other = np.array([(2.6, 14), (left, 9.5), (left, 5.5), (0.86 * left, 1.5), (2.4, -2)])
     outline = np.vstack([curve(side) * (-1, 1), curve(other)])
-    scene.fill(scene.frame.blur(scene.frame.mask(outline), 0.15), 0.55 + 0.45 * strength)
+    scene.fill(scene.frame.blur(scene.frame.mask(outline), 0.25), 0.45 + 0.35 * strength)
 
 
 def calcification(scene: Scene, strength: float, rng: np.random.Generator) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from cxrdist.phantom.canvas import Frame, band, curve, ellipse, moved
 from cxrdist.phantom.people import Draw, Exam
 from cxrdist.phantom.shapes import heart_ratio
+from cxrdist.phantom.vessels import vessels
 
 
 def lateral_water(frame: Frame, exam: Exam) -> np.ndarray:
@@ -18,10 +19,10 @@ def lateral_water(frame: Frame, exam: Exam) -> np.ndarray:
     dome = 20.0 * patient.chest_height + 1.1 * exam.breath + (1.5 if "emphysema" in found else 0.0)
     wide = 2.0 * patient.habitus
     front = np.array(
-        [(-6, -12), (-5.5, -6), (-7.5, -2.5), (-11, 2), (-13 - wide, 9), (-13.5 - wide, 17), (-13 - 1.5 * wide, 36)]
+        [(-6, -12), (-5.5, -6), (-7.5, -2.5), (-11, 2), (-13 - wide, 9), (-13.5 - wide, 17), (-13 - 1.5 * wide, 60)]
     )
     back = np.array(
-        [(13.5 + wide, 36), (13 + wide, 24), (13.6 + wide, 14), (13.2 + wide, 4), (10, -3), (7, -7), (6.5, -12)]
+        [(13.5 + wide, 60), (13 + wide, 24), (13.6 + wide, 14), (13.2 + wide, 4), (10, -3), (7, -7), (6.5, -12)]
     )
     body = (27 + 3 * patient.habitus) * frame.dome(
         frame.mask8(np.vstack([curve(front), curve(back)]) * (deep, 1)), 7.5, 2.4
@@ -41,15 +42,21 @@ def lateral_water(frame: Frame, exam: Exam) -> np.ndarray:
     mask = mask8.astype(np.float32) / 255
     air = 15.0 * frame.dome(mask8, 6.5, 2.6)
     heart_size = heart_ratio(exam) / 0.45
-    heart = ellipse((-4.2 * deep, dome - 4.4), (5.3 * heart_size, 4.6 * heart_size**0.7), 0.6)
-    air -= np.minimum(7.0 * frame.dome(frame.mask8(heart), 3.6), air)
+    heart = np.array(
+        [(-2.2, 9.6), (-6.3, 11.0), (-9.4, dome - 4.6), (-9.4, dome), (-5.0, dome + 1.4), (-0.6, dome + 1.0)]
+    )
+    heart = np.vstack([heart, [(1.3, dome - 3.2), (0.6, 12.2)]])
+    middle = np.array((-5.0, dome - 3.0))
+    heart = curve(middle + (heart - middle) * (heart_size**0.8, heart_size**0.6), closed=True) * (deep, 1)
+    air -= np.minimum(8.0 * frame.dome(frame.mask8(heart), 4.5), air)
     aorta = curve(np.array([(-3.0, 10.5), (-2.0, 6.3), (1.5, 5.0), (4.6, 7.2), (5.6, 12), (6.0, 22)])) * (deep, 1)
     tissue = 1.1 * frame.blur(
         frame.mask(band(aorta, patient.aorta * (1.35 if "aortic_enlargement" in found else 1))), 0.2
     )
-    tissue += 2.0 * frame.blur(frame.ball((0.3, 9.8), (2.0, 2.4)), 0.3)
+    tissue += 2.6 * frame.blur(frame.ball((0.3, 9.8), (1.9, 2.5)), 0.3)
     tissue -= 1.6 * frame.blur(frame.mask(band(curve(np.array([(-1.2, -6), (0.0, 1), (1.0, 7.5)])), 0.8)), 0.12)
-    tissue += (0.3 * frame.cloud(rng, 0.6) + 0.35 * frame.cloud(rng, 1.4)) * mask
+    tissue += (0.12 * frame.cloud(rng, 0.6) + 0.15 * frame.cloud(rng, 1.4)) * mask
+    tissue += 2.0 * vessels(frame, exam, None) * np.minimum(air / 8, 1)
     bubble = frame.ball((-3.5, dome + 3.2), (2.4, 1.3))
     tissue -= 4.0 * frame.blur(bubble, 0.2)
     water = body - air + tissue + _bones(frame, exam, deep)

@@ -73,14 +73,15 @@ def frontal_scene(frame: Frame, exam: Exam) -> Scene:
     for mask in masks.values():
         air += (14.2 + 0.5 * patient.habitus) * np.float32(AERATION) * frame.dome(mask, 5.4, 2.6)
     heart = 9.0 * frame.dome(frame.mask8(shape.heart), 4.2)
-    knob = 4.2 * frame.dome(frame.mask8(shape.aorta), 1.5)
+    knob = 4.0 * frame.dome(frame.mask8(shape.aorta), 1.5)
     air = np.maximum(air - np.float32(0.8) * np.maximum(heart, knob), 0)
     x, y = frame.grid
     rng = exam.key.lasting(Draw.VESSELS, 9)
     lungs = {side: mask.astype(np.float32) / 255 for side, mask in masks.items()}
-    markings = vessels(frame, exam, shape) * np.float32(1.25 * patient.markings)
+    markings = vessels(frame, exam, shape) * np.float32(2.1 * patient.markings)
     fine = 0.16 * frame.cloud(rng, 0.55) + 0.16 * frame.cloud(rng, 1.1)
     markings += np.maximum(fine + 0.12, 0)
+    markings *= np.minimum(air / np.float32(6), 1)  # few vessels lie before or behind the heart
     tissue = 0.3 * frame.cloud(rng, 4.0) * np.minimum(body / 10, 1)
     _soft_parts(frame, exam, shape, tissue, rng)
     return Scene(
@@ -92,7 +93,7 @@ def _soft_parts(frame: Frame, exam: Exam, shape: Shape, tissue: np.ndarray, rng:
     shift, h = shape.tracheal_shift, exam.patient.chest_height
     # Airways: trachea to the carina, main bronchi; the right one is steeper.
     trachea = curve(np.array([(0.0, -9), (0.1 + 0.4 * shift, 0), (0.2 + shift, 4.5), (0.25 + shift, 8.2 * h)]))
-    tissue -= 1.7 * frame.blur(frame.mask(band(trachea, 0.85)), 0.14)
+    tissue -= 2.3 * frame.blur(frame.mask(band(trachea, 0.85)), 0.14)
     carina = (0.25 + shift, 8.0 * h)
     for side, reach in ((-1, (-3.0, 3.0)), (1, (4.1, 2.5))):
         end = (carina[0] + reach[0], carina[1] + reach[1])
@@ -105,7 +106,7 @@ def _soft_parts(frame: Frame, exam: Exam, shape: Shape, tissue: np.ndarray, rng:
     for side, centre in ((-1, (-4.0 + shift, 10.7 * h)), (1, (4.3 + shift, 9.8 * h))):
         hilum = frame.ball(centre, (1.25 * large, 1.9 * large), 0.35 * side)
         lower = frame.ball((centre[0] + 0.4 * side, centre[1] + 1.9), (0.75 * large, 1.9 * large), -0.3 * side)
-        tissue += frame.blur(1.5 * large * hilum + 1.1 * large * lower, 0.22)
+        tissue += frame.blur(1.9 * large * hilum + 1.6 * large * lower, 0.22)
     # The descending aorta's edge left of the spine.
     radius = exam.patient.aorta + 0.5 * exam.findings.get("aortic_enlargement", 0.0)
     bow = max(radius - 1.4, 0) * 1.5
@@ -138,7 +139,7 @@ def _breasts(frame: Frame, exam: Exam, tissue: np.ndarray, rng: np.random.Genera
         outline = ellipse(centre, (5.6 * size**0.5, 5.2 * size**0.5), 0.12 * side)
         # Fuller below: the crease at the lower edge is sharp, the upper edge fades.
         fall = 1 / (1 + np.exp(-(frame.grid[1] - np.float32(centre[1] - 0.5)) / 1.6))
-        tissue += frame.blur(np.float32(2.6 * size) * frame.dome(frame.mask8(outline), 3.2) * fall, 0.12)
+        tissue += frame.blur(np.float32(1.9 * size) * frame.dome(frame.mask8(outline), 3.2) * fall, 0.12)
 
 
 def scene_ellipse(

@@ -61,7 +61,7 @@ def mediastinal_shift(exam: Exam) -> float:
     side = 1 if exam.lesion_rng("mediastinal_shift").random() < 0.5 else -1
     if "effusion" in exam.findings:
         side = -int(np.sign(affected_sides(exam, "effusion")[0]))
-    return side * (0.9 + 2.3 * strength)
+    return side * (0.8 + 1.7 * strength)
 
 
 def affected_sides(exam: Exam, finding: str, *, both: float = 0.3) -> list[int]:
@@ -76,8 +76,8 @@ def frontal_shape(exam: Exam) -> Shape:
     patient, found = exam.patient, exam.findings
     w, h = patient.chest_width, patient.chest_height
     bed = exam.projection == "AP"
-    flat = 0.25 + 0.75 * found["emphysema"] if "emphysema" in found else 0.0
-    full = 20.9 * h + 1.15 * exam.breath + 1.9 * flat
+    flat = 0.25 + 0.6 * found["emphysema"] if "emphysema" in found else 0.0
+    full = 20.9 * h + 1.5 * exam.breath + 1.9 * flat
     lift = {-1: 0.0, 1: 0.0}
     if "atelectasis" in found:
         lift[affected_sides(exam, "atelectasis")[0]] = 0.6 + 1.9 * found["atelectasis"]
@@ -96,7 +96,7 @@ def frontal_shape(exam: Exam) -> Shape:
     heart = _heart(width, max(domes), patient.heart_turn, shift + 0.7 * sway, h)
     swell = found.get("aortic_enlargement", 0.0)
     radius = patient.aorta + (0.45 + 1.0 * swell if "aortic_enlargement" in found else 0.0)
-    knob = ellipse((1.5 + 0.75 * radius + 0.4 * sway + shift, 5.6 * h), (radius, radius * 1.12))
+    knob = ellipse((1.55 + 0.5 * radius + 0.4 * sway + shift, 5.7 * h), (radius, radius * 1.15))
     return Shape(
         body=_body(w, patient.habitus),
         arms=(_arm(-1, w, bed), _arm(1, w, bed)),
@@ -123,10 +123,10 @@ def _lung(
     rise = 1 - 0.75 * flat
     base = np.array([(13.7, 3.9), (12.6, 2.1), (10.6, 0.75), (7.6, 0.0), (5.0, 0.25), (2.2, 1.3)])
     base = base * (w, rise) + (0, dome)
-    base[0] = corner
-    inner = 2.15 + side * shift
+    inner = max(2.15 + side * shift, 0.9)
+    base[0], base[-1, 0] = corner, inner
     medial = np.array(
-        [(inner, dome + 1.2), (inner, 15.0), (inner, 8.5), (2.35 + side * shift * 0.7, 4.0), (3.0 * w, 0.8)]
+        [(inner, dome + 1.2), (inner, 15.0), (inner, 8.5), (max(2.35 + side * shift * 0.7, 1.2), 4.0), (3.0 * w, 0.8)]
     )
     outline = np.vstack([curve(lateral), curve(base), curve(medial)])
     return outline * (side, 1), (side * corner[0], corner[1])
@@ -162,7 +162,7 @@ def _body(w: float, habitus: float) -> np.ndarray:
     wide = 15.9 * w + 1.1 * (habitus + 0.3)
     half = np.array(
         [
-            (5.6 + 0.5 * habitus, -12),
+            (5.6 + 0.5 * habitus, -30),
             (5.7 + 0.6 * habitus, -7.5),
             (7.2 + 0.5 * habitus, -5.0),
             (12.5 * w, -3.0),
@@ -172,7 +172,7 @@ def _body(w: float, habitus: float) -> np.ndarray:
             (wide + 0.6, 11.0),
             (wide, 16.0),
             (wide - 0.2, 24.0),
-            (wide + 0.2, 36.0),
+            (wide + 0.2, 60.0),
         ]
     )
     side = curve(half)

@@ -28,6 +28,8 @@ def rib_lines(exam: Exam, shape: Shape, side: int) -> tuple[list[np.ndarray], li
         outer = float(shape.half_width(y + drop)) + 0.25
         line = [(1.9, y + 0.1), (0.36 * outer, y - 0.55), (0.66 * outer, y - 0.2 + 0.1 * drop)]
         line += [(0.9 * outer, y + 0.52 * drop), (outer, y + drop)]
+        if number > 7:  # the lower ribs turn back towards the midline, out of the picture's plane
+            line += [(0.95 * outer, y + drop + 1.7), (0.81 * outer, y + drop + 3.3), (0.68 * outer, y + drop + 4.3)]
         posterior.append(curve(np.array(line)) * (side, 1))
         if number <= 7:
             end = (0.42 + 0.012 * number) * outer
@@ -56,8 +58,8 @@ def _ribs(frame: Frame, exam: Exam, shape: Shape) -> np.ndarray:
         first = curve(np.array([(2.0, -0.9), (4.6, -1.3), (6.4, 0.2), (5.8, 2.1), (3.4, 3.4)]) * (side, 1))
         cortex.append(band(first, 0.55))
         marrow.append(band(first, 0.35))
-    bones = 0.85 * frame.blur(frame.mask(*cortex), 0.06) - 0.38 * frame.blur(frame.mask(*marrow), 0.1)
-    bones += 0.42 * frame.blur(frame.mask(*front), 0.1)
+    bones = 1.15 * frame.blur(frame.mask(*cortex), 0.06) - 0.45 * frame.blur(frame.mask(*marrow), 0.1)
+    bones += 0.5 * frame.blur(frame.mask(*front), 0.08)
     if calcified:
         bones += 0.012 * (age - 45) * frame.blur(frame.mask(*calcified), 0.12)
     return bones
@@ -69,11 +71,11 @@ def broken(exam: Exam, line: np.ndarray, side: int, number: int) -> list[np.ndar
     if strength is None:
         return [line]
     rng = exam.lesion_rng("rib_fracture")
-    hurt, first, count = (-1 if rng.random() < 0.5 else 1), int(rng.integers(3, 7)), 2 + int(rng.random() < 0.5)
+    hurt, first, count = (-1 if rng.random() < 0.5 else 1), int(rng.integers(3, 7)), 3 + int(rng.random() < 0.5)
     if side != hurt or not first <= number < first + count:
         return [line]
     cut = int(len(line) * (0.62 + 0.06 * ((number * 7) % 3)))
-    step = np.array([0.05 * side, 0.25 + 0.75 * strength])
+    step = np.array([0.12 * side, 0.35 + 0.95 * strength])
     gap = 1 + int(2 * strength)
     outer = line[cut + gap :] + step * np.linspace(1, 0.35, len(line) - cut - gap)[:, None]
     return [line[:cut], outer]
@@ -122,14 +124,14 @@ def _broken_clavicle(exam: Exam, line: np.ndarray, side: int) -> list[np.ndarray
     if strength is None or side != (-1 if exam.lesion_rng("clavicle_fracture").random() < 0.5 else 1):
         return [line]
     cut = len(line) // 2
-    step = np.linspace(1, 0.3, len(line) - cut)[:, None] * np.array([-0.5 * side, 0.6 + 1.0 * strength])
+    step = np.linspace(1, 0.3, len(line) - cut)[:, None] * np.array([-0.5 * side, 0.7 + 1.3 * strength])
     return [line[:cut], line[cut:] + step]
 
 
 def _spine(frame: Frame, exam: Exam) -> np.ndarray:
     pitch = 2.25 * exam.patient.chest_height
     bodies, cores, pedicles, processes = [], [], [], []
-    for level in range(-5, 15):
+    for level in range(-5, 17):
         y = -0.3 + pitch * (level if level > 0 else 0.82 * level)
         half = (1.35 if level < 0 else 1.5) + 0.045 * max(level, 0)
         x = exam.patient.scoliosis * np.sin(0.16 * y) + 0.15 * exam.turn
@@ -141,6 +143,6 @@ def _spine(frame: Frame, exam: Exam) -> np.ndarray:
         cores.append(moved(box * (0.86, 0.72), x, y))
         pedicles += [ellipse((x + s * half * 0.62, y - 0.25 * tall), (0.27, 0.38), points=12) for s in (-1, 1)]
         processes.append(ellipse((x + 0.35 * exam.turn, y + tall), (0.22, 0.6), points=12))
-    spine = 1.5 * frame.blur(frame.mask(*bodies), 0.1) - 0.6 * frame.blur(frame.mask(*cores), 0.12)
+    spine = 1.25 * frame.blur(frame.mask(*bodies), 0.12) - 0.5 * frame.blur(frame.mask(*cores), 0.12)
     spine += 0.7 * frame.blur(frame.mask(*pedicles), 0.08) + 0.7 * frame.blur(frame.mask(*processes), 0.08)
     return spine

@@ -11,10 +11,10 @@ _DEPTH_CM = 0.8
 """Vessel width that draws at full value."""
 
 
-def vessels(frame: Frame, exam: Exam, shape: Shape) -> np.ndarray:
-    """Return the (H, W) map of vessels of both lungs, cm; clip it with the lungs."""
+def vessels(frame: Frame, exam: Exam, shape: Shape | None) -> np.ndarray:
+    """Return the (H, W) map of vessels of both lungs, cm; clip it with the lungs.  Without a `shape`: a lateral's."""
     total = frame.zeros()
-    trees = [_tree(exam.key.lasting(Draw.VESSELS, side + 1), shape, side) for side in (-1, 1)]
+    trees = [_tree(exam.key.lasting(Draw.VESSELS, side + 1), _hilum(shape, side), side) for side in (-1, 1)]
     for level in range(3):
         layer = np.zeros((frame.height, frame.width), np.uint8)
         for tree in trees:
@@ -23,9 +23,14 @@ def vessels(frame: Frame, exam: Exam, shape: Shape) -> np.ndarray:
     return frame.blur(total * np.float32(_DEPTH_CM / 255), 0.05)
 
 
-def _tree(rng: np.random.Generator, shape: Shape, side: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _hilum(shape: Shape | None, side: int) -> np.ndarray:
+    if shape is None:
+        return np.array([0.4, 9.8])
+    return np.array([side * 3.6 + shape.tracheal_shift * 0.5, 9.9 if side > 0 else 10.6])
+
+
+def _tree(rng: np.random.Generator, hilum: np.ndarray, side: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return per level the branches (B, S, 2) and their widths (B, S)."""
-    hilum = np.array([side * 3.6 + shape.tracheal_shift * 0.5, 9.9 if side > 0 else 10.6])
     count, steps = 12, 9
     # Angles fan out from straight up to steeply down; more vessels, and wider ones, run to the bases.
     fan = np.linspace(-1.35, 1.38, count) + rng.normal(0, 0.08, count)
