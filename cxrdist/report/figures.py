@@ -1,0 +1,248 @@
+"""Figures of a report.  One colour and one marker per strategy throughout, safe for colour-blind readers."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cxrdist.report.analysis import DatasetResult, StudyResult
+from cxrdist.report.tables import number, title_of
+from cxrdist.stats.compare import MACRO
+
+REFERENCE_COLOUR = "#5f6672"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B5A2B")
+"""Okabe & Ito (2008), in the order of best contrast on white; the reference is grey."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so the same bytes everywhere
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a909b",
+    "axes.labelcolor": "#333a45",
+    "axes.linewidth": 0.8,
+    "xtick.color": "#5f6672",
+    "ytick.color": "#333a45",
+    "text.color": "#1c2430",
+    "text.parse_math": False,  # a strategy may be named $x$
+    "grid.color": "#e3e6ea",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "cxrdist",  # the same figure, the same bytes
+    "figure.dpi": 100,
+}
+INK = "#1c2430"
+
+
+def colours(strategies: Sequence[str], reference: str) -> dict[str, str]:
+    """Return the colour of each strategy; it depends on the strategies' order alone."""
+    others = [name for name in strategies if name != reference]
+    return {reference: REFERENCE_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}
+
+
+def draw(study: StudyResult) -> dict[str, Figure]:
+    """Return every figure of a report by name: forest, training, and per dataset ``forest_<i>`` and ``roc_<i>``."""
+    figures: dict[str, Figure] = {}
+    with mpl.rc_context(STYLE):
+        if any(one.comparison and one.comparison.differences for one in study.datasets):
+            figures["forest"] = _headline_forest(study)
+        for i, one in enumerate(study.datasets):
+            if one.comparison and one.comparison.differences:
+                figures[f"forest_{i}"] = _finding_forest(study, one)
+            if one.curves:
+                figures[f"roc_{i}"] = _roc(study, one)
+        if any(cell.metrics for one in study.datasets for cell in one.cells):
+            figures["training"] = _training(study)
+    return figures
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """Return the file of a figure, kind "svg" or "png"; without a date, so the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=180, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _marker(study: StudyResult, strategy: str) -> str:
+    return MARKERS[study.strategies.index(strategy) % len(MARKERS)]
+
+
+def _headline_forest(study: StudyResult) -> Figure:
+    """Difference of the macro mean to the reference: a block per dataset, a line per strategy."""
+    palette = colours(study.strategies, study.options.reference)
+    others = [name for name in study.strategies if name != study.options.reference]
+    shown = [one for one in study.datasets if one.comparison and one.comparison.differences]
+    figure = _figure(8.6, 0.75 + 0.29 * len(shown) * (len(others) + 0.9))
+    axes = figure.subplots()
+    y, ticks, labels = 0.0, [], []
+    for one in shown:
+        ticks.append(y)
+        labels.append(one.name)
+        for strategy in others:
+            y -= 1
+            ticks.append(y)
+            labels.append(strategy)
+            d = one.comparison.difference(strategy) if one.comparison else None
+            if d is None or math.isnan(d.value):
+                axes.text(0, y, "missing", va="center", ha="center", color=REFERENCE_COLOUR, style="italic")
+                continue
+            _whisker(axes, d.value, d.low, d.high, y, palette[strategy], _marker(study, strategy))
+            text = f"{d.value:+.3f}  [{d.low:+.3f}, {d.high:+.3f}]".replace("-", "−")
+            axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        y -= 1.4
+    axes.set_yticks(ticks, labels)
+    for label in axes.get_yticklabels()[:: len(others) + 1]:
+        label.set_fontweight("bold")
+    axes.set_ylim(y + 0.7, 0.7)
+    _zero_line(axes)
+    axes.set_xlabel(f"Difference in mean AUROC to {study.options.reference} (right: better)")
+    return figure
+
+
+def _finding_forest(study: StudyResult, one: DatasetResult) -> Figure:
+    """Difference to the reference per finding, strategies side by side on each line."""
+    palette = colours(study.strategies, study.options.reference)
+    assert one.comparison
+    others = [name for name in one.comparison.models if name != study.options.reference]
+    findings = [*(count.finding for count in one.comparison.counts if not count.one_class), MACRO]
+    figure = _figure(8.6, 0.95 + len(findings) * (0.16 + 0.15 * len(others)))
+    axes = figure.subplots()
+    offsets = (np.arange(len(others)) - (len(others) - 1) / 2) * min(0.8 / len(others), 0.26)
+    for row, finding in enumerate(findings):
+        for strategy, offset in zip(others, offsets, strict=True):
+            d = one.comparison.difference(strategy, finding)
+            if d and not math.isnan(d.value):
+                _whisker(axes, d.value, d.low, d.high, row + offset, palette[strategy], _marker(study, strategy))
+    axes.axhline(len(findings) - 1.5, color="#c9ced6", linewidth=0.8)
+    axes.set_yticks(range(len(findings)), [title_of(finding) for finding in findings])
+    axes.get_yticklabels()[-1].set_fontweight("bold")
+    axes.set_ylim(len(findings) - 0.4, -0.6)
+    _zero_line(axes)
+    axes.set_xlabel(f"Difference in AUROC to {study.options.reference} (right: better)")
+    _legend(figure, study, others)
+    return figure
+
+
+def _whisker(axes: Axes, value: float, low: float, high: float, y: float, colour: str, marker: str) -> None:
+    axes.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="round", zorder=2)
+    axes.plot(value, y, marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.8, zorder=3)
+
+
+def _zero_line(axes: Axes) -> None:
+    axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_formatter(lambda x, _: "0" if abs(x) < 1e-9 else f"{x:+.3g}".replace("-", "−"))
+
+
+def _roc(study: StudyResult, one: DatasetResult) -> Figure:
+    """ROC curves on test: a panel per finding, strategies overlaid, their AUROC in the corner."""
+    assert one.comparison
+    palette = colours(study.strategies, study.options.reference)
+    findings = [count.finding for count in one.comparison.counts if not count.one_class]
+    models = one.comparison.models
+    across = 3 if len(findings) in (5, 6, 9) else min(len(findings), 4)  # few empty panels
+    down = math.ceil(len(findings) / across)
+    figure = _figure(2.25 * across + 0.4, 2.3 * down + 0.5)
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, finding in zip(grid.flat, findings, strict=False):
+        axes.plot([0, 1], [0, 1], color="#c9ced6", linewidth=0.9, linestyle=(0, (4, 3)))
+        for line, strategy in enumerate(models):
+            curve = one.curves.get((strategy, finding))
+            if curve is None:
+                continue
+            x, y = _thin(curve.false_positive_rate, curve.true_positive_rate)
+            axes.plot(x, y, color=palette[strategy], linewidth=1.5)
+            value = number(one.comparison.estimate(strategy, finding).value)
+            height = 0.04 + 0.105 * (len(models) - 1 - line)
+            axes.text(0.98, height, value, ha="right", color=palette[strategy], fontsize=8, weight="bold")
+        axes.set_title(title_of(finding))
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
+        axes.grid(True)
+    for axes in list(grid.flat)[len(findings) :]:
+        axes.set_visible(False)
+    figure.supxlabel("1 − specificity", fontsize=9)
+    figure.supylabel("Sensitivity", fontsize=9)
+    _legend(figure, study, models)
+    return figure
+
+
+def _thin(x: np.ndarray, y: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most about `most` points of a curve: corners only, then every so-manieth."""
+    corner = np.ones(len(x), dtype=bool)
+    corner[1:-1] = (np.diff(x)[:-1] * np.diff(y)[1:]) != (np.diff(x)[1:] * np.diff(y)[:-1])
+    x, y = x[corner], y[corner]
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).astype(int))
+    return x[keep], y[keep]
+
+
+def _training(study: StudyResult) -> Figure:
+    """Train loss and validation AUROC against the step: a row per dataset, a line per run."""
+    palette = colours(study.strategies, study.options.reference)
+    shown = [one for one in study.datasets if any(cell.metrics for cell in one.cells)]
+    figure = _figure(8.6, 2.2 * len(shown) + 0.4)
+    grid = figure.subplots(len(shown), 2, squeeze=False)
+    for (left, right), one in zip(grid, shown, strict=True):
+        for cell in one.cells:
+            colour = palette[cell.files.strategy]
+            step, loss = _series(cell.metrics, "train", "loss")
+            left.plot(*_bins(step, loss), color=colour, linewidth=1.4)
+            step, value = _series(cell.metrics, "val", "auroc_macro")
+            marker = _marker(study, cell.files.strategy)
+            right.plot(step, value, marker, linestyle="-", color=colour, linewidth=1.4, markersize=3.5)
+        left.set(title=f"{one.name}: train loss", xlabel="Optimizer step")
+        right.set(title=f"{one.name}: validation AUROC", xlabel="Optimizer step")
+        for axes in (left, right):
+            axes.grid(True)
+    _legend(figure, study, study.strategies)
+    return figure
+
+
+def _series(metrics: Sequence[dict], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(line["step"], line[name]) for line in metrics if line["kind"] == kind and line.get(name) is not None]
+    return np.array([step for step, _ in points], dtype=float), np.array([value for _, value in points], dtype=float)
+
+
+def _bins(step: np.ndarray, value: np.ndarray, most: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Return means of neighbouring points where there are more than `most`, so that a trend can be seen."""
+    if len(step) <= most:
+        return step, value
+    parts = np.array_split(np.arange(len(step)), most)
+    return np.array([step[part].mean() for part in parts]), np.array([np.nanmean(value[part]) for part in parts])
+
+
+def _legend(figure: Figure, study: StudyResult, names: Sequence[str]) -> None:
+    palette = colours(study.strategies, study.options.reference)
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=palette[name],
+            marker=_marker(study, name),
+            markersize=5,
+            linewidth=1.6,
+            markeredgecolor="white",
+        )
+        for name in names
+    ]
+    # A name with a leading underscore would be dropped by matplotlib's automatic legend; given by hand it stays.
+    figure.legend(handles, list(names), loc="outside upper center", ncols=min(len(names), 4), fontsize=9)

@@ -1,0 +1,241 @@
+"""The report's tables: numbers in full for csv, the same numbers rounded for readers in Markdown and LaTeX."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxrdist.findings import titles
+from cxrdist.report.analysis import RATES, DatasetResult, StudyResult
+from cxrdist.report.cells import Guard
+from cxrdist.stats.compare import MACRO, Comparison, Difference, Estimate
+
+NONE = "–"
+"""What stands where there is no number, so that no cell is blank."""
+MISSING = "missing"
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "–": "--", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$",
+}  # fmt: skip
+MARKDOWN = {"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "&": "&amp;", "*": "\\*", "_": "\\_", "`": "\\`"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """One cell for readers."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for readers; every row has as many cells as there are columns, none of them blank."""
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Text, ...], ...]
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Return a rounded number, with a true minus sign, or a dash if undefined."""
+    if math.isnan(value):
+        return NONE
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Return a rounded difference with its sign."""
+    return NONE if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
+
+
+def interval(low: float, high: float, show: Any = number) -> str:
+    """Return ``[low, high]``, or a dash if undefined."""
+    return NONE if math.isnan(low) or math.isnan(high) else f"[{show(low)}, {show(high)}]"
+
+
+def probability(value: float) -> str:
+    """Return a p- or q-value to three decimals."""
+    if math.isnan(value):
+        return NONE
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def title_of(finding: str) -> str:
+    """Return a finding's title for readers."""
+    return "Mean over findings" if finding == MACRO else titles().get(finding, finding.replace("_", " "))
+
+
+def best(comparison: Comparison | None, finding: str) -> str | None:
+    """Return the strategy with the highest AUROC, None if it stands alone or nothing is defined."""
+    found = [
+        e for e in (comparison.estimates if comparison else ()) if e.finding == finding and not math.isnan(e.value)
+    ]
+    return max(found, key=lambda e: e.value).model if len(found) > 1 else None
+
+
+def headline_rows(study: StudyResult) -> list[dict[str, Any]]:
+    """Return a flat row per dataset and strategy for csv; a strategy without results has the status ``missing``."""
+    return [_flat(study, one, strategy, MACRO) for one in study.datasets for strategy in study.strategies]
+
+
+def finding_rows(study: StudyResult) -> list[dict[str, Any]]:
+    """Return a flat row per dataset, finding and strategy for csv."""
+    return [
+        _flat(study, one, strategy, count.finding)
+        | {"positive": count.positive, "negative": count.negative, "masked": count.masked}
+        | (one.rates.get((strategy, count.finding)) or dict.fromkeys(RATES, math.nan))
+        for one in study.datasets
+        for count in (one.comparison.counts if one.comparison else ())
+        for strategy in study.strategies
+    ]
+
+
+def headline_table(study: StudyResult) -> Table:
+    """Return macro AUROC and difference to the reference, a row per dataset and strategy."""
+    level = f"{100 * (1 - study.options.alpha):g} %"
+    several = len(study.seeds) > 1
+    rows = []
+    for one in study.datasets:
+        for strategy in study.strategies:
+            row = [Text(one.name), Text(strategy)]
+            row += _auroc_texts(study, one, strategy, MACRO, with_spread=several)
+            rows.append(tuple(row + _difference_texts(study, one, strategy, MACRO)))
+    seeds = ("SD over seeds",) if several else ()
+    columns = ("Dataset", "Strategy", "AUROC", f"{level} CI", *seeds, "Difference", f"{level} CI of it", "p", "q")
+    caption = f"Mean AUROC over findings and its difference to {study.options.reference}; the best per dataset in bold."
+    return Table("headline", caption, columns, tuple(rows))
+
+
+def finding_table(study: StudyResult) -> Table:
+    """Return AUROC, rates and difference, a row per dataset, finding and strategy."""
+    level = f"{100 * (1 - study.options.alpha):g} %"
+    rows = []
+    for one in study.datasets:
+        for count in one.comparison.counts if one.comparison else ():
+            for strategy in study.strategies:
+                rate = one.rates.get((strategy, count.finding)) or dict.fromkeys(RATES, math.nan)
+                row = [Text(one.name), Text(title_of(count.finding)), Text(strategy)]
+                row += [Text(f"{count.positive} / {count.positive + count.negative}")]
+                row += _auroc_texts(study, one, strategy, count.finding)
+                row += [Text(number(rate["sensitivity"], 2)), Text(number(rate["specificity"], 2))]
+                rows.append(tuple(row + _difference_texts(study, one, strategy, count.finding)))
+    columns = ("Dataset", "Finding", "Strategy", "n positive / n", "AUROC", f"{level} CI", "Sens.", "Spec.")
+    caption = "AUROC per finding; sensitivity and specificity at the Youden threshold of the validation predictions."
+    return Table("findings", caption, (*columns, "Difference", f"{level} CI of it", "p", "q"), tuple(rows))
+
+
+def guard_table(guards: Sequence[Guard]) -> Table:
+    """Return the guards as a table."""
+    rows = [
+        (Text("passed" if g.passed else "FAILED", not g.passed), Text(g.name), Text(g.detail or NONE)) for g in guards
+    ]
+    return Table("guards", "Checks of rigor.", ("Result", "Check", "Detail"), tuple(rows))
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write flat rows with numbers in full; undefined numbers are empty fields, as statistics programs want them."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    path.write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def markdown(table: Table) -> str:
+    """Return `table` in GitHub's Markdown."""
+
+    def line(texts: Sequence[str]) -> str:
+        return f"| {' | '.join(texts)} |"
+
+    def cell(one: Text) -> str:
+        text = _escape(one.text, MARKDOWN)
+        return f"**{text}**" if one.bold else text
+
+    head = [line([_escape(name, MARKDOWN) for name in table.columns]), line(["---"] * len(table.columns))]
+    body = [line([cell(one) for one in row]) for row in table.rows]
+    return "\n".join([f"{_escape(table.caption, MARKDOWN)}\n", *head, *body, ""])
+
+
+def latex(table: Table) -> str:
+    r"""Return `table` as a LaTeX table that needs ``\usepackage{booktabs}``; a rule parts the groups of column one."""
+
+    def cell(one: Text) -> str:
+        text = _escape(one.text, LATEX)
+        return rf"\textbf{{{text}}}" if one.bold else text
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.caption, LATEX)}}}"]
+    lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+    lines += [" & ".join(_escape(name, LATEX) for name in table.columns) + r" \\", r"\midrule"]
+    group = table.rows[0][0] if table.rows else None
+    for row in table.rows:
+        if row[0] != group:
+            lines.append(r"\midrule")
+            group = row[0]
+        lines.append(" & ".join(cell(one) for one in row) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _flat(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -> dict[str, Any]:
+    estimate, difference = _numbers(one, strategy, finding)
+    return {
+        "dataset": one.name,
+        "strategy": strategy,
+        "finding": finding,
+        "status": "done" if estimate else MISSING,
+        "seeds": len(estimate.by_member) if estimate else 0,
+        "auroc": estimate.value if estimate else math.nan,
+        "auroc_low": estimate.low if estimate else math.nan,
+        "auroc_high": estimate.high if estimate else math.nan,
+        "auroc_sd_seeds": estimate.spread if estimate else math.nan,
+        "reference": study.options.reference,
+        "difference": difference.value if difference else math.nan,
+        "difference_low": difference.low if difference else math.nan,
+        "difference_high": difference.high if difference else math.nan,
+        "p": difference.p if difference else math.nan,
+        "q": difference.q if difference else math.nan,
+        "delong_p": difference.delong.p if difference and difference.delong else math.nan,
+    }
+
+
+def _auroc_texts(
+    study: StudyResult, one: DatasetResult, strategy: str, finding: str, *, with_spread: bool = False
+) -> list[Text]:
+    estimate, _ = _numbers(one, strategy, finding)
+    if estimate is None:
+        return [Text(MISSING), Text(NONE), *([Text(NONE)] if with_spread else [])]
+    spread = [Text(number(estimate.spread))] if with_spread else []
+    winner = best(one.comparison, finding) == strategy
+    return [Text(number(estimate.value), winner), Text(interval(estimate.low, estimate.high)), *spread]
+
+
+def _difference_texts(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -> list[Text]:
+    _, d = _numbers(one, strategy, finding)
+    if strategy == study.options.reference:
+        return [Text("reference"), Text(NONE), Text(NONE), Text(NONE)]
+    if d is None:
+        return [Text(NONE)] * 4
+    sure = d.q < study.options.alpha
+    return [
+        Text(signed(d.value), sure),
+        Text(interval(d.low, d.high, signed)),
+        Text(probability(d.p)),
+        Text(probability(d.q)),
+    ]
+
+
+def _numbers(one: DatasetResult, strategy: str, finding: str) -> tuple[Estimate | None, Difference | None]:
+    if one.comparison is None or strategy not in one.comparison.models:
+        return None, None
+    return one.comparison.estimate(strategy, finding), one.comparison.difference(strategy, finding)
+
+
+def _escape(text: str, table: dict[str, str]) -> str:
+    return "".join(table.get(character, character) for character in text.replace("\n", " "))

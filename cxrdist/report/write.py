@@ -1,0 +1,83 @@
+"""Write a report folder: index.html, the tables as csv, Markdown and LaTeX, the figures as SVG and PNG."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cxrdist.report import tables
+from cxrdist.report.analysis import StudyResult, analyse
+from cxrdist.report.cells import CellFiles, Guard, ReportOptions, read_cell
+from cxrdist.report.figures import draw, to_bytes
+from cxrdist.report.guards import check
+from cxrdist.report.page import render
+from cxrdist.stats.bootstrap import MapFunction
+
+
+def write_report(
+    cells: Sequence[CellFiles],
+    out: Path,
+    *,
+    title: str,
+    options: ReportOptions,
+    guards: Sequence[Guard] = (),
+    notes: Sequence[str] = (),
+    map: MapFunction = map,
+) -> Path:
+    """Write the report of `cells` into the folder `out` and return the path of its page.
+
+    The same run folders and options give the same bytes.  A cell without predictions is named as missing.
+
+    Args:
+        cells: All cells that the study declares, finished or not.
+        out: Made if it is not there; files of an earlier report are replaced.
+        title: Heading of the page.
+        options: Reference strategy and the settings of the statistics.
+        guards: Checks the caller made, shown before those the report makes itself.
+        notes: Sentences for the reader (confounds, known overlaps).
+        map: Where to work out the bootstrap.
+
+    Raises:
+        UsageError: If there are no cells, or none of the reference strategy.
+    """
+    study = analyse([read_cell(one) for one in cells], options, map)
+    all_guards = [*guards, *check(study)]
+    out.mkdir(parents=True, exist_ok=True)
+    figures = _write_figures(study, out / "figures")
+    files = _write_tables(study, all_guards, out)
+    page = render(study, title=title, guards=all_guards, notes=notes, figures=figures, files=files)
+    path = out / "index.html"
+    # Written last and at once: a page that is there is complete.
+    partial = out / ".index.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    return partial.replace(path)
+
+
+def _write_figures(study: StudyResult, folder: Path) -> dict[str, bytes]:
+    """Write every figure as SVG and PNG, and return the SVG files by the name the page knows them."""
+    folder.mkdir(exist_ok=True)
+    svgs = {}
+    for name, figure in draw(study).items():
+        kind, _, index = name.partition("_")
+        file = f"{kind}-{_slug(study.datasets[int(index)].name)}" if index else kind
+        svgs[name] = to_bytes(figure, "svg")
+        (folder / f"{file}.svg").write_bytes(svgs[name])
+        (folder / f"{file}.png").write_bytes(to_bytes(figure, "png"))
+    return svgs
+
+
+def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> list[str]:
+    """Write every table in every format and return the names of the files."""
+    tables.write_csv(tables.headline_rows(study), out / "headline.csv")
+    tables.write_csv(tables.finding_rows(study), out / "findings.csv")
+    tables.write_csv([asdict(guard) for guard in guards], out / "guards.csv")
+    names = ["headline.csv", "findings.csv", "guards.csv"]
+    for table in (tables.headline_table(study), tables.finding_table(study), tables.guard_table(guards)):
+        (out / f"{table.name}.md").write_text(tables.markdown(table), encoding="utf-8")
+        (out / f"{table.name}.tex").write_text(tables.latex(table), encoding="utf-8")
+        names += [f"{table.name}.md", f"{table.name}.tex"]
+    return names
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "dataset"
