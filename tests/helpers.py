@@ -4,12 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import gdcm
 import numpy as np
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGLosslessSV1, JPEGLSLossless
 
 from cxrdist.datasets.records import Import, Row
 from cxrdist.pack import PackOptions, pack_rows
 from cxrdist.pack.plan import DatasetName
 
+GDCM_ENCODES = (JPEGLosslessSV1, JPEGLSLossless)  # pydicom has no encoder for these
 FINDINGS = ("cardiomegaly", "effusion")
 
 
@@ -104,3 +109,60 @@ def finetune_tree(shards: Path, **train: Any) -> dict[str, Any]:
             **train,
         },
     }
+
+
+def make_dicom(path: Path, stored: np.ndarray, *, syntax: str = ExplicitVRLittleEndian, **tags: Any) -> Path:
+    """Write (H, W) or (H, W, 3) `stored` values as a DICOM file; `tags` set or, with None, remove header tags.
+
+    The header holds a patient's name, ids and dates as a real one does; the values are made up.
+    """
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.826.0.1.3680043.8.498.1"
+    ds.PatientName, ds.PatientID, ds.StudyDate, ds.AccessionNumber = "DOE^JANE", "SECRET77", "20010203", "ACC99"
+    ds.Modality = "DX"
+    ds.Rows, ds.Columns = stored.shape[:2]
+    ds.SamplesPerPixel = 1 if stored.ndim == 2 else 3
+    ds.PhotometricInterpretation = "MONOCHROME2" if stored.ndim == 2 else "RGB"
+    if stored.ndim == 3:
+        ds.PlanarConfiguration = 0
+    ds.BitsAllocated = ds.BitsStored = 8 * stored.dtype.itemsize
+    ds.PixelRepresentation = int(stored.dtype.kind == "i")
+    high_bit = tags.get("HighBit", "derived")
+    ds.PixelData = stored.tobytes()
+    for name, value in tags.items():
+        if value is None:
+            ds.pop(name, None)
+        else:
+            setattr(ds, name, value)
+    if high_bit == "derived":
+        ds.HighBit = ds.BitsStored - 1
+    ds["PixelData"].VR = "OB" if ds.BitsAllocated == 8 else "OW"
+    by_gdcm = syntax in GDCM_ENCODES
+    if UID(syntax).is_encapsulated and not by_gdcm:
+        ds.compress(syntax, generate_instance_uid=False)
+    if not by_gdcm:
+        ds.file_meta.TransferSyntaxUID = syntax
+    if syntax == ExplicitVRBigEndian and ds.BitsAllocated == 16:
+        ds.PixelData = stored.astype(stored.dtype.newbyteorder(">")).tobytes()
+    dcmwrite(path, ds, enforce_file_format=True)
+    if by_gdcm:
+        _transcode(path, syntax)
+    return path
+
+
+def _transcode(path: Path, syntax: str) -> None:
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()

@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cxrdist.dicom.codestream import codestream_size, is_whole
+from cxrdist.dicom.codestream import codestream_header, is_whole
 from cxrdist.dicom.display import DisplayTable, display_table
 from cxrdist.dicom.header import ALLOWED, Header, parse_header
 from cxrdist.dicom.jpeg12 import decode_jpeg12
@@ -185,35 +185,46 @@ def _inflate(data: bytes, limit: int) -> bytes:
 
 def _decode(ds: Dataset, syntax: UID, header: Header) -> np.ndarray:
     """Return (H, W) or (H, W, 3) values as stored, with the decoder that `PLUGINS` names first."""
-    data = ds.get("PixelData")
-    if not data:
-        raise ImageRejectedError("unreadable", "no pixel data")
-    _complete(ds, header)
+    whole = _pixel_module(ds, header)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise ImageRejectedError("unsupported", "an unknown transfer syntax") from None
     if not decoder.is_available:
         raise ImageRejectedError("unsupported", f"no decoder for {syntax.name} is installed")
-    frame = _checked_frame(data, header) if syntax.is_encapsulated and syntax != RLELossless else b""
+    frame = _checked_frame(whole.PixelData, header) if syntax.is_encapsulated and syntax != RLELossless else b""
     try:
         if syntax == JPEGExtended12Bit and header.samples == 1 and 8 < header.bits_stored <= 12:
             return decode_jpeg12(frame, header.rows, header.columns, signed=header.signed)
-        values, _ = decoder.as_array(ds, decoding_plugin=_plugin(syntax, decoder.available_plugins))
-    except Exception:
+        # pydicom's own masking forgets HighBit: `stored_values` does it.
+        values, _ = decoder.as_array(
+            whole, decoding_plugin=_plugin(syntax, decoder.available_plugins), correct_unused_bits=False
+        )
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:  # decoders in Rust panic with an exception that is no `Exception`
         raise ImageRejectedError("unreadable", f"the pixel data ({syntax.name}) is damaged or truncated") from None
     if values.shape[:2] != (header.rows, header.columns):
         raise ImageRejectedError("unreadable", "the pixel data is not of the size the header names")
     return values
 
 
-def _complete(ds: Dataset, header: Header) -> None:
-    """Fill in what real files leave out and the decoders insist on."""
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = header.samples, header.photometric
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = header.bits_allocated, header.bits_stored, header.high_bit
-    ds.PixelRepresentation, ds.NumberOfFrames = int(header.signed), 1
-    if header.samples > 1 and "PlanarConfiguration" not in ds:
-        ds.PlanarConfiguration = 0
+def _pixel_module(ds: Dataset, header: Header) -> Dataset:
+    """Return the pixel data with the checked header around it: complete, and without what is broken or left over."""
+    whole = Dataset()
+    whole.Rows, whole.Columns, whole.NumberOfFrames = header.rows, header.columns, 1
+    whole.SamplesPerPixel, whole.PhotometricInterpretation = header.samples, header.photometric
+    whole.BitsAllocated, whole.BitsStored, whole.HighBit = header.bits_allocated, header.bits_stored, header.high_bit
+    whole.PixelRepresentation = int(header.signed)
+    if header.samples > 1:
+        whole.PlanarConfiguration = header.planar
+    try:
+        whole.add(ds[PIXEL_DATA])
+    except Exception:  # absent, or an element that cannot be parsed
+        raise ImageRejectedError("unreadable", "no pixel data") from None
+    if not whole.PixelData:
+        raise ImageRejectedError("unreadable", "no pixel data")
+    return whole
 
 
 def _checked_frame(data: bytes, header: Header) -> bytes:
@@ -222,8 +233,11 @@ def _checked_frame(data: bytes, header: Header) -> bytes:
         frame = next(generate_frames(data, number_of_frames=1))
     except Exception:
         raise ImageRejectedError("unreadable", "the compressed pixel data is damaged or truncated") from None
-    if codestream_size(frame) != (header.rows, header.columns):
+    own = codestream_header(frame)
+    if own is None or own[:3] != (header.rows, header.columns, header.samples):
         raise ImageRejectedError("unreadable", "the compressed pixel data is not of the size the header names")
+    if not 1 < own.bits <= header.bits_allocated:
+        raise ImageRejectedError("unreadable", f"the compressed pixel data has {own.bits} bits")
     if not is_whole(frame):
         raise ImageRejectedError("unreadable", "the compressed pixel data is truncated")
     return frame

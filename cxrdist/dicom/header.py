@@ -44,6 +44,8 @@ class Header:
     rows: int
     columns: int
     samples: int
+    planar: int
+    """0: RGBRGB..., 1: RR...GG...BB...; of colour images."""
     bits_allocated: int
     bits_stored: int
     high_bit: int
@@ -99,6 +101,7 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
         rows=rows,
         columns=columns,
         samples=samples,
+        planar=_whole(ds, "PlanarConfiguration", 0),
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=_whole(ds, "HighBit", stored - 1),
