@@ -3,6 +3,7 @@
 USTAR (POSIX.1-1988) with mtime 0, owner 0, mode 0444: what every tar program and WebDataset reads.
 """
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -77,6 +78,7 @@ def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk: a rename alone may be lost with the power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some file systems cannot; their renames are as safe as they make them
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

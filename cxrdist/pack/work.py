@@ -9,11 +9,14 @@ from pathlib import Path
 
 from cxrdist.datasets.shard_format import MANIFEST, WORK_FOLDER
 from cxrdist.errors import UserError
+from cxrdist.log import get_logger
 from cxrdist.pack.build import PARTIAL, not_written, write_file
 from cxrdist.pack.plan import Plan
 
 RECIPE = "recipe.json"
 LOCK = "lock"
+
+log = get_logger(__name__)
 
 
 @contextmanager
@@ -36,6 +39,8 @@ def work_folder(shards: Path, plan: Plan) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"Only one process may pack into {str(shards)!r}, got a second. Wait for it.") from None
+            except OSError:  # some cluster file systems (Lustre without `flock`) know no locks
+                log.warning("The file system of %s has no locks: start one pack at a time into it.", shards)
             _refuse_other_recipe(work, shards, plan)
             for rubbish in work.glob(f"*{PARTIAL}"):
                 rubbish.unlink(missing_ok=True)
