@@ -84,8 +84,10 @@ def test_wrong_values_are_refused(targets, scores, weights, sentence):
         auroc(np.array(targets, dtype=float), np.array(scores), None if weights is None else np.array(weights))
 
 
-def test_macro_is_the_mean_of_defined_findings():
-    assert macro(np.array([[0.5, np.nan, 1.0], [np.nan, np.nan, np.nan]])) == pytest.approx([0.75, np.nan], nan_ok=True)
+def test_macro_is_the_mean_of_included_findings_or_nothing():
+    values = np.array([[0.5, np.nan, 1.0], [np.nan, 0.5, 0.5]])
+    assert macro(values, np.array([True, False, True])) == pytest.approx([0.75, np.nan], nan_ok=True)
+    assert np.isnan(macro(values, np.zeros(3, dtype=bool))).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -101,7 +101,8 @@ def _headline_forest(study: StudyResult) -> Figure:
             labels.append(strategy)
             d = one.comparison.difference(strategy) if one.comparison else None
             if d is None or math.isnan(d.value):
-                axes.text(0, y, "missing", va="center", ha="center", color=REFERENCE_COLOUR, style="italic")
+                side = axes.get_yaxis_transform()
+                axes.text(1.01, y, "missing", transform=side, va="center", fontsize=8, style="italic")
                 continue
             _whisker(axes, d.value, d.low, d.high, y, palette[strategy], _marker(study, strategy))
             text = f"{d.value:+.3f}  [{d.low:+.3f}, {d.high:+.3f}]".replace("-", "−")
@@ -245,4 +246,10 @@ def _legend(figure: Figure, study: StudyResult, names: Sequence[str]) -> None:
         for name in names
     ]
     # A name with a leading underscore would be dropped by matplotlib's automatic legend; given by hand it stays.
-    figure.legend(handles, list(names), loc="outside upper center", ncols=min(len(names), 4), fontsize=9)
+    figure.legend(
+        handles,
+        list(names),
+        loc="outside upper center",
+        ncols=max(1, min(len(names), 110 // (max(map(len, names)) + 7))),
+        fontsize=9,
+    )

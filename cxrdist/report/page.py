@@ -148,7 +148,7 @@ def _methods(study: StudyResult) -> dict[str, Any]:
         "redraw_seed": study.options.seed,
         "cluster": study.options.cluster,
         "smallest_p": f"{2 / (study.options.n_resamples + 1):.2g}",
-        "partial": max((one.macro_redraws_partial for one in done), default=0),
+        "undefined": max((one.macro_redraws_undefined for one in done), default=0),
         "n_macro": macros,
         "n_per_finding": len(tests) - macros,
     }

@@ -56,14 +56,27 @@ def write_report(
 def _write_figures(study: StudyResult, folder: Path) -> dict[str, bytes]:
     """Write every figure as SVG and PNG, and return the SVG files by the name the page knows them."""
     folder.mkdir(exist_ok=True)
+    for kind in ("forest", "roc", "training"):
+        for stale in (*folder.glob(f"{kind}*.svg"), *folder.glob(f"{kind}*.png")):
+            stale.unlink()
+    slugs = file_names([one.name for one in study.datasets])
     svgs = {}
     for name, figure in draw(study).items():
         kind, _, index = name.partition("_")
-        file = f"{kind}-{_slug(study.datasets[int(index)].name)}" if index else kind
+        file = f"{kind}-{slugs[int(index)]}" if index else kind
         svgs[name] = to_bytes(figure, "svg")
         (folder / f"{file}.svg").write_bytes(svgs[name])
         (folder / f"{file}.png").write_bytes(to_bytes(figure, "png"))
     return svgs
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return a distinct, portable file name for each of `names`."""
+    slugs: list[str] = []
+    for i, name in enumerate(names):
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "dataset"
+        slugs.append(slug if slug not in slugs else f"{slug}-{i}")
+    return slugs
 
 
 def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> list[str]:
@@ -77,7 +90,3 @@ def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> lis
         (out / f"{table.name}.tex").write_text(tables.latex(table), encoding="utf-8")
         names += [f"{table.name}.md", f"{table.name}.tex"]
     return names
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "dataset"

@@ -90,14 +90,13 @@ def auroc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = 
     return float(ranked.auroc(counts[:, None])[0])
 
 
-def macro(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis, the findings, of those that are defined; NaN where none is.
+def macro(values: np.ndarray, included: np.ndarray) -> np.ndarray:
+    """Return the mean of the (..., K) AUROCs over the `included` findings; NaN where one of them is undefined.
 
-    Which findings enter is first decided on the full sample (both classes present); inside a redraw a finding that
-    lost a class is left out of that redraw's mean, for every model alike, because labels and redraws are shared.
+    Which findings are included, (K,) bool, is decided once, on the full sample: those with both classes.  A redraw in
+    which one of them lost a class has no macro mean: averaging the rest would mix means over different findings, and
+    one easy rare finding that comes and goes would shift the whole interval.  Labels and redraws are shared, so the
+    rule falls alike on every model.
     """
-    values = np.asarray(values, dtype=np.float64)
-    defined = ~np.isnan(values)
-    count = defined.sum(axis=-1)
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, np.where(defined, values, 0.0).sum(axis=-1) / np.maximum(count, 1), np.nan)
+    chosen = np.asarray(values, dtype=np.float64)[..., included]
+    return chosen.mean(axis=-1) if chosen.shape[-1] else np.full(chosen.shape[:-1], np.nan)

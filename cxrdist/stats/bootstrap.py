@@ -31,7 +31,7 @@ class Redraws:
     theta: dict[str, np.ndarray]
     """Model -> (R, K + 1); rows are independent redraws of patients, shared by all models."""
     undefined: np.ndarray
-    """(K + 1,) number of redraws in which a class was absent, the same for all models."""
+    """(K + 1,) number of redraws in which a class was absent (last: of any finding in the mean), for all models."""
     n_patients: int
 
     @property
@@ -92,9 +92,9 @@ def bootstrap_auroc(
         range(first, min(first + REDRAWS_PER_CALL, n_resamples)) for first in range(0, n_resamples, REDRAWS_PER_CALL)
     ]
     theta = np.concatenate(list(map(partial(_redraws_of_call, plan), calls)), axis=1)  # (S, R, K)
-    theta = np.concatenate([theta, macro(theta)[..., None]], axis=-1)
+    theta = np.concatenate([theta, macro(theta, both_classes)[..., None]], axis=-1)
     full = _auroc_under(plan, once)[:, 0]
-    full = np.concatenate([full, macro(full)[..., None]], axis=-1)
+    full = np.concatenate([full, macro(full, both_classes)[..., None]], axis=-1)
     return Redraws(
         point=dict(zip(scores, full, strict=True)),
         theta=dict(zip(scores, theta, strict=True)),

@@ -97,8 +97,8 @@ class Comparison:
     cluster: str
     alpha: float
     seed: int
-    macro_redraws_partial: int
-    """Redraws in which the macro mean is over fewer findings than on the full sample."""
+    macro_redraws_undefined: int
+    """Redraws in which a finding of the macro mean had one class only; they are left out of its interval."""
 
     def estimate(self, model: str, finding: str = MACRO) -> Estimate:
         """Return one estimate; `KeyError` if there is none."""
@@ -142,6 +142,11 @@ class Comparison:
                     f"{count.finding}: {count.redraws_undefined} of {self.n_resamples} redraws held one class only and "
                     "are left out of its interval."
                 )
+        if self.macro_redraws_undefined:
+            lost = f"{self.macro_redraws_undefined} of {self.n_resamples} redraws"
+            sentences.append(
+                f"Mean over findings: {lost} lacked a class of one finding and are left out of its interval."
+            )
         sentences += [f"{name}: {', '.join(k)} left out; not in every file." for name, k in self.dropped.items()]
         return sentences
 
@@ -211,7 +216,7 @@ def compare(
         cluster=cluster,
         alpha=alpha,
         seed=seed,
-        macro_redraws_partial=_partial_macros(single),
+        macro_redraws_undefined=int(single.undefined[-1]),
     )
     return adjust([comparison])[0]
 
@@ -279,13 +284,6 @@ def _count(base: Predictions, k: int, redraws: Redraws) -> FindingCount:
     positive, negative = int((target == 1).sum()), int((target == 0).sum())
     undefined = int(redraws.undefined[k]) if positive and negative else 0
     return FindingCount(base.findings[k], positive, negative, len(target) - positive - negative, undefined)
-
-
-def _partial_macros(redraws: Redraws) -> int:
-    """Return in how many redraws a finding of the macro mean was undefined."""
-    label = next(iter(redraws.theta))
-    usable = ~np.isnan(redraws.point[label][:-1])
-    return int(np.isnan(redraws.theta[label][:, :-1][:, usable]).any(axis=1).sum())
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:
