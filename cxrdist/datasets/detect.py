@@ -30,7 +30,7 @@ def detect(root: Path) -> FactFile:
         raise UserError(f"`--root` must hold one dataset, got one that fits {names}. Name it instead of `auto`.")
     looked = "; ".join(f"{facts.name}: {describe_markers(facts)}" for facts in list_facts())
     raise UserError(
-        f"No known dataset is in {str(root)!r}. Looked {MARKER_LEVELS} levels down for {looked}. "
+        f"`--root` must hold a known dataset, got none. Looked {MARKER_LEVELS} levels down for {looked}. "
         "Name the dataset, or write a fact file for it."
     )
 
@@ -47,8 +47,7 @@ def home_of(facts: FactFile, root: Path) -> str:
         if home is not None:
             return home
     raise UserError(
-        f"{facts.title} must have {describe_markers(facts)} at most {MARKER_LEVELS} levels below `--root`, "
-        f"got none [in {str(root)!r}]."
+        f"{facts.title} must have {describe_markers(facts)} at most {MARKER_LEVELS} levels below `--root`, got none."
     )
 
 

@@ -45,7 +45,7 @@ def read_split_lists(facts: FactFile, root: Path) -> ListedSplits:
         if path is None:
             raise UserError(
                 f"{facts.title} must have the list {' or '.join(names)} of its {split} images at most {MARKER_LEVELS} "
-                f"levels below `--root`, got none [in {str(root)!r}]."
+                f"levels below `--root`, got none."
             )
         for line in read_list(root / path):
             key = list_key(line)

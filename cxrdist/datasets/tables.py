@@ -79,7 +79,7 @@ def table_records(facts: FactFile, layout: TableLayout, root: Path, images: Imag
             if table.required:
                 raise UserError(
                     f"{facts.title} must have a table {' or '.join(table.files)} with a column `{layout.image}` "
-                    f"at most {MARKER_LEVELS} levels below `--root`, got none [in {str(root)!r}]."
+                    f"at most {MARKER_LEVELS} levels below `--root`, got none."
                 )
             continue
         other = table.unless is not None and bool(find(near, table.unless))
