@@ -28,7 +28,7 @@ def both_classes(targets, weights=None):
     return weights[targets == 1].sum() > 0 and weights[targets == 0].sum() > 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(IMAGES)
 def test_auroc_is_that_of_sklearn_and_a_weight_is_a_repeated_row(images):
     targets, scores, weights = (np.array(column) for column in zip(*images, strict=True))

@@ -234,7 +234,7 @@ def test_one_class_and_rare_findings_are_named_and_json_is_strict():
     assert "effusion: no positive image, so no AUROC; left out of the macro mean." in text
     assert "mass: only 1 positive image; read its interval with care." in text
     assert "of 50 redraws held one class only" in text
-    assert "of 50 redraws lacked a class of one of its findings" in text
+    assert "of 50 redraws lacked a class of one finding" in text
     read = json.loads(result.to_json())
     assert read["warnings"] == result.warnings()
     row = next(d for d in read["differences"] if d["finding"] == "effusion")
