@@ -5,7 +5,7 @@ left), y grows downwards, and the origin lies on the midline at the height of th
 Maps are (H, W) float32.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -57,20 +57,17 @@ class Frame:
     def mask8(self, *polygons: np.ndarray) -> np.ndarray:
         """Return the union of filled polygons as uint8 coverage, 0..255."""
         canvas = np.zeros((self.height, self.width), np.uint8)
+        corners = self.fixed(np.concatenate(polygons))
+        start = 0
         for polygon in polygons:
-            cv2.fillPoly(canvas, [self.fixed(polygon)], 255, cv2.LINE_AA, _SHIFT)
+            end = start + len(polygon)
+            cv2.fillPoly(canvas, [corners[start:end]], 255, cv2.LINE_AA, _SHIFT)
+            start = end
         return canvas
 
     def mask(self, *polygons: np.ndarray) -> np.ndarray:
         """Return the union of filled polygons as coverage in [0, 1]."""
         return self.mask8(*polygons).astype(np.float32) / 255
-
-    def shaded(self, polygons: Sequence[np.ndarray], values: Sequence[float]) -> np.ndarray:
-        """Return a map in which later polygons lie over earlier ones, each with its value in [0, 1]."""
-        canvas = np.zeros((self.height, self.width), np.uint8)
-        for polygon, value in zip(polygons, values, strict=True):
-            cv2.fillPoly(canvas, [self.fixed(polygon)], int(255 * min(value, 1.0) + 0.5), cv2.LINE_AA, _SHIFT)
-        return canvas.astype(np.float32) / 255
 
     def stroke(self, points: np.ndarray, width: float) -> np.ndarray:
         """Return an open line of `width` cm; lines thinner than a pixel become fainter, not thinner."""
@@ -93,7 +90,10 @@ class Frame:
 
     def dome(self, mask: np.ndarray, depth: float, power: float = 2.0) -> np.ndarray:
         """Return a rounded profile in [0, 1] of a uint8 mask: 0 at its rim, 1 from `depth` cm inside."""
-        distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3) / np.float32(depth * self.scale)
+        inner = cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1]
+        # The rim runs half a pixel before the first pixel inside.
+        pixels = np.maximum(cv2.distanceTransform(inner, cv2.DIST_L2, 5) - np.float32(0.5), 0)
+        distance = pixels / np.float32(depth * self.scale)
         inside = 1 - np.minimum(distance, 1)
         return np.sqrt(1 - inside**power) * (mask.astype(np.float32) / 255)
 
@@ -133,8 +133,9 @@ def curve(points: np.ndarray, *, closed: bool = False, steps: int = 8) -> np.nda
         padded = np.concatenate([points[-1:], points, points[:2]])
     else:
         padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    windows = np.stack([padded[k : len(padded) - 3 + k] for k in range(4)], axis=1)
-    smooth = np.einsum("tk,nkd->ntd", _spline_basis(steps), windows).reshape(-1, 2)
+    count = len(padded) - 3
+    windows = padded[np.arange(count)[:, None] + np.arange(4)]
+    smooth = (_spline_basis(steps) @ windows).reshape(-1, 2)
     return smooth if closed else np.concatenate([smooth, points[-1:]])
 
 
@@ -157,7 +158,12 @@ def ellipse(
     centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0, points: int = 32
 ) -> np.ndarray:
     """Return the outline of an ellipse."""
+    c, s = math.cos(angle), math.sin(angle)
+    axes = np.array([[radii[0] * c, radii[0] * s], [-radii[1] * s, radii[1] * c]])
+    return np.asarray(_circle(points) @ axes + np.array(centre))
+
+
+@cache
+def _circle(points: int) -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    x, y = radii[0] * np.cos(t), radii[1] * np.sin(t)
-    c, s = np.cos(angle), np.sin(angle)
-    return np.stack([centre[0] + x * c - y * s, centre[1] + x * s + y * c], axis=1)
+    return np.stack([np.cos(t), np.sin(t)], axis=1)

@@ -132,10 +132,11 @@ def edema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """Bat's wings around the hila, blurred vessels, and Kerley B lines at the lateral bases."""
     frame = scene.frame
     rough = 1 + 0.13 * frame.cloud(rng, 1.2) + 0.1 * frame.cloud(rng, 3.0)
-    for side in (-1, 1):
-        dx, dy = (side * scene.x - 5.2) / 4.6, (scene.y - 12.3) / 6.2
+    size = rng.uniform(0.8, 1.15)
+    for side, share in zip((-1, 1), rng.uniform(0.75, 1.0, 2), strict=True):
+        dx, dy = (side * scene.x - 5.2) / (4.4 * size), (scene.y - 12.3) / (6.0 * size)
         wing = np.exp(-((dx * dx + dy * dy) ** 1.3)).astype(np.float32)
-        scene.fill(np.clip(wing * rough, 0, 1) * scene.lungs[side], 0.16 + 0.56 * strength)
+        scene.fill(np.clip(wing * rough, 0, 1) * scene.lungs[side], share * (0.1 + 0.55 * strength))
         corner = scene.shape.angles[0 if side < 0 else 1]
         for k in range(6):
             y = corner[1] - 2.4 - 0.75 * k

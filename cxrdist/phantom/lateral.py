@@ -19,10 +19,10 @@ def lateral_water(frame: Frame, exam: Exam) -> np.ndarray:
     dome = 20.0 * patient.chest_height + 1.1 * exam.breath + (1.5 if "emphysema" in found else 0.0)
     wide = 2.0 * patient.habitus
     front = np.array(
-        [(-6, -12), (-5.5, -6), (-7.5, -2.5), (-11, 2), (-13 - wide, 9), (-13.5 - wide, 17), (-13 - 1.5 * wide, 60)]
+        [(-6, -30), (-5.5, -6), (-7.5, -2.5), (-11, 2), (-13 - wide, 9), (-13.5 - wide, 17), (-13 - 1.5 * wide, 60)]
     )
     back = np.array(
-        [(13.5 + wide, 60), (13 + wide, 24), (13.6 + wide, 14), (13.2 + wide, 4), (10, -3), (7, -7), (6.5, -12)]
+        [(13.5 + wide, 60), (13 + wide, 24), (13.6 + wide, 14), (13.2 + wide, 4), (10, -3), (7, -7), (6.5, -30)]
     )
     body = (27 + 3 * patient.habitus) * frame.dome(
         frame.mask8(np.vstack([curve(front), curve(back)]) * (deep, 1)), 7.5, 2.4

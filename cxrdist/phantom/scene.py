@@ -66,16 +66,19 @@ def frontal_scene(frame: Frame, exam: Exam) -> Scene:
     patient, shape = exam.patient, frontal_shape(exam)
     thick = 20.5 + 2.6 * patient.habitus
     body = thick * frame.dome(frame.mask8(shape.body), 9.5, 2.4)
+    x, y = frame.grid
+    thin = 0.78 + 0.22 / (1 + np.exp(np.clip((5 - y) / 2.5, -30, 30)))  # shoulders and neck are thinner
+    body *= thin
     for arm in shape.arms:
         body = np.maximum(body, (7.5 + patient.habitus) * frame.dome(frame.mask8(arm), 3.0))
     masks = {side: frame.mask8(outline) for side, outline in zip((-1, 1), shape.lungs, strict=True)}
     air = frame.zeros()
     for mask in masks.values():
         air += (14.2 + 0.5 * patient.habitus) * np.float32(AERATION) * frame.dome(mask, 5.4, 2.6)
+    air *= thin
     heart = 9.0 * frame.dome(frame.mask8(shape.heart), 4.2)
     knob = 4.0 * frame.dome(frame.mask8(shape.aorta), 1.5)
     air = np.maximum(air - np.float32(0.8) * np.maximum(heart, knob), 0)
-    x, y = frame.grid
     rng = exam.key.lasting(Draw.VESSELS, 9)
     lungs = {side: mask.astype(np.float32) / 255 for side, mask in masks.items()}
     markings = vessels(frame, exam, shape) * np.float32(2.1 * patient.markings)
@@ -102,7 +105,7 @@ def _soft_parts(frame: Frame, exam: Exam, shape: Shape, tissue: np.ndarray, rng:
         )
         tissue -= 0.9 * frame.blur(frame.mask(band(bronchus, np.linspace(0.62, 0.45, len(bronchus)))), 0.12)
     # Hila: the left lies higher; pulmonary arteries with soft outlines.
-    large = 1 + 0.75 * exam.findings.get("enlarged_pulmonary_artery", -0.2 / 0.75) + 0.15
+    large = rng.uniform(0.82, 1.12) + 0.75 * exam.findings.get("enlarged_pulmonary_artery", 0.0)
     for side, centre in ((-1, (-4.0 + shift, 10.7 * h)), (1, (4.3 + shift, 9.8 * h))):
         hilum = frame.ball(centre, (1.25 * large, 1.9 * large), 0.35 * side)
         lower = frame.ball((centre[0] + 0.4 * side, centre[1] + 1.9), (0.75 * large, 1.9 * large), -0.3 * side)

@@ -48,8 +48,10 @@ def _ribs(frame: Frame, exam: Exam, shape: Shape) -> np.ndarray:
         for number, line in enumerate(posterior):
             half = 0.5 + 0.015 * number
             for piece in broken(exam, line, side, number):
-                cortex.append(band(piece, half))
-                marrow.append(band(piece, half * 0.62))
+                # The lower ribs end freely, in a point.
+                taper = np.interp(np.arange(len(piece)), [0, 32, 56], [half, half, 0.12]) if number > 5 else half
+                cortex.append(band(piece, taper))
+                marrow.append(band(piece, taper * 0.62))
         for line in anterior:
             front.append(band(line, np.linspace(0.5, 0.66, len(line))))
             if age > 45:  # calcified costal cartilage beyond the rib's end
@@ -124,7 +126,7 @@ def _broken_clavicle(exam: Exam, line: np.ndarray, side: int) -> list[np.ndarray
     if strength is None or side != (-1 if exam.lesion_rng("clavicle_fracture").random() < 0.5 else 1):
         return [line]
     cut = len(line) // 2
-    step = np.linspace(1, 0.3, len(line) - cut)[:, None] * np.array([-0.5 * side, 0.7 + 1.3 * strength])
+    step = np.linspace(1, 0.3, len(line) - cut)[:, None] * np.array([-0.5 * side, 0.2 + 1.5 * strength])
     return [line[:cut], line[cut:] + step]
 
 

@@ -49,9 +49,9 @@ UNCERTAIN = {"Atelectasis": 0.3, "Consolidation": 0.2, "Pneumonia": 0.25, "Edema
 """Of the studies with a finding, the share whose report hedges; 0.06 for the others."""
 
 PREVALENCE = {
-    **{"cardiomegaly": 0.24, "effusion": 0.24, "edema": 0.16, "pneumothorax": 0.13, "consolidation": 0.14},
+    **{"cardiomegaly": 0.24, "effusion": 0.22, "edema": 0.14, "pneumothorax": 0.12, "consolidation": 0.14},
     **{"atelectasis": 0.16, "pneumonia": 0.09, "nodule": 0.06, "mass": 0.05, "pleural_thickening": 0.04},
-    **{"rib_fracture": 0.04, "clavicle_fracture": 0.02, "enlarged_cardiomediastinum": 0.06, "support_devices": 0.3},
+    **{"rib_fracture": 0.03, "clavicle_fracture": 0.02, "enlarged_cardiomediastinum": 0.06, "support_devices": 0.3},
     **{"emphysema": 0.05, "fibrosis": 0.04},
 }
 

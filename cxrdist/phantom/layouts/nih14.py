@@ -44,7 +44,7 @@ LABELS = {
 """Tokens in alphabetical order, as the label strings list them."""
 
 PREVALENCE = {
-    **{"atelectasis": 0.15, "cardiomegaly": 0.2, "consolidation": 0.13, "edema": 0.09, "effusion": 0.2},
+    **{"atelectasis": 0.15, "cardiomegaly": 0.2, "consolidation": 0.13, "edema": 0.08, "effusion": 0.19},
     **{"emphysema": 0.08, "fibrosis": 0.07, "hernia": 0.03, "infiltration": 0.16, "mass": 0.1, "nodule": 0.13},
     **{"pleural_thickening": 0.09, "pneumonia": 0.07, "pneumothorax": 0.12, "support_devices": 0.12},
 }
