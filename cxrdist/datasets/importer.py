@@ -97,6 +97,8 @@ def _images(facts: FactFile, root: Path, home: str, files: ImageFiles | None) ->
 
 
 def _rewritten(facts: FactFile, record: Record) -> Record:
+    if not facts.replace:
+        return record
     cells = dict(record.cells)
     for column, values in facts.replace.items():
         text = cells.get(column.lower())

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from cxrdist.datasets.facts import ColumnLabels, FactFile, TokenLabels
@@ -117,6 +118,7 @@ def _vote(votes: list[int], how: Combine) -> int:
     return UNCERTAIN if twice == len(votes) else int(twice > len(votes))
 
 
+@lru_cache(maxsize=1024)
 def _code(text: str) -> str:
     """Return a number in one spelling (``1``, ``1.0`` and `` 1`` are the same code), any other text in lower case."""
     try:

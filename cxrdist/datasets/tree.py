@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cxrdist.errors import UsageError, UserError
 
@@ -30,9 +30,12 @@ def walk(root: Path, *, levels: int | None = None, folders: bool = False) -> Ite
     yield from _walk(str(root), "", levels, folders, ())
 
 
-def _walk(folder: str, prefix: str, levels: int | None, folders: bool, above: tuple[str, ...]) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in above:
+def _walk(
+    folder: str, prefix: str, levels: int | None, folders: bool, above: tuple[tuple[int, int], ...]
+) -> Iterator[str]:
+    status = Path(folder).stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
         return
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
@@ -46,7 +49,7 @@ def _walk(folder: str, prefix: str, levels: int | None, folders: bool, above: tu
         if folders:
             yield path
         if levels is None or levels > 1:
-            yield from _walk(entry.path, path + "/", levels and levels - 1, folders, (*above, real))
+            yield from _walk(entry.path, path + "/", levels and levels - 1, folders, (*above, identity))
 
 
 def find(paths: list[str], pattern: str) -> list[str]:
@@ -98,4 +101,4 @@ def is_image(path: str) -> bool:
 
 def stem(path: str) -> str:
     """Return `path` without an image's suffix; other dots belong to the name."""
-    return str(PurePosixPath(path).with_suffix("")) if is_image(path) else path
+    return path[: path.rindex(".")] if is_image(path) else path
