@@ -171,3 +171,9 @@ def test_names_are_found_in_any_case_compressed_or_not_and_the_shallowest_first(
     paths = ["x/y/train.csv", "x/Train.CSV.gz", "x/train.csv", "x/mytrain.csv"]
     assert find(paths, "train.csv") == ["x/train.csv", "x/Train.CSV.gz", "x/y/train.csv"]
     assert find(["a/train/NORMAL", "NORMAL", "b/strain/NORMAL"], "train/NORMAL") == ["a/train/NORMAL"]
+
+
+def test_the_example_of_the_readme_is_a_fact_file():
+    text = (shipped("shards") / "README.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\n")[1].split("```")[0]
+    assert FactFile.build(yaml.safe_load(example), where="README.md").has_patient_ids
