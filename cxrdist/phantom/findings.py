@@ -136,7 +136,7 @@ def edema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     for side, share in zip((-1, 1), rng.uniform(0.75, 1.0, 2), strict=True):
         dx, dy = (side * scene.x - 5.2) / (4.4 * size), (scene.y - 12.3) / (6.0 * size)
         wing = np.exp(-((dx * dx + dy * dy) ** 1.3)).astype(np.float32)
-        scene.fill(np.clip(wing * rough, 0, 1) * scene.lungs[side], share * (0.1 + 0.55 * strength))
+        scene.fill(np.clip(wing * rough, 0, 1) * scene.lungs[side], share * (0.04 + 0.6 * strength))
         corner = scene.shape.angles[0 if side < 0 else 1]
         for k in range(6):
             y = corner[1] - 2.4 - 0.75 * k

@@ -50,7 +50,7 @@ class Shape:
 def heart_ratio(exam: Exam) -> float:
     """Return the true cardiothoracic ratio: above 0.55 with cardiomegaly, below 0.48 without."""
     strength = exam.findings.get("cardiomegaly")
-    return exam.patient.heart_ratio if strength is None else 0.552 + 0.095 * strength
+    return exam.patient.heart_ratio if strength is None else 0.551 + 0.08 * strength
 
 
 def mediastinal_shift(exam: Exam) -> float:
