@@ -1,0 +1,1 @@
+"""The command line: reads arguments and environment, configures logging, prints results.  Nothing below it does."""

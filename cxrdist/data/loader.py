@@ -2,44 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
-from cxrdist.config import Config
+from cxrdist.data.config import InputConfig
 from cxrdist.data.order import Batching, iter_positions, rank_share, sample_at
-from cxrdist.data.samples import ProjectionChoice, Samples
-from cxrdist.data.transforms import AugmentConfig, Fit, augment, fit
+from cxrdist.data.samples import Samples
+from cxrdist.data.transforms import augment, fit
 from cxrdist.seeds import Purpose, derive, stream
 from cxrdist.world import World
 
 Batch = dict[str, torch.Tensor]
 """``image`` (B, 1, S, S) uint8 or float32 in [0, 1]; ``target`` (B, K) float32, NaN masked; ``sample`` (B,) int64;
 in training also ``seed`` (B,) int64, one per image and epoch, for random choices made on the device."""
-
-
-class InputConfig(Config):
-    """How packed images become the backbone's input."""
-
-    image_size: int = Field(default=224, ge=16)
-    """Side of the square input, pixels."""
-
-    fit: Fit = "pad"
-    """How an image that is not square becomes so."""
-
-    augment: AugmentConfig = AugmentConfig()
-    """Random changes in training; validation and test images are never changed."""
-
-    projection: ProjectionChoice = "frontal"
-    """Which projections take part."""
-
-    workers: int = Field(default=2, ge=0)
-    """Reading processes per rank; 0 reads in the training process.  Changes no result."""
 
 
 class TrainingImages(Dataset[Batch]):
@@ -122,8 +101,3 @@ def _item(image: np.ndarray, target: np.ndarray, sample: int) -> Batch:
         "target": torch.from_numpy(target),
         "sample": torch.tensor(sample),
     }
-
-
-def shard_folders(shards: Path | list[Path]) -> list[Path]:
-    """Return `shards` as a list of folders."""
-    return list(shards) if isinstance(shards, list) else [shards]

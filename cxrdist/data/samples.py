@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 import pandas as pd
 
+from cxrdist.data.config import ProjectionChoice
 from cxrdist.datasets.records import FRONTAL
 from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UserError, unknown
 from cxrdist.findings import ABSENT, NO_FINDING, PRESENT, LabelPolicy, apply_policy
 from cxrdist.seeds import Purpose, stream
-
-ProjectionChoice = Literal["frontal", "PA", "AP", "all"]
 
 
 @dataclass(frozen=True)

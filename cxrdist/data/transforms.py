@@ -4,37 +4,10 @@ Pixels stay integers (uint8, or uint16 for 16-bit shards) until they are on the 
 of floats.  Normalisation by the backbone's mean and standard deviation belongs to the model (`cxrdist.models`).
 """
 
-from typing import Literal
-
 import cv2
 import numpy as np
-from pydantic import Field
 
-from cxrdist.config import Config
-
-Fit = Literal["pad", "crop", "squash"]
-
-
-class AugmentConfig(Config):
-    """Random changes of a training image.  All zero (and `zoom` [1, 1]) means none."""
-
-    rotate: float = Field(default=7.0, ge=0, le=180)
-    """Largest rotation, degrees, either way."""
-
-    shift: float = Field(default=0.05, ge=0, le=0.5)
-    """Largest shift along each axis, as a share of the side."""
-
-    zoom: tuple[float, float] = (0.9, 1.1)
-    """Range of the scale factor; above 1 crops, below 1 shows a black border."""
-
-    brightness: float = Field(default=0.1, ge=0, le=1)
-    """Largest change of brightness, as a share of the full range, either way."""
-
-    contrast: float = Field(default=0.2, ge=0, lt=1)
-    """Largest relative change of contrast, either way."""
-
-    flip: bool = False
-    """Mirror half of the images.  Off: a mirrored chest has its heart on the wrong side (laterality is a finding)."""
+from cxrdist.data.config import AugmentConfig, Fit
 
 
 def fit(image: np.ndarray, size: int, how: Fit) -> np.ndarray:

@@ -6,10 +6,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from cxrdist.config import Config
-from cxrdist.data.loader import InputConfig
+from cxrdist.data.config import InputConfig
 from cxrdist.errors import UserError
 from cxrdist.findings import LabelPolicy, check_names
-from cxrdist.models.build import ModelConfig
+from cxrdist.models.config import ModelConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
 
 

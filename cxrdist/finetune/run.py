@@ -4,6 +4,7 @@ Only the training and the validation split are read here.  The test split is ope
 that takes a finished run and chooses nothing.
 """
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -26,7 +27,7 @@ from cxrdist.models.weights import load_weights
 from cxrdist.stats.predictions import Predictions, write_predictions
 from cxrdist.train.engine import gather, process_group
 from cxrdist.train.loop import Outcome, train
-from cxrdist.train.run_folder import Resume, RunFolder, write_json
+from cxrdist.train.run_folder import Resume, RunFolder, record_test_access, write_json
 from cxrdist.world import World
 
 log = get_logger(__name__)
@@ -99,7 +100,11 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
                 "chosen_step": outcome.chosen_step,
             }
             save_model(task.model, folder.model, backbone=config.model.backbone, findings=findings, facts=facts)
-            write_json(folder.result, asdict(outcome) | {"findings": findings, "train_images": len(train_samples)})
+            write_json(
+                folder.result,
+                asdict(outcome)
+                | {"time": round(time.time(), 3), "findings": findings, "train_images": len(train_samples)},
+            )
     return outcome
 
 
@@ -117,6 +122,7 @@ def open_test(out: Path, *, split: str = "test") -> Path:
             f"The test split is opened after training only, got an unfinished run [{out.name}]. Finish it first."
         )
     config = FinetuneConfig.read(folder.config)
+    record_test_access(out, {"split": split})
     model, findings, _ = load_model(folder.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = read_samples([config.shards], split, projection=config.input.projection)

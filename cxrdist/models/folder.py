@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from cxrdist.errors import UserError
-from cxrdist.models.build import ModelConfig, RadiographModel, build_model
+from cxrdist.models.build import RadiographModel, build_model
+from cxrdist.models.config import ModelConfig
 from cxrdist.models.weights import read_weights
 
 FACTS = "cxrdist"

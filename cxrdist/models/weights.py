@@ -87,7 +87,8 @@ def load_weights(net: nn.Module, path: Path) -> LoadReport:
         examples = ", ".join((report.misshapen + report.missing)[:3])
         raise UserError(
             f"A weight file must fill at least {ENOUGH:.0%} of the backbone, got {filled / total:.0%} "
-            f"from {path.name!r} (not filled: {examples} ...). Check `model.backbone` and `model.args` against the file."
+            f"from {path.name!r} (not filled: {examples} ...). "
+            "Check `model.backbone` and `model.args` against the file."
         )
     net.load_state_dict({name: weights[name] for name in matched}, strict=False)
     return report

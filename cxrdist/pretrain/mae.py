@@ -3,36 +3,17 @@
 Shapes: B images, L patches, N tokens (patches and prefix), D width, P values of a patch.
 """
 
-from typing import Literal
-
 import torch
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
-from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cxrdist.config import Config
 from cxrdist.data.loader import Batch
 from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
-
-
-class MaeConfig(Config):
-    """What the masked autoencoder masks and how it decodes."""
-
-    name: Literal["mae"] = "mae"
-
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    """Share of the patches that the encoder does not see."""
-
-    decoder_width: int = Field(default=512, gt=0)
-    decoder_depth: int = Field(default=8, gt=0)
-    decoder_heads: int = Field(default=16, gt=0)
-
-    normalise_patches: bool = True
-    """Predict each patch less its own mean and divided by its own deviation (section 4.1 of the paper)."""
+from cxrdist.pretrain.config import MaeConfig
 
 
 class MaeTask(nn.Module):

@@ -1,43 +1,27 @@
 """One pretraining from its configuration to a model folder whose backbone others start from."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from pydantic import Field
 
-from cxrdist.config import Config
-from cxrdist.data.loader import InputConfig, TrainingImages, training_batches
+from cxrdist.data.loader import TrainingImages, training_batches
 from cxrdist.data.samples import read_samples
-from cxrdist.data.transforms import AugmentConfig
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.log import get_logger
-from cxrdist.models.build import ModelConfig, build_model
+from cxrdist.models.build import build_model
 from cxrdist.models.folder import save_model
 from cxrdist.models.weights import load_weights
-from cxrdist.pretrain.mae import MaeConfig, MaeTask
+from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
-from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.engine import process_group
 from cxrdist.train.loop import Outcome, train
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
 from cxrdist.world import World
 
 log = get_logger(__name__)
-
-
-class PretrainConfig(Config):
-    """Pretrain a backbone on the training splits of shard folders, labels unread."""
-
-    shards: list[Path] = Field(min_length=1)
-    """Packed datasets; their training splits are joined."""
-
-    method: MaeConfig = MaeConfig()
-    input: InputConfig = InputConfig(augment=AugmentConfig(rotate=5.0, zoom=(1.0, 1.6), shift=0.1))
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig(betas=(0.9, 0.95))
-    train: TrainConfig = TrainConfig()
-    seed: int = Field(default=0, ge=0)
 
 
 def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
@@ -77,5 +61,5 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
         if world.is_main:
             facts = {"kind": "pretrain", "image_size": config.input.image_size, "fit": config.input.fit}
             save_model(model, folder.model, backbone=config.model.backbone, findings=["pretrained"], facts=facts)
-            write_json(folder.result, asdict(outcome) | {"train_images": len(samples)})
+            write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})
     return outcome

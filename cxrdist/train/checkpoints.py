@@ -88,7 +88,8 @@ def load_checkpoint(engine: Any, folder: Path, name: str, *, world_size: int, ze
     if saved.zero_stage != zero_stage or (zero_stage and saved.world_size != world_size):
         raise UserError(
             "A checkpoint with ZeRO must be resumed as it was written "
-            f"({saved.world_size} ranks, stage {saved.zero_stage}), got {world_size} ranks, stage {zero_stage} [in {name}]."
+            f"({saved.world_size} ranks, stage {saved.zero_stage}), got {world_size} ranks, "
+            f"stage {zero_stage} [in {name}]."
         )
     engine.load_checkpoint(str(folder), tag=name)
     return saved

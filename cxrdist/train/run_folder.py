@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cxrdist import __version__
-from cxrdist.config import Config, read_yaml, write_yaml
+from cxrdist.config import Config, Tree, read_yaml, write_yaml
 from cxrdist.datasets.shard_format import manifest_sha256
 from cxrdist.errors import UsageError, UserError
 from cxrdist.world import World
 
 Resume = Literal["auto"]
 LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
+TEST_ACCESSES = "test_accesses.jsonl"
 FREE = ("input.workers", "train.micro_batch_size", "train.keep_last", "train.log_every", "train.checkpoint_every")
 """What may differ when a run is resumed: none of it changes which images a step sees."""
 
@@ -63,14 +64,10 @@ class RunFolder:
             hidden.replace(self.config)
 
     def _check_same(self, config: Config) -> None:
-        before, now = flatten(read_yaml(self.config)), flatten(config.tree())
-        changed = sorted(
-            name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and name not in FREE
-        )
+        changed = changes(read_yaml(self.config), config.tree())
         if changed:
-            shown = ", ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:5])
             raise UsageError(
-                f"A resumed run must keep its configuration, got changes in {shown} [{self.path}]. "
+                f"A resumed run must keep its configuration, got {'; '.join(changed[:5])} [{self.path}]. "
                 "Choose another --out for another run."
             )
 
@@ -132,6 +129,24 @@ def describe_environment(world: World, shards: Sequence[Path], seed: int) -> dic
         "seed": seed,
         "shard_manifests": hashes,
     }
+
+
+def changes(before: Tree, now: Tree) -> list[str]:
+    """Return ``name: old -> new`` for every value that differs and may not when a run is resumed."""
+    old, new = flatten(before), flatten(now)
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in FREE)
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+
+
+def record_test_access(folder: Path, facts: dict[str, Any]) -> None:
+    """Append to the run folder's list of openings of its test split."""
+    with (folder / TEST_ACCESSES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+
+
+def read_test_accesses(folder: Path) -> list[dict[str, Any]]:
+    """Return the openings of a run's test split."""
+    return read_metrics(folder / TEST_ACCESSES)
 
 
 def write_json(path: Path, tree: Any) -> None:

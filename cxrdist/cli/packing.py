@@ -1,0 +1,244 @@
+"""`cxrdist phantom`, `datasets`, `pack` and `shards`: from raw radiographs to shards that are known to be whole."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxrdist.cli.show import print_table
+from cxrdist.errors import UsageError
+
+if TYPE_CHECKING:
+    from cxrdist.datasets import FactFile
+    from cxrdist.datasets.shard_format import Manifest
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that work together.")]
+ShardFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A shard folder.")]
+
+shards = typer.Typer(help="Look at shard folders, check them, and mend them.", no_args_is_help=True)
+
+
+def phantom(
+    layout: Annotated[str, typer.Argument(metavar="LAYOUT", help="chexpert, nih14 or vindr_cxr.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    patients: Annotated[int, typer.Option(help="How many patients to draw.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    difficulty: Annotated[float, typer.Option(help="0: findings are obvious; 1: barely visible.")] = 0.5,
+    size: Annotated[int | None, typer.Option(help="Shorter side, pixels. Default: the layout's.")] = None,
+    workers: Workers = 1,
+    traps: Annotated[
+        bool, typer.Option(help="Plant what real copies contain: junk, truncated and missing files.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Draw chest radiographs of people who do not exist, in a real dataset's on-disk layout.
+
+    Example: `cxrdist phantom chexpert raw/chexpert --patients 200`
+    """
+    import json  # noqa: PLC0415
+
+    from cxrdist.phantom import write_phantoms  # noqa: PLC0415
+
+    summary = write_phantoms(
+        layout, out, patients=patients, seed=seed, difficulty=difficulty, size=size, workers=workers, traps=traps
+    )
+    if as_json:
+        facts = {"patients": summary.patients, "images": summary.images, "findings": summary.findings}
+        typer.echo(json.dumps({"root": str(summary.root)} | facts))
+    else:
+        typer.echo(f"{summary.images} images of {summary.patients} patients in {summary.root}")
+        typer.echo(f"Next: cxrdist pack {layout} --root {summary.root} --out {out.parent / (out.name + '-shards')}")
+
+
+def datasets(as_json: Json = False) -> None:
+    """List the datasets that can be packed: what marks them, how they are labelled, where to get them.
+
+    Example: `cxrdist datasets`
+    """
+    import json  # noqa: PLC0415
+
+    from cxrdist.datasets import describe_markers, list_facts  # noqa: PLC0415
+
+    if as_json:
+        entries = [
+            {
+                "name": facts.name,
+                "title": facts.title,
+                "marked_by": describe_markers(facts),
+                "labels": facts.coding,
+                "overlaps": facts.overlaps,
+                "licence": facts.licence,
+                "home": facts.home,
+            }
+            for facts in list_facts()
+        ]
+        typer.echo(json.dumps(entries, indent=2))
+        return
+    for facts in list_facts():
+        typer.echo(f"\n{facts.name}  {facts.title}")
+        typer.echo(f"  marked by: {describe_markers(facts)}")
+        typer.echo(f"  labels:    {facts.coding}")
+        typer.echo(f"  licence:   {facts.licence}")
+        typer.echo(f"  home:      {facts.home}")
+        if facts.overlaps:
+            typer.echo(f"  overlaps:  {'; '.join(f'{name} ({how})' for name, how in facts.overlaps.items())}")
+
+
+def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, a fact file, or `auto`.")],
+    root: Annotated[Path, typer.Option(metavar="RAW", help="Folder of the dataset as downloaded.")],
+    out: Annotated[Path, typer.Option(metavar="SHARDS", help="Shard folder to write.")],
+    size: Annotated[int, typer.Option(help="Shorter side, pixels; nothing is enlarged.")] = 512,
+    image_format: Annotated[str, typer.Option("--format", help="jpeg or png.")] = "jpeg",
+    bits: Annotated[int, typer.Option(help="8, or 16 with png.")] = 8,
+    quality: Annotated[int, typer.Option(help="JPEG quality.")] = 95,
+    workers: Workers = 1,
+    id_key: Annotated[Path | None, typer.Option(help="Key of the pseudonyms; made if it is not there.")] = None,
+    id_map: Annotated[Path | None, typer.Option(help="Private table of source files and pseudonyms.")] = None,
+    projection: Annotated[str, typer.Option(help="frontal or all.")] = "frontal",
+    max_reject: Annotated[float, typer.Option(help="Stop when a larger share cannot be read.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Pack raw radiographs into WebDataset shards, once: correct pixels, pseudonyms, every exclusion accounted for.
+
+    Interrupted, the same command goes on. Example: `cxrdist pack nih14 --root raw/nih --out shards/nih14 --workers 8`
+    """
+    from cxrdist.datasets import detect, read_facts  # noqa: PLC0415
+    from cxrdist.pack import PackOptions  # noqa: PLC0415
+    from cxrdist.pack.dataset import pack_dataset  # noqa: PLC0415
+
+    options = PackOptions.build(
+        {
+            "size": size,
+            "format": image_format,
+            "bits": bits,
+            "quality": quality,
+            "workers": workers,
+            "id_key": id_key,
+            "id_map": id_map,
+            "projection": projection,
+            "max_reject": max_reject,
+        },
+        where="the options",
+    )
+    facts = detect(root) if name == "auto" else read_facts(name)
+    manifest = pack_dataset(facts, root, out, options)
+    if as_json:
+        typer.echo(manifest.model_dump_json())
+    else:
+        _show_pack(facts, manifest, out)
+
+
+def _show_pack(facts: "FactFile", manifest: "Manifest", out: Path) -> None:
+    splits = ", ".join(f"{split} {count}" for split, count in manifest.splits.items())
+    left = ", ".join(f"{reason} {count}" for reason, count in sorted(manifest.rejects.items())) or "none"
+    rejects = sum(manifest.rejects.values())
+    typer.echo(f"{facts.title}: {manifest.rows} images in = {manifest.samples} samples + {rejects} rejects")
+    typer.echo(f"  samples: {splits}")
+    typer.echo(f"  rejects: {left}")
+    typer.echo(f"  {len(manifest.shards)} shards in {out}")
+
+
+@shards.command()
+def info(folder: ShardFolder, as_json: Json = False) -> None:
+    """Show counts, patients and prevalence of a shard folder.
+
+    Example: `cxrdist shards info shards/nih14`
+    """
+    from cxrdist.pack.info import shard_info  # noqa: PLC0415
+
+    found = shard_info(folder)
+    if as_json:
+        typer.echo(found.model_dump_json())
+        return
+    manifest = found.manifest
+    how = manifest.preprocessing
+    kind = f"{how.format} {how.bits}-bit, shorter side {how.size} px at most, projection {how.projection}"
+    typer.echo(f"{manifest.title}: {manifest.samples} samples of {found.patients} patients")
+    typer.echo(f"{len(manifest.shards)} shards, {found.bytes / 2**20:.1f} MiB, {kind}")
+    rejects = sum(manifest.rejects.values())
+    left = ", ".join(f"{reason} {count}" for reason, count in sorted(manifest.rejects.items())) or "none"
+    typer.echo(f"{manifest.rows} images in = {manifest.samples} samples + {rejects} rejects ({left})")
+    print_table(
+        "",
+        ["split", "samples", "patients", "studies", "projections", "sex", "age (mean)"],
+        [
+            [
+                name,
+                split.samples,
+                split.patients,
+                split.studies,
+                _counts(split.projection),
+                _counts(split.sex),
+                "" if split.age.mean is None else f"{split.age.mean:.0f}",
+            ]
+            for name, split in found.splits.items()
+        ],
+    )
+    print_table(
+        "present / absent / uncertain / not mentioned",
+        ["finding", *found.splits],
+        [
+            [
+                finding,
+                *(
+                    f"{value.present} / {value.absent} / {value.uncertain} / {value.not_mentioned}"
+                    for value in (split.findings[finding] for split in found.splits.values())
+                ),
+            ]
+            for finding in manifest.findings
+        ],
+    )
+
+
+@shards.command()
+def verify(folder: ShardFolder, workers: Workers = 1, as_json: Json = False) -> None:
+    """Check every hash, every member, every image and every field of a shard folder.
+
+    Exit 1 if anything is wrong. Example: `cxrdist shards verify shards/nih14`
+    """
+    import json  # noqa: PLC0415
+
+    from cxrdist.pack.verify import verify_shards  # noqa: PLC0415
+
+    problems = verify_shards(folder, workers)
+    if as_json:
+        typer.echo(json.dumps([str(problem) for problem in problems]))
+    for problem in [] if as_json else problems:
+        typer.echo(f"{problem}")
+    if problems:
+        typer.echo(
+            f"{len(problems)} problems in {folder}. Mend it: cxrdist shards repair {folder} --root RAW", err=True
+        )
+        raise typer.Exit(1)
+    if not as_json:
+        typer.echo(f"{folder} is whole.")
+
+
+@shards.command()
+def repair(
+    folder: ShardFolder,
+    root: Annotated[Path, typer.Option(metavar="RAW", help="Folder of the dataset as downloaded.")],
+    name: Annotated[str | None, typer.Option(help="The dataset's name or fact file. Default: as packed.")] = None,
+    id_key: Annotated[Path | None, typer.Option(help="The key it was packed with.")] = None,
+    workers: Workers = 1,
+) -> None:
+    """Build the broken and missing shards of a folder again, byte for byte as they were.
+
+    Example: `cxrdist shards repair shards/nih14 --root raw/nih`
+    """
+    from cxrdist.datasets import read_facts  # noqa: PLC0415
+    from cxrdist.datasets.shard_format import read_manifest  # noqa: PLC0415
+    from cxrdist.pack.dataset import repair_dataset  # noqa: PLC0415
+
+    if not root.is_dir():
+        raise UsageError(f"`--root` must be a folder, got {str(root)!r}. Check the path.")
+    manifest = repair_dataset(
+        read_facts(name or read_manifest(folder).dataset), root, folder, id_key=id_key, workers=workers
+    )
+    typer.echo(f"{folder} is whole again: {manifest.samples} samples in {len(manifest.shards)} shards.")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

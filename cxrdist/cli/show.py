@@ -1,0 +1,24 @@
+"""Tables in the terminal; plain text where it is no terminal."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+UNBOUNDED = 10_000
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under a heading; the first column is left-aligned, the others right.
+
+    Nothing is cut off to fit: in a narrow terminal cells fold, and a table piped into a file is as wide as it is.
+    """
+    from rich import box  # noqa: PLC0415 - not needed for --help
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUNDED)
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,89 @@
+"""`cxrdist train` and `cxrdist pretrain`: one run, under python, torchrun, deepspeed or srun."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cxrdist.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from cxrdist.train.loop import Outcome
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")]
+Settings = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")]
+ResumeOption = Annotated[str | None, typer.Option(help="`auto`: go on from the newest checkpoint, if there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def train(
+    run: RunFile,
+    settings: Settings = [],  # noqa: B006 - read only
+    out: Out = None,
+    resume: ResumeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune one backbone on one packed dataset.
+
+    The test split is not read. Example: `cxrdist train launch/finetune/debug.yaml --set optim.lr=3e-4 --out runs/a`
+    """
+    from cxrdist.finetune.config import FinetuneConfig  # noqa: PLC0415
+    from cxrdist.finetune.run import finetune  # noqa: PLC0415
+
+    _run(finetune, FinetuneConfig.read(run, settings), out or Path("runs") / run.stem, resume, as_json)
+
+
+def pretrain(
+    run: RunFile,
+    settings: Settings = [],  # noqa: B006 - read only
+    out: Out = None,
+    resume: ResumeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Pretrain one backbone on unlabeled radiographs, self-supervised.
+
+    Example: `torchrun --nproc-per-node 2 -m cxrdist pretrain launch/pretrain/mae-debug.yaml --out runs/mae`
+    """
+    from cxrdist.pretrain.config import PretrainConfig  # noqa: PLC0415
+    from cxrdist.pretrain.run import pretrain as start  # noqa: PLC0415
+
+    _run(start, PretrainConfig.read(run, settings), out or Path("runs") / run.stem, resume, as_json)
+
+
+def check_resume(resume: str | None) -> Literal["auto"] | None:
+    """Return `resume` if it is a way of resuming.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if resume in (None, "auto"):
+        return resume  # type: ignore[return-value]
+    raise UsageError(unknown("`--resume`", str(resume), ["auto"]))
+
+
+def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) -> None:
+    import json  # noqa: PLC0415
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from cxrdist.train.interrupt import Interrupted  # noqa: PLC0415
+    from cxrdist.world import read_world  # noqa: PLC0415
+
+    world = read_world()
+    try:
+        outcome: Outcome | None = start(config, out, world=world, resume=check_resume(resume))
+    except Interrupted as stop:
+        if world.is_main:
+            typer.echo(str(stop), err=True)
+        raise typer.Exit(128 + stop.signum) from None
+    if not world.is_main:
+        return
+    if as_json:
+        typer.echo(
+            json.dumps({"out": str(out), "finished_before": outcome is None} | (asdict(outcome) if outcome else {}))
+        )
+    elif outcome is None:
+        typer.echo(f"This run has ended before; its model is in {out / 'model'}.")
+    else:
+        score = "" if outcome.score is None else f", validation AUROC {outcome.score:.4f}"
+        typer.echo(f"Step {outcome.chosen_step} of {outcome.steps} chosen{score}. Model: {out / 'model'}")
