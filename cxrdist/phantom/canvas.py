@@ -80,7 +80,7 @@ class Frame:
         pixels = sigma * self.scale
         if pixels < 0.3:
             return image
-        step = int(pixels // 4)
+        step = int(pixels // 2.5)
         if step < 2:
             return cv2.GaussianBlur(image, (0, 0), pixels, borderType=cv2.BORDER_REPLICATE)
         size = (max(self.width // step, 4), max(self.height // step, 4))
@@ -99,11 +99,17 @@ class Frame:
 
     def ball(self, centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> np.ndarray:
         """Return the thickness profile of an ellipsoid, 1 in its middle."""
-        x, y = self.grid
+        column, row = self.pixels(np.array([centre]))[0]
+        reach = max(radii) * self.scale + 2
+        top, left = max(int(row - reach), 0), max(int(column - reach), 0)
+        box = slice(top, max(int(row + reach) + 1, top)), slice(left, max(int(column + reach) + 1, left))
+        x, y = self.grid[0][box], self.grid[1][box]
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         dx, dy = x - np.float32(centre[0]), y - np.float32(centre[1])
         a, b = (dx * c + dy * s) / np.float32(radii[0]), (dy * c - dx * s) / np.float32(radii[1])
-        return np.sqrt(np.maximum(0, 1 - a * a - b * b))
+        profile = self.zeros()
+        profile[box] = np.sqrt(np.maximum(0, 1 - a * a - b * b))
+        return profile
 
     def cloud(self, rng: np.random.Generator, grain: float) -> np.ndarray:
         """Return smooth noise with unit variance and structures of about `grain` cm."""

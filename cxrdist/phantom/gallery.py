@@ -46,7 +46,7 @@ def _strip(name: str, number: int, size: int, seed: int) -> np.ndarray:
     patient = draw_patient(key)
     tiles = []
     for found in ({}, *({name: strength(difficulty, 0.5)} for difficulty in DIFFICULTIES)):
-        exam = draw_exam(key, patient, "PA", found)
+        exam = draw_exam(key, patient, "AP" if name == "support_devices" else "PA", found)  # tubes are for beds
         tiles.append(draw_exam_picture(exam, Beam(), shape=(size, size)))
     picture = np.hstack(tiles)
     title = np.zeros((_TITLE_PX, picture.shape[1]), np.uint8)
