@@ -33,6 +33,10 @@ def compare(
     named = _named(files)
     if cluster not in ("patient_id", "none"):
         raise UsageError(unknown("`--cluster`", cluster, ["patient_id", "none"]))
+    if not 0 < alpha < 1:
+        raise UsageError(f"`--alpha` must be in (0, 1), got {alpha}. Intervals have confidence level 1 - alpha.")
+    if json is not None and not json.parent.is_dir():
+        raise UsageError(f"`--json` must be in a folder that exists, got {str(json)!r}.")
     comparison = run(
         {name: read_predictions(path) for name, path in named.items()},
         reference=reference,
@@ -42,8 +46,6 @@ def compare(
         seed=seed,
     )
     if json is not None:
-        if not json.parent.is_dir():
-            raise UsageError(f"`--json` must be in a folder that exists, got {str(json)!r}.")
         json.write_text(comparison.to_json(), encoding="utf-8")
     _show(comparison)
 

@@ -1,13 +1,14 @@
 """``cxrdist COMMAND``.  Commands import what they need when they run, so that ``--help`` answers at once."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from cxrdist import __version__
 from cxrdist.cli import comparing, packing, studying, training
-from cxrdist.errors import UserError
+from cxrdist.cli.ending import end_with_sentence
 
 app = typer.Typer(
     name="cxrdist",
@@ -50,16 +51,7 @@ def main(
     setup(verbose=verbose)
 
 
-def run() -> None:
-    """Run the command line; what a user can cause ends in a sentence and an exit code."""
-    try:
-        app()
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished stays; the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader (`head`) has left; there is nobody to tell.
-        sys.exit(141)
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; what a user can cause ends in a sentence and an exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(end_with_sentence(lambda: app(given, prog_name="cxrdist", standalone_mode=False), given))

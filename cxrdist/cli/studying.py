@@ -96,16 +96,48 @@ def _show_status(status: "Status", as_json: bool) -> None:
     print_table(
         "", ["name", "kind", "state", "key"], [[row["name"], row["kind"], row["state"], row["key"]] for row in rows]
     )
-    counts = {state: sum(row["state"] == state for row in rows) for state in ("done", "running", "failed", "left")}
+    counts = {
+        state: sum(row["state"] == state for row in rows) for state in ("done", "running", "stopped", "failed", "left")
+    }
     typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
 def _finish(page: Path, as_json: bool) -> None:
-    """Print the headline table and where the page is."""
+    """Print the headline table, the guards that failed, and where the page is."""
+    import csv  # noqa: PLC0415
     import json  # noqa: PLC0415
 
+    def read(name: str) -> list[dict[str, str]]:
+        with (page.parent / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    rows, guards = read("headline.csv"), read("guards.csv")
+    failed = [guard for guard in guards if guard["passed"] != "True"]
     if as_json:
-        typer.echo(json.dumps({"report": str(page)}))
+        typer.echo(json.dumps({"report": str(page), "headline": rows, "failed_checks": failed}))
         return
-    typer.echo((page.parent / "headline.md").read_text(encoding="utf-8"))
+    print_table(
+        f"Mean AUROC over findings, and its difference to {rows[0]['reference']}",
+        ["dataset", "strategy", "AUROC", "difference", "p", "q"],
+        [
+            [
+                row["dataset"],
+                row["strategy"],
+                _interval(row, "auroc", ".3f") or row["status"],
+                _interval(row, "difference", "+.3f") or ("reference" if row["strategy"] == row["reference"] else "-"),
+                *(f"{float(row[name]):.4f}" if row[name] else "-" for name in ("p", "q")),
+            ]
+            for row in rows
+        ],
+    )
+    typer.echo(f"{len(guards) - len(failed)} of {len(guards)} checks of rigor passed.")
+    for guard in failed:
+        typer.echo(f"FAILED: {guard['name']}. {guard['detail']}")
     typer.echo(f"Report: {page}")
+
+
+def _interval(row: dict[str, str], name: str, form: str) -> str:
+    if not row[name]:
+        return ""
+    value, low, high = (float(row[name + end]) for end in ("", "_low", "_high"))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

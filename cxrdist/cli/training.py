@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cxrdist.cli.ending import Stopped
 from cxrdist.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) 
     try:
         outcome: Outcome | None = start(config, out, world=world, resume=check_resume(resume))
     except Interrupted as stop:
-        if world.is_main:
-            typer.echo(str(stop), err=True)
-        raise typer.Exit(128 + stop.signum) from None
+        raise Stopped(stop.signum, str(stop) if world.is_main else "") from None
     if not world.is_main:
         return
     if as_json:
