@@ -5,9 +5,13 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cxrdist.config import Config, Tree
+from cxrdist.config import Config, Tree, override
 from cxrdist.errors import unknown
 from cxrdist.report import ReportOptions
+from cxrdist.train.run_folder import flatten
+
+RECIPE_LEAVES_OUT = ("shards", "seed", "model.weights")
+"""What datasets, seeds and strategies set."""
 
 
 class Dataset(Config):
@@ -72,6 +76,9 @@ class Resources(Config):
     retries: int = Field(default=2, ge=0)
     """How often a trial goes on from its last checkpoint after a worker died."""
 
+    autoscaling: bool = False
+    """The cluster grows on demand: a trial that does not fit yet waits, where it would be refused."""
+
 
 class StudyConfig(Config):
     """Strategies x datasets x seeds, and the statistics over them."""
@@ -127,6 +134,27 @@ class StudyConfig(Config):
             ]
         if self.statistics.reference not in self.strategies:
             wrong.append(unknown("`statistics.reference`", self.statistics.reference, self.strategies))
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @model_validator(mode="after")
+    def _set_once(self) -> Self:
+        """What the grid sets must not stand elsewhere too: one of the two would be passed over in silence."""
+        parts: dict[str, tuple[Tree, tuple[str, ...]]] = {"recipe": (self.recipe, RECIPE_LEAVES_OUT)}
+        parts |= {f"datasets.{name}.set": (one.set, RECIPE_LEAVES_OUT) for name, one in self.datasets.items()}
+        for name, strategy in self.strategies.items():
+            staged = strategy.stage is not None or bool(strategy.stage_for)
+            parts[f"strategies.{name}.set"] = (strategy.set, RECIPE_LEAVES_OUT if staged else ("shards", "seed"))
+        for name, stage in self.stages.items():
+            kind, tree = ("train", stage.train) if stage.train is not None else ("pretrain", stage.pretrain or {})
+            parts[f"stages.{name}.{kind}"] = (tree, ("shards", "model.weights") if stage.start else ("shards",))
+        wrong = [
+            f"`{where}` must leave out `{name}`, which the study itself sets"
+            for where, (tree, left_out) in parts.items()
+            for name in left_out
+            if flatten(override({}, tree)).get(name) is not None
+        ]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -1,17 +1,25 @@
 """The ledger: one line per event, only ever appended, so that what is done is known after any crash."""
 
+import contextlib
+import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cxrdist.errors import UserError
 from cxrdist.study.plan import Job
+from cxrdist.train.run_folder import write_json
 
 Event = Literal["started", "done", "failed"]
-State = Literal["done", "running", "failed", "left"]
+State = Literal["done", "running", "stopped", "failed", "left"]
+CLAIM = "job.json"
+TRIES, BETWEEN_S = 5, 0.2
+"""How often a run asks for the lock: `held` takes it for an instant."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,46 @@ class Ledger:
     """`ledger.jsonl` of a study folder."""
 
     path: Path
+
+    @property
+    def lock(self) -> Path:
+        """Return the file whose lock says that a study is running."""
+        return self.path.with_name(f".{self.path.stem}.lock")
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the only run of this study during the block.  The system lets go when the process ends, however it does.
+
+        Raises:
+            UserError: If another run of it is going on.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock.open("ab") as file:
+            for attempt in range(TRIES):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == TRIES - 1:
+                        raise UserError(
+                            f"Only one run of a study may go on at a time, got a second [{self.path.parent}]. "
+                            "Wait for the first, or choose another --out."
+                        ) from None
+                    time.sleep(BETWEEN_S)
+                except OSError:  # some cluster file systems know no locks
+                    break
+            yield
+
+    def held(self) -> bool:
+        """Whether a run of this study is going on; where file systems know no locks it is taken to be."""
+        try:
+            with self.lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def append(self, event: Event, job: Job, **facts: Any) -> None:
         """Add one line in one write, and wait until it is on the disk."""
@@ -31,9 +79,12 @@ class Ledger:
             **facts,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            torn = os.fstat(descriptor).st_size and not self.path.read_bytes().endswith(b"\n")
+            with contextlib.suppress(OSError):  # no locks here: a line is still one write
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             os.write(descriptor, (("\n" if torn else "") + json.dumps(line) + "\n").encode())
             os.fsync(descriptor)
         finally:
@@ -42,17 +93,27 @@ class Ledger:
     def read(self) -> list[dict[str, Any]]:
         """Return the lines in order; one torn by a crash is passed over."""
         lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+        for text in self.path.read_bytes().split(b"\n") if self.path.is_file() else []:
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except ValueError:
                 continue
+            if isinstance(line, dict) and {"event", "key"} <= line.keys():
+                lines.append(line)
         return lines
 
-    def states(self, jobs: Iterable[Job]) -> dict[str, State]:
-        """Return the state of each job by key; ``running`` is started and neither done nor failed since."""
+    def states(self, jobs: Sequence[Job]) -> dict[str, State]:
+        """Return the state of each job by key.
+
+        A job that was started and has neither ended nor failed since is ``running`` while a run of the study goes on,
+        else ``stopped``: it goes on from its last checkpoint.
+        """
+        meaning: dict[str, State] = {
+            "started": "running" if self.held() else "stopped",
+            "done": "done",
+            "failed": "failed",
+        }
         states: dict[str, State] = {job.key: "left" for job in jobs}
-        meaning: dict[str, State] = {"started": "running", "done": "done", "failed": "failed"}
         for line in self.read():
             if line["key"] in states and line["event"] in meaning:
                 states[line["key"]] = meaning[line["event"]]
@@ -62,10 +123,28 @@ class Ledger:
                 states[job.key] = "left"
         return states
 
+    def failures(self) -> dict[str, str]:
+        """Return the reason of each key's last failure."""
+        return {line["key"]: str(line.get("error", "")) for line in self.read() if line["event"] == "failed"}
+
 
 def is_complete(job: Job) -> bool:
-    """Whether the run folder holds what later work reads."""
+    """Whether the run folder is this job's and holds what later work reads."""
     wanted = [job.folder / "result.json", job.folder / "model" / "model.safetensors"]
     if job.kind == "cell":
         wanted.append(job.folder / "predictions" / "test.parquet")
-    return all(path.is_file() for path in wanted)
+    return claimed_by(job.folder) == job.key and all(path.is_file() for path in wanted)
+
+
+def claim(job: Job) -> None:
+    """Write into the run folder whose it is: cells of changed studies have the same folder and other keys."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_json(job.folder / CLAIM, {"name": job.name, "key": job.key})
+
+
+def claimed_by(folder: Path) -> str | None:
+    """Return the key of the job whose run folder this is; None if no study has written it."""
+    try:
+        return str(json.loads((folder / CLAIM).read_bytes())["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

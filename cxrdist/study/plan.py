@@ -8,17 +8,17 @@ only.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from cxrdist.config import Config, Tree, override
 from cxrdist.datasets.shard_format import manifest_sha256
-from cxrdist.errors import UsageError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.pretrain.config import PretrainConfig
-from cxrdist.study.config import Stage, StudyConfig
+from cxrdist.study.config import StudyConfig
 from cxrdist.train.run_folder import FREE, flatten
 
 KEY_LENGTH = 16
@@ -67,36 +67,62 @@ def plan_study(study: StudyConfig, out: Path) -> Plan:
         UserError: If a shard folder is missing or unfinished.
     """
     out = out.resolve()
-    hashes = {name: manifest_sha256(study.shards_of(name)) for name in study.datasets}
-    wrong: list[str] = []
+    recipe = override({}, study.recipe)
+    hashes = _manifest_hashes(study)
+    faults = _Faults()
     stages: dict[str, Job] = {}
     for name in _stages_in_order(study):
-        stage = study.stages[name]
-        start = stages[stage.start] if stage.start else None
-        job = _stage_job(study, name, stage, start, hashes, out, wrong)
+        job = _stage_job(study, name, recipe, stages, hashes, out, faults)
         if job is not None:
             stages[name] = job
-        elif wrong:
-            break
     cells: list[Job] = []
-    if not wrong:
-        for strategy, dataset, seed in _grid(study):
-            choice = study.strategies[strategy]
-            stage_name = choice.stage_for.get(dataset, choice.stage)
-            start = stages[stage_name] if stage_name else None
-            name = f"{strategy}--{dataset}--seed{seed}"
-            tree = override(override(study.recipe, study.datasets[dataset].set), choice.set)
-            tree = override(tree, {"shards": str(study.shards_of(dataset)), "seed": seed})
-            config = _build(FinetuneConfig, tree, start, name, wrong)
-            if config is None:
-                continue
-            key = _key("train", config, start, [hashes[dataset]])
-            folder = out / "cells" / name
-            needs = (start.key,) if start else ()
-            cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, strategy, dataset, seed))
-    if wrong:
-        raise UsageError("\n".join(dict.fromkeys(wrong)))
+    for strategy, dataset, seed in _grid(study):
+        choice = study.strategies[strategy]
+        # A stage with a fault has no job; its cells are looked at all the same, so that all faults are told at once.
+        start = stages.get(choice.stage_for.get(dataset, choice.stage) or "")
+        name = f"{strategy}--{dataset}--seed{seed}"
+        tree = override(override(recipe, study.datasets[dataset].set), choice.set)
+        tree = override(tree, {"shards": str(study.shards_of(dataset)), "seed": seed})
+        config = _build(FinetuneConfig, tree, start, name, faults)
+        if config is None:
+            continue
+        key = _key("train", config, start, [hashes[dataset]])
+        folder = out / "cells" / name
+        needs = (start.key,) if start else ()
+        cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, strategy, dataset, seed))
+    faults.refuse()
     return Plan(tuple(stages.values()), tuple(cells))
+
+
+@dataclass
+class _Faults:
+    """What is wrong, each sentence once, with the jobs that it is wrong in."""
+
+    jobs: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, error: UsageError, job: str) -> None:
+        for line in str(error).splitlines():
+            self.jobs.setdefault(line.removesuffix(f" [in {job}]"), []).append(job)
+
+    def refuse(self) -> None:
+        lines = [
+            f"{sentence} [in {', '.join(jobs[:2])}{f' and {len(jobs) - 2} more' if len(jobs) > 2 else ''}]"
+            for sentence, jobs in self.jobs.items()
+        ]
+        if lines:
+            raise UsageError("\n".join(lines))
+
+
+def _manifest_hashes(study: StudyConfig) -> dict[str, str]:
+    hashes, errors = {}, []
+    for name in study.datasets:
+        try:
+            hashes[name] = manifest_sha256(study.shards_of(name))
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])("\n".join(dict.fromkeys(map(str, errors))))
+    return hashes
 
 
 def _grid(study: StudyConfig) -> list[tuple[str, str, int]]:
@@ -132,24 +158,27 @@ def _stages_in_order(study: StudyConfig) -> list[str]:
 def _stage_job(
     study: StudyConfig,
     name: str,
-    stage: Stage,
-    start: Job | None,
+    recipe: Tree,
+    stages: Mapping[str, Job],
     hashes: Mapping[str, str],
     out: Path,
-    wrong: list[str],
+    faults: _Faults,
 ) -> Job | None:
+    stage = study.stages[name]
+    start = stages.get(stage.start or "")
     folders = [str(study.shards_of(dataset)) for dataset in stage.datasets]
     config: Config | None
     method: Literal["train", "pretrain"]
     if stage.pretrain is not None:
-        shared = {field: value for field, value in study.recipe.get("input", {}).items() if field in SHARED_INPUT}
-        base = {"model": study.recipe.get("model", {}), "input": shared}
+        given = recipe.get("input")
+        shared = {one: given[one] for one in SHARED_INPUT if one in given} if isinstance(given, dict) else {}
+        base = {"model": recipe.get("model", {}), "input": shared}
         method, tree = "pretrain", override(base, {**stage.pretrain, "shards": folders})
-        config = _build(PretrainConfig, tree, start, f"stage {name}", wrong)
+        config = _build(PretrainConfig, tree, start, f"stage {name}", faults)
     else:
-        base = override(study.recipe, study.datasets[stage.datasets[0]].set)
+        base = override(recipe, study.datasets[stage.datasets[0]].set)
         method, tree = "train", override(base, {**(stage.train or {}), "shards": folders[0]})
-        config = _build(FinetuneConfig, tree, start, f"stage {name}", wrong)
+        config = _build(FinetuneConfig, tree, start, f"stage {name}", faults)
     if config is None:
         return None
     key = _key(method, config, start, [hashes[dataset] for dataset in stage.datasets])
@@ -157,29 +186,42 @@ def _stage_job(
     return Job("stage", method, name, key, out / "stages" / key, config.tree(), needs)
 
 
-def _build(cls: type[Any], tree: Tree, start: Job | None, where: str, wrong: list[str]) -> Any:
+def _build(cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Faults) -> Any:
     if start is not None:
         tree = override(tree, {"model.weights": str(start.folder)})
     try:
-        return cls.build(tree, where=where)
+        config = cls.build(tree, where=job)
     except UsageError as error:
-        wrong.append(str(error))
+        faults.add(error, job)
         return None
+    if config.model.weights is not None:
+        # A worker on another machine has another working folder.
+        model = config.model.model_copy(update={"weights": config.model.weights.absolute()})
+        config = config.model_copy(update={"model": model})
+    return config
 
 
 def _key(method: str, config: Config, start: Job | None, manifests: list[str]) -> str:
     content = {name: value for name, value in flatten(config.tree()).items() if name not in FREE}
     content["shards"] = manifests
-    weights = content.get("model.weights")
     if start is not None:
         content["model.weights"] = start.key
-    elif weights is not None and Path(weights).is_file():
-        content["model.weights"] = _file_hash(weights)
+    elif content.get("model.weights") is not None:
+        content["model.weights"] = _weights_hash(Path(content["model.weights"]))
     canonical = json.dumps([method, content], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
+def _weights_hash(path: Path) -> str:
+    """Return the hash of a weight file, or of the one in a model or run folder; the path itself if there is none."""
+    for file in (path, path / "model.safetensors", path / "model" / "model.safetensors"):
+        if file.is_file():
+            facts = file.stat()
+            return _file_hash(file, facts.st_mtime_ns, facts.st_size)
+    return str(path)
+
+
 @cache
-def _file_hash(path: str) -> str:
-    with Path(path).open("rb") as file:
+def _file_hash(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,18 +1,18 @@
 """Running a study: stages, then cells, each a Tune trial; what the ledger has is not run again."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from cxrdist.config import read_yaml, write_yaml
 from cxrdist.errors import UserError
 from cxrdist.log import Progress, get_logger, progress
 from cxrdist.report import CellFiles, write_report
-from cxrdist.study.cluster import cluster
+from cxrdist.study.cluster import check_room, cluster
 from cxrdist.study.config import Resources, StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
-from cxrdist.study.ledger import Ledger, State
+from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete
 from cxrdist.study.plan import Job, Plan, plan_study
 from cxrdist.train.run_folder import changes
 
@@ -34,58 +34,71 @@ class Status:
 def study_status(study: StudyConfig, out: Path) -> Status:
     """Return what is done, running, failed and left; needs no cluster."""
     plan = plan_study(study, out)
-    return Status(plan, Ledger(out / "ledger.jsonl").states(plan.jobs))
+    return Status(plan, _ledger(out).states(plan.jobs))
 
 
 def run_study(study: StudyConfig, out: Path, *, address: str | None = None, shown: bool = True) -> Path:
     """Run what is not done yet, then write the report; return its page.
 
     Raises:
-        UserError: If jobs failed.  The report is written all the same and names the missing cells.
+        UserError: If jobs failed; the report is written all the same and names the missing cells.  If a trial does not
+            fit on the cluster, or another run of this study is going on.
     """
-    status = study_status(study, out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_yaml(study.tree(), out / "study.yaml")
-    todo = status.jobs("left", "running", "failed")
-    if todo:
-        log.info(
-            "%d of %d jobs are done; %d to run.", len(status.plan.jobs) - len(todo), len(status.plan.jobs), len(todo)
-        )
-        for job in todo:
-            _set_aside_other(job, out)
-        with cluster(address), progress("study", len(status.plan.jobs), unit="jobs", shown=shown) as bar:
-            bar.skip(len(status.plan.jobs) - len(todo))
-            for wave in _waves(status):
-                _run_wave(wave, study.resources, out, bar)
-    page = report_study(study, out)
-    failed = _last_failures(status.plan, out)
+    plan = plan_study(study, out)
+    ledger = _ledger(out)
+    with ledger.hold():
+        for job in plan.jobs:
+            _make_way(job, out)
+        write_yaml(study.tree(), out / "study.yaml")
+        status = Status(plan, ledger.states(plan.jobs))
+        todo, total = status.jobs("left", "running", "stopped", "failed"), len(plan.jobs)
+        if todo:
+            log.info("%d of %d jobs are done; %d to run.", total - len(todo), total, len(todo))
+            with cluster(address):
+                check_room(study.resources)
+                with progress("study", total, unit="jobs", shown=shown) as bar:
+                    bar.skip(total - len(todo))
+                    for wave in _waves(status):
+                        _run_wave(wave, plan, study.resources, ledger, bar)
+        failed = _failures(plan, ledger)
+        if all(job.name in failed for job in plan.cells):
+            raise UserError("\n".join([*failed.values(), "No cell has ended, so there is no report."]))
+        page = report_study(study, out)
     if failed:
-        raise UserError(
-            "\n".join([*failed, f"The report names what is missing: {page}. Run the same command to try again."])
-        )
+        way_out = f"The report names what is missing: {page}. Run the same command to try again."
+        raise UserError("\n".join([*failed.values(), way_out]))
     return page
 
 
 def report_study(study: StudyConfig, out: Path) -> Path:
     """Work out the statistics from the saved predictions and write the report; return its page."""
     plan = plan_study(study, out)
-    cells = [CellFiles(job.strategy, job.dataset, job.seed, job.folder) for job in plan.cells]
-    states = Ledger(out / "ledger.jsonl").states(plan.jobs)
-    if not any(states[job.key] == "done" for job in plan.cells):
+    states = _ledger(out).states(plan.jobs)
+    done = [job for job in plan.cells if states[job.key] == "done"]
+    if not done:
         raise UserError(f"A report must have finished cells, got none [{out}]. Run the study first.")
+    cells = [
+        # What lies in the folder of an unfinished cell may be half of it, or of an earlier form of the study.
+        CellFiles(job.strategy, job.dataset, job.seed, job.folder if job in done else job.folder / "unfinished")
+        for job in plan.cells
+    ]
     return write_report(
         cells,
         out / "report",
         title=study.title,
         options=study.statistics,
-        guards=check_study(study, plan),
+        guards=check_study(study, plan, done),
         notes=describe_confounds(plan),
     )
 
 
+def _ledger(out: Path) -> Ledger:
+    return Ledger(out.resolve() / "ledger.jsonl")
+
+
 def _waves(status: Status) -> list[list[Job]]:
     """Return the jobs to run in groups; a group needs only groups before it."""
-    todo = status.jobs("left", "running", "failed")
+    todo = status.jobs("left", "running", "stopped", "failed")
     waves: list[list[Job]] = []
     placed: set[str] = {job.key for job in status.jobs("done")}
     while todo:
@@ -98,32 +111,26 @@ def _waves(status: Status) -> list[list[Job]]:
     return waves
 
 
-def _run_wave(wave: Sequence[Job], resources: Resources, out: Path, bar: Progress) -> None:
+def _run_wave(wave: Sequence[Job], plan: Plan, resources: Resources, ledger: Ledger, bar: Progress) -> None:
     from ray import tune  # noqa: PLC0415 - after the cluster is there
 
     from cxrdist.study.trial import Shared, run_trial  # noqa: PLC0415
 
-    ledger = Ledger(out / "ledger.jsonl")
-    failed = {line["key"] for line in ledger.read() if line["event"] == "failed"}
-    done = {line["key"] for line in ledger.read() if line["event"] == "done"}
-    blocked = [job for job in wave if any(key in failed - done for key in job.needs)]
-    for job in blocked:
-        ledger.append("failed", job, error="a stage it starts from failed")
-        bar.advance(note=f"{job.name} blocked")
-    ready = [job for job in wave if job not in blocked]
+    ready = [job for job in wave if not _blocked(job, plan, ledger, bar)]
     if not ready:
         return
 
     class Shown(tune.Callback):
         def on_trial_complete(self, iteration: int, trials: list, trial: tune.experiment.Trial, **info: object) -> None:
-            bar.advance(note=f"{trial.config['name']} {'failed' if trial.last_result.get('failed') else 'done'}")
+            failed = (trial.last_result or {}).get("failed", True)
+            bar.advance(note=f"{trial.config['name']} {'failed' if failed else 'done'}")
 
         on_trial_error = on_trial_complete
 
-    shared = Shared({job.name: job for job in ready}, resources, ledger.path.resolve())
-    bundle = {"CPU": resources.cpus_per_worker} | (
-        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
-    )
+    shared = Shared({job.name: job for job in ready}, resources, ledger.path)
+    bundle = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        bundle["GPU"] = resources.gpus_per_worker
     # The first bundle is the trial's own process, which only waits; empty, so that on a small machine it takes no core.
     placement = tune.PlacementGroupFactory([{}, *[bundle] * resources.workers], strategy="PACK")
     tuner = tune.Tuner(
@@ -137,30 +144,54 @@ def _run_wave(wave: Sequence[Job], resources: Resources, out: Path, bar: Progres
         ),
         run_config=tune.RunConfig(
             name=f"{ready[0].kind}s-{ready[0].key}",
-            storage_path=str((out / "ray").resolve()),
+            storage_path=str(ledger.path.parent / "ray"),
+            # A trial itself starts its workers again; this is for the machine that the trial's own process was on.
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
             verbose=0,
             callbacks=[Shown()],
         ),
     )
     tuner.fit()
+    states = ledger.states(ready)
+    for job in ready:
+        if states[job.key] == "running":
+            ledger.append("failed", job, error="Its process on the cluster was lost.")
 
 
-def _set_aside_other(job: Job, out: Path) -> None:
-    """Move a run folder of another configuration out of the way; nothing is thrown away."""
-    config = job.folder / "config.yaml"
-    if config.is_file() and changes(read_yaml(config), job.tree):
-        aside = out / "superseded"
+def _blocked(job: Job, plan: Plan, ledger: Ledger, bar: Progress) -> bool:
+    """Mark `job` as failed if a stage that it needs is not done; return whether it is so."""
+    states, errors = ledger.states(plan.stages), ledger.failures()
+    for stage in plan.stages:
+        if stage.key in job.needs and states[stage.key] != "done":
+            ledger.append("failed", job, error=f"Stage {stage.name} failed: {errors.get(stage.key, 'not done.')}")
+            bar.advance(note=f"{job.name} failed")
+            return True
+    return False
+
+
+def _make_way(job: Job, out: Path) -> None:
+    """Move a run folder of another configuration aside, and bring back this one's; nothing is thrown away.
+
+    What belongs to whom is told by the key; the configuration can differ besides, where shards have moved.
+    """
+    config, aside = job.folder / "config.yaml", out / "superseded"
+    key = claimed_by(job.folder)
+    moved = config.is_file() and not is_complete(job) and changes(read_yaml(config), job.tree)
+    if job.folder.is_dir() and (key != job.key or moved):
         aside.mkdir(exist_ok=True)
-        number = len(list(aside.glob(f"{job.name}-*")))
-        shutil.move(job.folder, aside / f"{job.name}-{number}")
+        places = (aside / f"{job.name}-{key}{suffix}" for suffix in ("", *(f"-{n}" for n in count(1))))
+        job.folder.rename(next(place for place in places if not place.exists()))
+    mine = aside / f"{job.name}-{job.key}"
+    if not job.folder.exists() and mine.is_dir() and not moved:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        mine.rename(job.folder)
 
 
-def _last_failures(plan: Plan, out: Path) -> list[str]:
-    ledger = Ledger(out / "ledger.jsonl")
-    states = ledger.states(plan.jobs)
-    errors = {line["key"]: line["error"] for line in ledger.read() if line["event"] == "failed"}
-    return [
-        f"{job.name} {'failed: ' + errors[job.key] if states[job.key] == 'failed' else 'was not finished.'}"
+def _failures(plan: Plan, ledger: Ledger) -> dict[str, str]:
+    """Return a sentence for each job that is not done, by its name."""
+    states, errors = ledger.states(plan.jobs), ledger.failures()
+    return {
+        job.name: f"{job.name} failed: {errors[job.key]}" if states[job.key] == "failed" else f"{job.name} is not done."
         for job in plan.jobs
         if states[job.key] != "done"
-    ]
+    }

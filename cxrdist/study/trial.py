@@ -4,6 +4,7 @@ Workers are Ray tasks, not actors: Ray keeps their processes between trials, and
 torch takes (measured on two CPU cores with Ray 2.60: 6 s for a fresh worker, 0.02 s for one used before).
 """
 
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
-from cxrdist.study.ledger import Ledger, is_complete
+from cxrdist.study.ledger import Ledger, claim, is_complete
 from cxrdist.study.plan import Job
 from cxrdist.world import World
+
+CANCEL_TIMEOUT_S = 30
+TRACEBACK = "traceback.txt"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,16 @@ class Shared:
     ledger: Path
 
 
+@dataclass(frozen=True)
+class End:
+    """How one worker's part ended."""
+
+    problem: str = ""
+    """A sentence, if it did not end well."""
+    again: bool = False
+    """Whether the worker was only asked to stop, so that another attempt can go on."""
+
+
 def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
     """Run the job ``params["name"]`` to its end and write the ledger.
 
@@ -38,58 +52,70 @@ def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
     """
     job, resources, ledger = shared.jobs[params["name"]], shared.resources, Ledger(shared.ledger)
     ledger.append("started", job)
+    end = End()
     for attempt in range(resources.retries + 1):
+        tried = f"attempt {attempt + 1} of {resources.retries + 1}"
         try:
-            problem = _train_together(job, resources)
-            break
+            claim(job)
+            end = _train_together(job, resources)
         except RayTaskError as error:
-            problem = f"{type(error.cause).__name__}: {str(error.cause).splitlines()[0] if str(error.cause) else ''}"
-            break
+            end = End(_unexpected(job, error))
         except RayError as error:
             # A worker or its machine died.  The next attempt goes on from the last checkpoint.
-            problem = f"a worker died ({type(error).__name__}), attempt {attempt + 1} of {resources.retries + 1}"
-    if problem is None and not is_complete(job):
-        problem = "it left an incomplete run folder"
-    if problem is not None:
-        ledger.append("failed", job, error=problem)
-        return {"failed": problem}
+            end = End(f"A worker died ({type(error).__name__}), {tried}.", again=True)
+        except (OSError, UserError) as error:
+            end = End(str(error))
+        if not end.again:
+            break
+    if not end.problem and not is_complete(job):
+        end = End("It left an incomplete run folder.")
+    if end.problem:
+        ledger.append("failed", job, error=end.problem)
+        return {"failed": end.problem}
     ledger.append("done", job)
     return {"failed": ""}
 
 
-def _train_together(job: Job, resources: Resources) -> str | None:
-    """Start one task per worker, each in its bundle, and wait; return what went wrong that the user can mend."""
+def _unexpected(job: Job, error: RayTaskError) -> str:
+    """Return a sentence for a bug, and leave its traceback in the run folder."""
+    with contextlib.suppress(OSError):
+        (job.folder / TRACEBACK).write_text(str(error), encoding="utf-8")
+    first = (str(error.cause).splitlines() or [""])[0]
+    return f"{type(error.cause).__name__}: {first} [its traceback is in {TRACEBACK} of the run folder]"
+
+
+def _train_together(job: Job, resources: Resources) -> End:
+    """Start one task per worker, each in its bundle, and wait until all have ended or one has a problem."""
     group = ray.util.get_current_placement_group()
-    tasks = [
-        ray.remote(run_worker).options(
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker,
-            max_retries=0,
-            name=f"{job.name}:{rank}",
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-        )
-        for rank in range(resources.workers)
-    ]
+    common = {"num_cpus": resources.cpus_per_worker, "max_retries": 0}
     address = ""
     if resources.workers > 1:
-        find = ray.remote(find_address).options(
-            num_cpus=resources.cpus_per_worker,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        address = ray.get(ray.remote(find_address).options(scheduling_strategy=first, **common).remote())
+    waiting = [
+        ray.remote(run_worker)
+        .options(
+            num_gpus=resources.gpus_per_worker,
+            name=f"{job.name}:{rank}",
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            **common,
         )
-        address = ray.get(find.remote())
-    waiting = [task.remote(job, rank, resources, address) for rank, task in enumerate(tasks)]
-    problem: str | None = None
+        .remote(job, rank, resources, address)
+        for rank in range(resources.workers)
+    ]
+    end = End()
     try:
-        while waiting:
+        while waiting and not end.problem:
             # In the order they end: when one rank has failed, the others wait for it in a collective for ever.
             ended, waiting = ray.wait(waiting)
-            problem = problem or ray.get(ended[0])
-            if problem:
-                break
+            end = ray.get(ended[0])
     finally:
         for task in waiting:
             ray.cancel(task, force=True)
-    return problem
+        if waiting:
+            # They must be gone before another attempt writes into the same run folder.
+            ray.wait(waiting, num_returns=len(waiting), timeout=CANCEL_TIMEOUT_S)
+    return end
 
 
 def find_address() -> str:
@@ -100,8 +126,8 @@ def find_address() -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
-def run_worker(job: Job, rank: int, resources: Resources, address: str) -> str | None:
-    """Train as one rank of a job; return a sentence if the user has to mend something."""
+def run_worker(job: Job, rank: int, resources: Resources, address: str) -> End:
+    """Train as one rank of a job; what the user has to mend is a sentence."""
     import torch  # noqa: PLC0415 - only workers need it
 
     from cxrdist.finetune.config import FinetuneConfig  # noqa: PLC0415
@@ -118,12 +144,12 @@ def run_worker(job: Job, rank: int, resources: Resources, address: str) -> str |
     try:
         if job.method == "pretrain":
             pretrain(PretrainConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
-            return None
+            return End()
         finetune(FinetuneConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
-        if job.kind == "cell" and world.is_main:
+        if job.kind == "cell" and world.is_main and not is_complete(job):
             open_test(job.folder)
     except UserError as error:
-        return str(error)
+        return End(str(error))
     except Interrupted as stop:
-        return str(stop)
-    return None
+        return End(str(stop), again=True)
+    return End()
