@@ -4,7 +4,9 @@ A run, a study or a sweep is a YAML file that a person reads top to bottom.  ``-
 and the trials of a sweep all go through `override`.  Every unknown name and every wrong value is reported at once.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self, Union, get_args, get_origin
@@ -17,11 +19,29 @@ from cxrdist.errors import UsageError, nearest
 
 Tree = dict[str, Any]
 
+PLAIN_RULES = {
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "path_type": "must be a path",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+}
+"""The library's kinds of errors whose own words are about programs."""
+
 
 class Config(BaseModel):
     """Base of all configuration: immutable, and an unknown name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def read(cls, path: Path, settings: Iterable[str] = ()) -> Self:
@@ -55,13 +75,15 @@ def read_yaml(path: Path) -> Tree:
     if not path.is_file():
         raise UsageError(f"A configuration file must exist, got {str(path)!r}. Check the path.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"A configuration file must be YAML, got an unreadable one{line} [in {path.name}].") from None
+        problem = getattr(error, "problem", None) or "an unreadable one"
+        raise UsageError(f"A configuration file must be YAML, got {problem}{line} [in {path.name}].") from None
     if not isinstance(tree, dict):
-        raise UsageError(f"A configuration file must hold a mapping, got {type(tree).__name__} [in {path.name}].")
+        found = "nothing" if tree is None else type(tree).__name__
+        raise UsageError(f"A configuration file must hold a mapping, got {found} [in {path.name}].")
     return tree
 
 
@@ -85,7 +107,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             wrong.append(f"`--set` must be NAME=VALUE, got {setting!r}. Example: --set optim.lr=3e-4")
             continue
         try:
-            parsed[name.strip()] = _number(yaml.safe_load(text))
+            parsed[name.strip()] = load_yaml(text)
         except yaml.YAMLError:
             wrong.append(f"`--set {name}` must be a YAML value, got {text!r}.")
     if wrong:
@@ -94,11 +116,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def override(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
-    """Return a copy of `tree` with each dotted name of `changes` set; `tree` stays as it is.
+    """Return a deep copy of `tree` with each dotted name of `changes` set; both arguments stay as they are.
 
     A mapping merges into a mapping; anything else replaces what was there.
     """
-    changed: Tree = {name: override(value, {}) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    changed: Tree = deepcopy(dict(tree))
     for dotted, value in changes.items():
         *parents, last = dotted.split(".")
         node = changed
@@ -107,7 +129,7 @@ def override(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
             node[parent] = child if isinstance(child, dict) else {}
             node = node[parent]
         old = node.get(last)
-        node[last] = override(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        node[last] = override(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else deepcopy(value)
     return changed
 
 
@@ -118,14 +140,32 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else package.parent / folder
 
 
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 3e-4 as text (it wants 3.0e-4); nobody types a learning rate that way.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def load_yaml(text: str) -> Any:
+    """Return the value of a YAML text; ``3e-4`` is a number, and a name given twice is an error.
+
+    Raises:
+        yaml.YAMLError: If the text is not YAML.
+    """
+    return yaml.load(text, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        # PyYAML keeps the last of two equal names, so the first would be a setting without effect.
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 3e-4 as text (it wants 3.0e-4); nobody types a learning rate that way.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _sentence(cls: type[BaseModel], details: ErrorDetails) -> str:
@@ -137,11 +177,27 @@ def _sentence(cls: type[BaseModel], details: ErrorDetails) -> str:
         return f"`{name}` is unknown.{nearest(str(last), fields)} Known here: {', '.join(fields)}."
     if details["type"] == "missing":
         return f"`{name}` is required, got nothing."
-    rule = details["msg"].removeprefix("Value error, ")
-    if not name:
-        return rule
     value = repr(details["input"])
-    return f"`{name}` is wrong: {rule[0].lower()}{rule[1:]}, got {value if len(value) < 80 else value[:77] + '...'}."
+    got = value if len(value) < 80 else value[:77] + "..."
+    if details["type"] == "value_error":
+        # A validator of ours: its text is a sentence already, and says what it got.
+        text = str(details["ctx"]["error"])
+        return f"`{name}`{' ' if text.startswith('must ') else ': '}{text}" if name else text
+    return f"`{name or 'A configuration'}` {_rule(details)}, got {got}."
+
+
+def _rule(details: ErrorDetails) -> str:
+    """Return the broken rule in the user's words; the library speaks of classes and instances."""
+    if details["type"] in PLAIN_RULES:
+        return PLAIN_RULES[details["type"]]
+    if details["type"] == "union_tag_invalid":
+        return f"must have a {details['ctx']['discriminator']} of {details['ctx']['expected_tags']}"
+    if details["type"] == "union_tag_not_found":
+        return f"must have a {details['ctx']['discriminator']}"
+    rule = details["msg"].removeprefix("Input ")
+    return (
+        "must" + rule.removeprefix("should") if rule.startswith("should") else f"is wrong: {rule[0].lower()}{rule[1:]}"
+    )
 
 
 def _model_at(cls: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
