@@ -37,9 +37,22 @@ def read_world(environment: Mapping[str, str] | None = None) -> World:
     """Return the world that the launcher described, or a world of one."""
     env = os.environ if environment is None else environment
     for rank, world_size, local_rank in LAUNCHERS:
-        # Inside an salloc shell SLURM_NTASKS stands without a task's own rank: that is no launch.
+        # Inside an salloc shell or a batch script SLURM_NTASKS stands too: that is no launch.
         if rank in env and world_size in env:
-            if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in env:
+            if rank == "SLURM_PROCID" and not _in_srun_step(env):
                 continue
-            return World(int(env[rank]), int(env[world_size]), int(env.get(local_rank, "0")))
+            return World(_number(env, rank), _number(env, world_size), _number(env, local_rank, "0"))
     return World()
+
+
+def _in_srun_step(env: Mapping[str, str]) -> bool:
+    # Batch scripts and the shell of `salloc` are steps too, with numbers from 0xfffffff0 on (slurm.h).
+    step = env.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < 0xFFFFFFF0
+
+
+def _number(env: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = env.get(name, default) or ""
+    if not text.isdecimal():
+        raise UsageError(f"The launcher's {name} must be a whole number, got {text!r}. Unset it or use `torchrun`.")
+    return int(text)
