@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cxrdist.config import Config
 
@@ -30,6 +30,13 @@ class AugmentConfig(Config):
 
     flip: bool = False
     """Mirror half of the images.  Off: a mirrored chest has its heart on the wrong side (laterality is a finding)."""
+
+    @field_validator("zoom")
+    @classmethod
+    def _rising(cls, zoom: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < zoom[0] <= zoom[1]:
+            raise ValueError(f"must be two positive numbers in rising order, got {list(zoom)}.")
+        return zoom
 
 
 class InputConfig(Config):

@@ -1,18 +1,19 @@
 """Batches as tensors.  Shapes: B images in a micro-batch, K findings, S input side."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cxrdist.data.config import InputConfig
 from cxrdist.data.order import Batching, iter_positions, rank_share, sample_at
 from cxrdist.data.samples import Samples
 from cxrdist.data.transforms import augment, fit
+from cxrdist.errors import UserError
 from cxrdist.seeds import Purpose, derive, stream
 from cxrdist.world import World
 
@@ -52,17 +53,17 @@ class EvaluationImages(Dataset[Batch]):
 
 def training_batches(
     images: TrainingImages, batching: Batching, world: World, *, start_step: int, stop_step: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this rank's micro-batches from `start_step` (included) to `stop_step` (excluded), in order."""
     steps = _MicroBatches(batching, world, start_step, stop_step)
-    yield from DataLoader(images, batch_sampler=steps, **_reading(images.config))
+    yield from _load(images, steps)
 
 
-def evaluation_batches(images: EvaluationImages, batch_size: int, world: World) -> Iterator[Batch]:
+def evaluation_batches(images: EvaluationImages, batch_size: int, world: World) -> Generator[Batch, None, None]:
     """Yield this rank's share of the samples, each once; over all ranks every sample exactly once."""
     share = rank_share(len(images), world).tolist()
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-    yield from DataLoader(images, batch_sampler=batches, **_reading(images.config))
+    yield from _load(images, batches)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,31 @@ class _MicroBatches:
 
     def __len__(self) -> int:
         return max(0, self.stop_step - self.start_step) * self.batching.accumulation
+
+
+def _load(images: TrainingImages | EvaluationImages, positions: Any) -> Generator[Batch, None, None]:
+    loader = DataLoader(_Careful(images), batch_sampler=positions, collate_fn=_collate, **_reading(images.config))
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Careful(Dataset[Any]):
+    """Hands errors over as values: raised in a worker, PyTorch would wrap their sentence in a traceback."""
+
+    def __init__(self, images: Dataset[Batch]) -> None:
+        self.images = images
+
+    def __getitem__(self, position: int) -> Batch | UserError:
+        try:
+            return self.images[position]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
 
 
 def _reading(config: InputConfig) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The samples of one split, over one or several shard folders.  Shapes: N samples, K findings, H W pixels."""
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import cv2
@@ -59,7 +59,7 @@ class Samples:
             UserError: If its bytes are no image; names the shard and the key.
         """
         row = self._reads[sample]
-        encoded = np.frombuffer(os.pread(_open(row[0]), row[2], row[1]), np.uint8)
+        encoded = np.frombuffer(_read(row[0], row[1], row[2]), np.uint8)
         image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if len(encoded) else None
         if image is None:
             key = self.table["key"].iloc[sample]
@@ -77,7 +77,15 @@ class Samples:
         """Return at least `images` samples: whole patients in a random order until there are enough.
 
         The first draws of a seed are the same for every size, so a smaller training set is part of a larger one.
+
+        Raises:
+            UserError: If there are not so many.
         """
+        if images > len(self):
+            raise UserError(
+                f"A training subset must have at most the {len(self)} images that are there, got {images}. "
+                "Set `train_images` to null for all of them."
+            )
         patients = np.sort(self.table["patient_id"].unique().astype(str))
         order = stream(seed, Purpose.SUBSET).permutation(patients)
         counts = self.table["patient_id"].value_counts()
@@ -118,19 +126,41 @@ def read_samples(folders: Sequence[Path], split: str, *, projection: ProjectionC
     return Samples(joined)
 
 
-def choose_findings(train: Samples, val: Samples, policy: LabelPolicy) -> list[str]:
-    """Return the findings that have both values in the training and in the validation split; the test is not asked."""
+def choose_findings(
+    train: Samples, val: Samples, policy: LabelPolicy, val_policy: LabelPolicy | None = None
+) -> list[str]:
+    """Return the findings with both values in the training split, and in the validation split by its own policy.
+
+    The test split is not asked.
+    """
     names = [name for name in train.findings() if name in val.findings()]
 
-    def has_both(samples: Samples) -> np.ndarray:
+    def has_both(samples: Samples, policy: LabelPolicy) -> np.ndarray:
         targets = samples.targets(names, policy)
         return (targets == PRESENT).any(axis=0) & (targets == ABSENT).any(axis=0)
 
-    both = has_both(train) & has_both(val)
+    both = has_both(train, policy) & has_both(val, val_policy or policy)
     return [name for name, usable in zip(names, both, strict=True) if usable]
 
 
-@cache
-def _open(tar: str) -> int:
-    # One descriptor per shard and process; `pread` has no position, so forked workers may share it.
-    return os.open(tar, os.O_RDONLY)
+MAX_OPEN = 256
+"""Shards held open by a process: systems often allow 1024 files, and large archives have more shards than that."""
+
+_descriptors: OrderedDict[str, int] = OrderedDict()
+
+
+def _read(tar: str, offset: int, size: int) -> bytes:
+    # `pread` has no position, so forked workers may share a descriptor.
+    descriptor = _descriptors.pop(tar, None)
+    if descriptor is None:
+        try:
+            descriptor = os.open(tar, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"A shard must be readable, got {error.strerror!r} [{Path(tar).name}]. "
+                "Check the folder with `cxrdist shards verify`."
+            ) from None
+    _descriptors[tar] = descriptor
+    if len(_descriptors) > MAX_OPEN:
+        os.close(_descriptors.popitem(last=False)[1])
+    return os.pread(descriptor, size, offset)

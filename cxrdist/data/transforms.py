@@ -18,12 +18,13 @@ def fit(image: np.ndarray, size: int, how: Fit) -> np.ndarray:
     height, width = image.shape
     if how == "squash" or height == width:
         return _resize(image, size, size)
-    scale = size / (max(height, width) if how == "pad" else min(height, width))
+    if how == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resize(np.ascontiguousarray(image[top : top + side, left : left + side]), size, size)
+    scale = size / max(height, width)
     scaled = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
     height, width = scaled.shape
-    if how == "crop":
-        top, left = (height - size) // 2, (width - size) // 2
-        return np.ascontiguousarray(scaled[top : top + size, left : left + size])
     square = np.zeros((size, size), image.dtype)
     top, left = (size - height) // 2, (size - width) // 2
     square[top : top + height, left : left + width] = scaled
@@ -55,7 +56,10 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape == (height, width):
-        return image
-    shrinks = height < image.shape[0] or width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # Shrink first: OpenCV's area mean silently becomes linear, without antialiasing, if the other axis grows.
+    smaller = min(height, image.shape[0]), min(width, image.shape[1])
+    if smaller != image.shape:
+        image = cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if smaller != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image
