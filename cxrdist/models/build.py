@@ -54,6 +54,10 @@ def build_model(config: ModelConfig, *, num_classes: int, image_size: int, seed:
     facts = timm.get_pretrained_cfg(name)
     if facts is not None and facts.fixed_input_size:
         args.setdefault("img_size", image_size)
+    if args.get("img_size", image_size) != image_size:
+        raise UsageError(
+            f"`model.args.img_size` must be `input.image_size`={image_size}, got {args['img_size']}. Leave it out."
+        )
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
     with torch.random.fork_rng(devices=[]):

@@ -1,5 +1,6 @@
 """Initial weights from a local file.  Nothing is unpickled: safetensors, or `torch.load(weights_only=True)`."""
 
+import argparse
 import pickle
 import sys
 from dataclasses import dataclass
@@ -12,14 +13,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cxrdist.errors import UserError
+from cxrdist.log import get_logger
+
+log = get_logger(__name__)
 
 Weights = dict[str, torch.Tensor]
 
-WRAPPERS = ("state_dict", "model", "module")
+WRAPPERS = ("state_dict", "model", "module", "teacher")
 """Names under which training scripts put the weights inside a `.pth` file."""
 
 PREFIXES = ("module.", "model.", "net.", "backbone.")
 """What wrappers put before every name."""
+
+BRANCHES = ("backbone.", "encoder.", "base_encoder.", "encoder_q.", "visual.trunk.")
+"""What self-supervised scripts put before the backbone's names alone, beside other networks' (DINO, MoCo, CLIP)."""
 
 ENOUGH = 0.9
 """Share of the backbone's parameters that a file must fill; below it the file is of another architecture."""
@@ -48,15 +55,16 @@ def read_weights(path: Path) -> Weights:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        tree = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError):
-        raise UserError(
-            f"A weight file must hold tensors only (safetensors, or a plain `.pth`), got {file.name!r}. "
-            "Convert it with the library that wrote it."
-        ) from None
+        # Many scripts save their arguments too; a Namespace holds plain values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError):
+        raise _no_weights(file) from None
     for wrapper in WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]
+    if not isinstance(tree, dict):
+        raise _no_weights(file)
     tensors = {str(name): value for name, value in tree.items() if isinstance(value, torch.Tensor)}
     return _without_prefix(tensors)
 
@@ -64,15 +72,20 @@ def read_weights(path: Path) -> Weights:
 def load_weights(net: nn.Module, path: Path) -> LoadReport:
     """Fill the backbone of the timm network `net` from `path`; its head keeps its random values.
 
-    Position embeddings of another grid are resampled by timm's own filter of that architecture.
+    Position embeddings of another grid are resampled by timm's own filter of that architecture.  What is left over
+    on either side is logged by name.
 
     Raises:
         UserError: If fewer than 90 % of the backbone's parameters are filled.
     """
-    weights = read_weights(path)
+    weights = _branch(read_weights(path), net)
     resample = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if resample is not None:
-        weights = resample(weights, net)
+        try:
+            weights = resample(weights, net)
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError):
+            # The filter expected other names or shapes: what is said below about the names as they are says more.
+            log.debug("timm's filter for %s could not read %s.", type(net).__name__, path.name)
     wanted = {name: value for name, value in net.state_dict().items() if not _is_head(name, net)}
     matched = [name for name, value in wanted.items() if name in weights and weights[name].shape == value.shape]
     report = LoadReport(
@@ -91,7 +104,28 @@ def load_weights(net: nn.Module, path: Path) -> LoadReport:
             "Check `model.backbone` and `model.args` against the file."
         )
     net.load_state_dict({name: weights[name] for name in matched}, strict=False)
+    log.info("Weights from %s: %d tensors.", path.name, len(matched))
+    for what, names in (("left random", report.missing + report.misshapen), ("not used", report.unexpected)):
+        if names:
+            log.info("Weights from %s: %d %s: %s.", path.name, len(names), what, ", ".join(names))
     return report
+
+
+def _no_weights(file: Path) -> UserError:
+    return UserError(
+        f"A weight file must hold tensors only (safetensors, or a plain `.pth`), got {file.name!r}. "
+        "Convert it with the library that wrote it."
+    )
+
+
+def _branch(weights: Weights, net: nn.Module) -> Weights:
+    """Return the part of `weights` whose names are most like those of `net`, their common prefix removed."""
+    wanted = net.state_dict().keys()
+    parts = [
+        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        for prefix in ("", *BRANCHES)
+    ]
+    return max(parts, key=lambda part: len(wanted & part.keys()))
 
 
 def _weight_file(path: Path) -> Path:
