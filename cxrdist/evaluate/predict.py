@@ -51,7 +51,10 @@ def predict_logits(
 
 
 def validation_values(logits: np.ndarray, targets: np.ndarray, findings: Sequence[str]) -> dict[str, Any]:
-    """Return loss, AUROC per finding and their mean over the findings that have both values; targets NaN are masked."""
+    """Return loss, AUROC per finding and their mean over the findings with both values; NaN targets are masked.
+
+    Without any such finding the mean is None, as an AUROC that is not defined is.
+    """
     known = ~np.isnan(targets)
     signed = np.where(targets > 0, -logits, logits)
     loss = float(np.logaddexp(0, signed.astype(np.float64))[known].mean())
@@ -62,7 +65,7 @@ def validation_values(logits: np.ndarray, targets: np.ndarray, findings: Sequenc
     defined = [area for area in areas.values() if not np.isnan(area)]
     return {
         "loss": loss,
-        "auroc_macro": float(np.mean(defined)) if defined else float("nan"),
+        "auroc_macro": float(np.mean(defined)) if defined else None,
         "auroc": {name: None if np.isnan(area) else float(area) for name, area in areas.items()},
     }
 

@@ -49,6 +49,9 @@ class FinetuneConfig(Config):
             check_names(names)
         except UserError as error:
             raise ValueError(str(error)) from None
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"must name each finding once, got {', '.join(twice)} twice.")
         return names
 
     def evaluation_policy(self) -> LabelPolicy:

@@ -20,7 +20,6 @@ from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
-from cxrdist.log import get_logger
 from cxrdist.models.build import build_model
 from cxrdist.models.folder import load_model, save_model
 from cxrdist.models.weights import load_weights
@@ -28,9 +27,8 @@ from cxrdist.stats.predictions import Predictions, write_predictions
 from cxrdist.train.engine import gather, process_group
 from cxrdist.train.loop import Outcome, train
 from cxrdist.train.run_folder import Resume, RunFolder, record_test_access, write_json
+from cxrdist.train.start import start
 from cxrdist.world import World
-
-log = get_logger(__name__)
 
 
 def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
@@ -42,69 +40,72 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
     """
     folder = RunFolder(out)
     read_manifest(config.shards)
-    folder.open(config, resume=resume, world=world, shards=[config.shards], seed=config.seed)
-    if folder.finished:
-        return None
+    if world.world_size == 1:
+        # Before the engine is imported, so that a wrong folder is refused at once.
+        folder.check(config, resume=resume, shards=[config.shards])
+    with (
+        process_group(world) as device,
+        start(folder, config, resume=resume, world=world, shards=[config.shards], seed=config.seed) as begun,
+    ):
+        return _train(config, folder, world, device) if begun else None
+
+
+def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     train_samples, val_samples = (
         read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "val")
     )
     if config.train_images is not None:
         train_samples = train_samples.draw(config.train_images, config.seed)
-    findings = config.findings or choose_findings(train_samples, val_samples, config.labels)
+    val_policy = config.evaluation_policy()
+    findings = config.findings or choose_findings(train_samples, val_samples, config.labels, val_policy)
     if not findings:
         raise UserError(
             "A training split must have a finding with both values, in validation too, got none "
             f"[in {config.shards.name}]. Pack more images or name `findings`."
         )
-    with process_group(world) as device:
-        task = _build_task(config, train_samples, findings)
-        images = TrainingImages(
-            train_samples, train_samples.targets(findings, config.labels), config.input, config.seed
-        )
-        val_images = EvaluationImages(
-            val_samples, val_samples.targets(findings, config.evaluation_policy()), config.input
-        )
+    task = _build_task(config, train_samples, findings)
+    images = TrainingImages(train_samples, train_samples.targets(findings, config.labels), config.input, config.seed)
+    val_images = EvaluationImages(val_samples, val_samples.targets(findings, val_policy), config.input)
 
-        def logits_of(module: nn.Module) -> np.ndarray:
-            return predict_logits(
-                cast(FinetuneTask, module).model,
-                val_images,
-                batch_size=2 * (config.train.micro_batch_size or config.train.global_batch_size // world.world_size),
-                device=device,
-                world=world,
-                gather=gather,
-                bf16=config.train.precision == "bf16",
-            )
-
-        outcome = train(
-            task,
-            config=config.train,
-            optim=config.optim,
-            seed=config.seed,
-            batches_from=lambda batching, step: training_batches(
-                images, batching, world, start_step=step, stop_step=config.train.steps
-            ),
-            validate=lambda module: validation_values(logits_of(module), val_images.targets, findings),
-            folder=folder,
-            world=world,
+    def logits_of(module: nn.Module) -> np.ndarray:
+        return predict_logits(
+            cast(FinetuneTask, module).model,
+            val_images,
+            batch_size=2 * (config.train.micro_batch_size or config.train.global_batch_size // world.world_size),
             device=device,
+            world=world,
+            gather=gather,
+            bf16=config.train.precision == "bf16",
         )
-        task.eval()
-        logits = logits_of(task)
-        if world.is_main:
-            _write_split(folder, "val", val_samples, findings, val_images.targets, logits)
-            facts = {
-                "kind": "finetune",
-                "image_size": config.input.image_size,
-                "fit": config.input.fit,
-                "chosen_step": outcome.chosen_step,
-            }
-            save_model(task.model, folder.model, backbone=config.model.backbone, findings=findings, facts=facts)
-            write_json(
-                folder.result,
-                asdict(outcome)
-                | {"time": round(time.time(), 3), "findings": findings, "train_images": len(train_samples)},
-            )
+
+    outcome = train(
+        task,
+        config=config.train,
+        optim=config.optim,
+        seed=config.seed,
+        batches_from=lambda batching, step: training_batches(
+            images, batching, world, start_step=step, stop_step=config.train.steps
+        ),
+        validate=lambda module: validation_values(logits_of(module), val_images.targets, findings),
+        folder=folder,
+        world=world,
+        device=device,
+    )
+    task.eval()
+    logits = logits_of(task)
+    if world.is_main:
+        _write_split(folder, "val", val_samples, findings, val_images.targets, logits)
+        facts = {
+            "kind": "finetune",
+            "image_size": config.input.image_size,
+            "fit": config.input.fit,
+            "chosen_step": outcome.chosen_step,
+        }
+        save_model(task.model, folder.model, backbone=config.model.backbone, findings=findings, facts=facts)
+        write_json(
+            folder.result,
+            asdict(outcome) | {"time": round(time.time(), 3), "findings": findings, "train_images": len(train_samples)},
+        )
     return outcome
 
 
@@ -136,9 +137,14 @@ def open_test(out: Path, *, split: str = "test") -> Path:
 def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str]) -> FinetuneTask:
     model = build_model(config.model, num_classes=len(findings), image_size=config.input.image_size, seed=config.seed)
     if config.model.weights is not None:
-        report = load_weights(model.net, config.model.weights)
-        log.info("Weights: %d tensors loaded, %d left random.", len(report.matched), len(report.missing))
+        load_weights(model.net, config.model.weights)
     targets = samples.targets(findings, config.labels)
+    unknown = [name for name, none in zip(findings, np.isnan(targets).all(axis=0), strict=True) if none]
+    if unknown:
+        raise UserError(
+            f"A finding must have a label in the training images, got none of {', '.join(unknown)} "
+            f"[in {config.shards.name}]. Take it out of `findings` or change `labels`."
+        )
     balanced = config.class_weights == "balanced"
     weights = balanced_weights(targets) if balanced else np.ones(len(findings))
     return FinetuneTask(model, pos_weight=weights, known_share=float((~np.isnan(targets)).mean()))

@@ -32,6 +32,11 @@ class MaeTask(nn.Module):
                 f"`method` 'mae' needs a vision transformer, got {type(vit).__name__}. "
                 "Choose a timm `vit_...` backbone."
             )
+        if any(side % patch for side, patch in zip(vit.patch_embed.img_size, vit.patch_embed.patch_size, strict=True)):
+            raise UsageError(
+                f"`input.image_size` must be a multiple of the backbone's patch of {vit.patch_embed.patch_size[0]} "
+                f"pixels for 'mae', got {vit.patch_embed.img_size[0]}."
+            )
         self.model = model
         self.config = config
         self.patch = vit.patch_embed.patch_size[0]
@@ -81,6 +86,6 @@ def random_masks(seeds: torch.Tensor, patches: int, prefix: int, ratio: float) -
     """
     noise = torch.stack([torch.rand(patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
     order = noise.argsort(dim=1) + prefix
-    kept = max(1, int(patches * (1 - ratio)))
+    kept = min(max(1, patches - round(patches * ratio)), patches - 1)
     always = torch.arange(prefix).expand(len(seeds), prefix)
     return torch.cat([always, order[:, :kept]], dim=1), order[:, kept:]

@@ -9,7 +9,6 @@ import torch
 from cxrdist.data.loader import TrainingImages, training_batches
 from cxrdist.data.samples import read_samples
 from cxrdist.datasets.shard_format import read_manifest
-from cxrdist.log import get_logger
 from cxrdist.models.build import build_model
 from cxrdist.models.folder import save_model
 from cxrdist.models.weights import load_weights
@@ -19,9 +18,8 @@ from cxrdist.seeds import Purpose, derive
 from cxrdist.train.engine import process_group
 from cxrdist.train.loop import Outcome, train
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
+from cxrdist.train.start import start
 from cxrdist.world import World
-
-log = get_logger(__name__)
 
 
 def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
@@ -34,32 +32,39 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
     folder = RunFolder(out)
     for shards in config.shards:
         read_manifest(shards)
-    folder.open(config, resume=resume, world=world, shards=config.shards, seed=config.seed)
-    if folder.finished:
-        return None
+    if world.world_size == 1:
+        # Before the engine is imported, so that a wrong folder is refused at once.
+        folder.check(config, resume=resume, shards=config.shards)
+    with (
+        process_group(world) as device,
+        start(folder, config, resume=resume, world=world, shards=config.shards, seed=config.seed) as begun,
+    ):
+        return _train(config, folder, world, device) if begun else None
+
+
+def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     images = TrainingImages(samples, samples.values([]), config.input, config.seed)
-    with process_group(world) as device:
-        model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
-        if config.model.weights is not None:
-            load_weights(model.net, config.model.weights)
-        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
-        task = MaeTask(model, config.method, fresh=config.model.weights is None)
-        outcome = train(
-            task,
-            config=config.train,
-            optim=config.optim,
-            seed=config.seed,
-            batches_from=lambda batching, step: training_batches(
-                images, batching, world, start_step=step, stop_step=config.train.steps
-            ),
-            validate=None,
-            folder=folder,
-            world=world,
-            device=device,
-        )
-        if world.is_main:
-            facts = {"kind": "pretrain", "image_size": config.input.image_size, "fit": config.input.fit}
-            save_model(model, folder.model, backbone=config.model.backbone, findings=["pretrained"], facts=facts)
-            write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})
+    model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
+    if config.model.weights is not None:
+        load_weights(model.net, config.model.weights)
+    torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
+    task = MaeTask(model, config.method, fresh=config.model.weights is None)
+    outcome = train(
+        task,
+        config=config.train,
+        optim=config.optim,
+        seed=config.seed,
+        batches_from=lambda batching, step: training_batches(
+            images, batching, world, start_step=step, stop_step=config.train.steps
+        ),
+        validate=None,
+        folder=folder,
+        world=world,
+        device=device,
+    )
+    if world.is_main:
+        facts = {"kind": "pretrain", "image_size": config.input.image_size, "fit": config.input.fit}
+        save_model(model, folder.model, backbone=config.model.backbone, findings=["pretrained"], facts=facts)
+        write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})
     return outcome

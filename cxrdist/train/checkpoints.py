@@ -28,7 +28,7 @@ class Progress:
     best_step: int | None = None
     """Step of the best validation so far."""
     best_score: float | None = None
-    """Its macro AUROC."""
+    """Its macro AUROC; None while it was never defined."""
     world_size: int = 1
     zero_stage: int = 0
 
@@ -50,7 +50,7 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress, *, keep_last:
     engine.save_checkpoint(str(folder), tag=hidden.name, client_state={STATE: asdict(progress)}, save_latest=False)
     torch.distributed.barrier()
     if main:
-        for file in hidden.iterdir():
+        for file in (*hidden.iterdir(), hidden):
             _sync(file)
         final = folder / name
         shutil.rmtree(final, ignore_errors=True)
@@ -107,7 +107,9 @@ def _model_states(checkpoint: Path) -> Path:
 
 def _prune(folder: Path, progress: Progress, keep_last: int) -> None:
     names = sorted(path.name for path in folder.glob("step-*"))
-    kept = {*names[-keep_last:], checkpoint_name(progress.best_step or progress.step)}
+    # A kill between the renaming of a folder and of `latest` leaves a folder of a later step than the run is at.
+    passed = [name for name in names if name <= checkpoint_name(progress.step)]
+    kept = {*passed[-keep_last:], checkpoint_name(progress.best_step or progress.step)}
     for name in names:
         if name not in kept:
             # Renamed first, so that no reader takes a half-removed folder for a checkpoint.

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cxrdist.config import Config
 
@@ -18,6 +18,7 @@ class OptimConfig(Config):
     """Decoupled weight decay; biases, norms and other one-dimensional parameters have none."""
 
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two running means, each in [0, 1)."""
 
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly from zero."""
@@ -30,6 +31,13 @@ class OptimConfig(Config):
 
     clip: float = Field(default=1.0, ge=0)
     """Largest global norm of the gradient; 0 does not clip."""
+
+    @field_validator("betas")
+    @classmethod
+    def _rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"must be two numbers in [0, 1), got {list(betas)}.")
+        return betas
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate of optimizer step `step` of `steps`: a function of the step, with no state."""

@@ -3,7 +3,6 @@
 import datetime
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,39 +43,44 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, batching: Batching)
 def process_group(world: World) -> Iterator[torch.device]:
     """Join the ranks of `world` for the block and yield this rank's device.
 
-    One rank alone needs no launcher: it makes its own group on a free port.
+    One rank alone needs no launcher and opens no port.  The environment is left as it was.
 
     Raises:
         UserError: If the launcher did not say where rank 0 is.
     """
-    if world.world_size == 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+    if world.world_size > 1 and ("MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ):
         raise UserError(
             f"MASTER_ADDR and MASTER_PORT must say where rank 0 is, got none for {world.world_size} ranks. "
             "Start with `torchrun` or `deepspeed`, or export both in the batch script."
         )
-    os.environ.update(
-        RANK=str(world.rank),
-        WORLD_SIZE=str(world.world_size),
-        LOCAL_RANK=str(world.local_rank),
-        DS_ACCELERATOR=_accelerator(),
-    )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
-    deepspeed = _import_deepspeed()
     timeout = datetime.timedelta(seconds=TIMEOUT_S)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
-    try:
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
-        yield device
-    finally:
-        # DeepSpeed keeps handles of its own; a second run in the same process must not find them.
-        deepspeed.comm.destroy_process_group()
-        deepspeed.comm.comm.cdb = None
+    with _environment(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.world_size),
+        LOCAL_RANK=str(world.local_rank),
+        DS_ACCELERATOR=_accelerator(),
+    ):
+        deepspeed = _import_deepspeed()
+        torch.distributed.init_process_group(
+            backend,
+            # Two runs that look for a free port on one machine at once can find the same.
+            store=torch.distributed.HashStore() if world.world_size == 1 else None,  # type: ignore[attr-defined]
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=timeout,
+        )
+        try:
+            deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+            yield device
+        finally:
+            # DeepSpeed keeps handles of its own; a second run in the same process must not find them.
+            deepspeed.comm.destroy_process_group()
+            deepspeed.comm.comm.cdb = None
 
 
 def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
@@ -109,6 +113,16 @@ def set_lr(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
+def mean_over_ranks(value: float, device: torch.device) -> float:
+    """Return the mean of every rank's `value`; all ranks must call it together."""
+    world_size = torch.distributed.get_world_size()
+    if world_size == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return float(total.item()) / world_size
+
+
 def gather(piece: Any) -> list[Any]:
     """Return every rank's `piece`, by rank, on every rank."""
     pieces: list[Any] = [None] * torch.distributed.get_world_size()
@@ -133,7 +147,16 @@ def _accelerator() -> str:
     return os.environ.get("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for the block; DeepSpeed reads them, a later run in this process must not."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

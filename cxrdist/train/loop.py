@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from cxrdist.train.checkpoints import (
     save_checkpoint,
 )
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.engine import build_engine, set_lr
+from cxrdist.train.engine import build_engine, mean_over_ranks, set_lr
 from cxrdist.train.interrupt import Interrupted, stop_on_signals
 from cxrdist.train.run_folder import MetricsLog, RunFolder
 from cxrdist.world import World
@@ -31,12 +31,12 @@ from cxrdist.world import World
 log = get_logger(__name__)
 
 SCORE = "auroc_macro"
-"""The validation value that chooses the step; higher is better."""
+"""The validation value that chooses the step; higher is better, None is not defined."""
 
 Validate = Callable[[nn.Module], dict[str, Any]]
 """From a task to its validation values, `SCORE` among them; every rank calls it and gets the same."""
 
-BatchesFrom = Callable[[Batching, int], Iterator[Batch]]
+BatchesFrom = Callable[[Batching, int], Generator[Batch, None, None]]
 """From the division of batches and a first step to this rank's micro-batches."""
 
 
@@ -82,6 +82,8 @@ def train(
             engine, folder.checkpoints, name, world_size=world.world_size, zero_stage=config.zero_stage
         )
         state.world_size = world.world_size
+        # DeepSpeed counts micro-steps to know where a step ends; the run may now divide its batches otherwise.
+        engine.micro_steps = state.step * batching.accumulation
         log.info("Resumed from %s.", name)
     metrics = MetricsLog(folder, step=state.step, enabled=world.is_main)
     run = _Run(engine, config, optim, batching, seed, world, folder, metrics)
@@ -106,6 +108,7 @@ def train(
                     raise Interrupted(signum, state.step)
                 bar.advance(note=f"loss {loss:.4f}")
     finally:
+        batches.close()
         metrics.close()
     chosen = state.best_step or state.step
     load_module(task, folder.checkpoints, checkpoint_name(chosen))
@@ -124,12 +127,15 @@ class _Run:
     world: World
     folder: RunFolder
     metrics: MetricsLog
-    since: float = field(default_factory=time.monotonic)
+    busy_s: float = 0.0
+    """Time in optimizer steps since the last line of the log: validations and checkpoints do not count."""
     waited_s: float = 0.0
+    """The part of it spent waiting for data."""
     steps_since: int = 0
 
     def optimizer_step(self, step: int, batches: Iterator[Batch]) -> float:
         """Return this rank's mean loss over its part of the global batch."""
+        started = time.monotonic()
         set_lr(self.engine, self.optim.lr_at(step, self.config.steps))
         self.engine.train()
         total = 0.0
@@ -139,17 +145,20 @@ class _Run:
             asked = time.monotonic()
             batch = next(batches)
             self.waited_s += time.monotonic() - asked
-            loss = self.engine({name: tensor.to(self.engine.device) for name, tensor in batch.items()})["loss"]
-            value = float(loss.item())
+            output = self.engine(
+                {name: value.to(self.engine.device, non_blocking=True) for name, value in batch.items()}
+            )
+            value = float(output["loss"].item())
             if not math.isfinite(value):
                 raise UserError(
                     f"The loss must be finite, got {value} at step {step + 1} on rank {self.world.rank}; stopped "
                     "before the optimizer step. Lower `optim.lr` or set `train.precision` to fp32."
                 )
-            self.engine.backward(loss)
+            self.engine.backward(output["loss"])
             self.engine.step()
             total += value / self.batching.accumulation
         self.steps_since += 1
+        self.busy_s += time.monotonic() - started
         return total
 
     def due(self, step: int, every: int) -> bool:
@@ -157,10 +166,12 @@ class _Run:
         return step % every == 0 or step == self.config.steps
 
     def log(self, step: int, loss: float) -> None:
-        """Write loss, learning rate, throughput and the share of time spent waiting for data since the last line."""
+        """Write the global batch's loss, learning rate, throughput and share of time waiting for data since before."""
         if not self.due(step, self.config.log_every):
             return
-        elapsed = max(time.monotonic() - self.since, 1e-9)
+        # Every rank has the same number of images, so the mean over ranks is the mean over the global batch.
+        loss = mean_over_ranks(loss, self.engine.device)
+        elapsed = max(self.busy_s, 1e-9)
         values = {
             "loss": loss,
             "lr": self.optim.lr_at(step - 1, self.config.steps),
@@ -168,12 +179,13 @@ class _Run:
             "data_wait": round(self.waited_s / elapsed, 4),
         }
         self.metrics.write(step, "train", values)
-        self.since, self.waited_s, self.steps_since = time.monotonic(), 0.0, 0
+        self.busy_s, self.waited_s, self.steps_since = 0.0, 0.0, 0
 
     def validate(self, state: Progress, validate: Validate) -> None:
         """Validate and remember the step if it is the best so far."""
         self.engine.eval()
         values = validate(self.engine.module)
         self.metrics.write(state.step, "val", values)
-        if state.best_score is None or values[SCORE] > state.best_score:
-            state.best_step, state.best_score = state.step, values[SCORE]
+        score = values[SCORE]
+        if state.best_score is None or (score is not None and score > state.best_score):
+            state.best_step, state.best_score = state.step, score

@@ -1,11 +1,13 @@
 """The folder of one run: resolved configuration, environment, metrics; what each later part reads."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +16,18 @@ from cxrdist import __version__
 from cxrdist.config import Config, Tree, read_yaml, write_yaml
 from cxrdist.datasets.shard_format import manifest_sha256
 from cxrdist.errors import UsageError, UserError
+from cxrdist.log import get_logger
 from cxrdist.world import World
+
+log = get_logger(__name__)
 
 Resume = Literal["auto"]
 LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
 TEST_ACCESSES = "test_accesses.jsonl"
+TAGS = {"samples_per_sec": "throughput/samples_per_sec", "data_wait": "time/data_wait"}
+"""TensorBoard's names for values that are not under ``train/`` or ``val/``; `metrics.jsonl` keeps the flat ones."""
+LOCK_WAIT_S = 20.0
+"""How long a run waits for its folder: reading processes of a killed run live on for some seconds and hold it."""
 FREE = ("input.workers", "train.micro_batch_size", "train.keep_last", "train.log_every", "train.checkpoint_every")
 """What may differ when a run is resumed: none of it changes which images a step sees."""
 
@@ -36,40 +45,79 @@ class RunFolder:
         self.predictions = path / "predictions"
         self.model = path / "model"
         self.result = path / "result.json"
+        self.lock = path / ".lock"
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended and its model is there; the result is written last."""
         return self.result.is_file()
 
-    def open(self, config: Config, *, resume: Resume | None, world: World, shards: Sequence[Path], seed: int) -> None:
-        """Make the folder ready for a run, or check that it is this run's own.  Rank 0 writes.
+    @contextmanager
+    def opened(
+        self, config: Config, *, resume: Resume | None, world: World, shards: Sequence[Path], seed: int
+    ) -> Iterator[None]:
+        """Hold the folder for one run during the block, and make it ready if it is new.  For rank 0 alone.
 
         Raises:
-            UsageError: If a run is there already and `resume` is not asked for, or if it has another configuration.
+            UsageError: As `check`.
+            UserError: If another process trains there, or if the folder cannot be written.
         """
-        if self.config.is_file():
-            if resume is None:
-                raise UsageError(
-                    f"`--out` must be a new folder, got one with a run in it [{self.path}]. "
-                    "Continue it with --resume auto, or choose another folder."
-                )
-            self._check_same(config)
-            return
-        if world.is_main:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.environment, describe_environment(world, shards, seed))
-            hidden = self.path / ".config.yaml"
-            write_yaml(config.tree(), hidden)
-            hidden.replace(self.config)
+        self.check(config, resume=resume, shards=shards)
+        with self._locked():
+            # Who held the lock until now may have begun a run.
+            self.check(config, resume=resume, shards=shards)
+            if not self.config.is_file():
+                write_json(self.environment, describe_environment(world, shards, seed))
+                hidden = self.path / ".config.yaml"
+                write_yaml(config.tree(), hidden)
+                hidden.replace(self.config)
+            yield
 
-    def _check_same(self, config: Config) -> None:
+    def check(self, config: Config, *, resume: Resume | None, shards: Sequence[Path]) -> None:
+        """Check that the folder is new, or holds the very run that is to be resumed.
+
+        Raises:
+            UsageError: If a run is there already and `resume` is not asked for, or if it has another configuration
+                or other shards.
+        """
+        if not self.config.is_file():
+            return
+        if resume is None:
+            raise UsageError(
+                f"`--out` must be a new folder, got one with a run in it [{self.path}]. "
+                "Continue it with --resume auto, or choose another folder."
+            )
         changed = changes(read_yaml(self.config), config.tree())
         if changed:
             raise UsageError(
                 f"A resumed run must keep its configuration, got {'; '.join(changed[:5])} [{self.path}]. "
                 "Choose another --out for another run."
             )
+        before = json.loads(self.environment.read_text(encoding="utf-8"))["shard_manifests"]
+        repacked = [folder.name for folder in shards if before.get(folder.name) != manifest_sha256(folder)]
+        if repacked:
+            raise UsageError(
+                f"A resumed run must read the shards it began with, got others in {', '.join(repacked)} [{self.path}]. "
+                "Choose another --out for another run."
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock.open("wb")
+        except OSError as error:
+            raise UserError(f"`--out` must be writable, got {error.strerror!r} [{self.path}].") from None
+        with file:
+            waits_until = time.monotonic() + LOCK_WAIT_S
+            while not _try_lock(file.fileno()):
+                if time.monotonic() > waits_until:
+                    raise UserError(
+                        f"Another process is training in this folder [{self.path}]. "
+                        "Wait for it, end it, or choose another --out."
+                    )
+                time.sleep(0.2)
+            yield
 
 
 class MetricsLog:
@@ -83,25 +131,32 @@ class MetricsLog:
 
         lines = read_metrics(folder.metrics)
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        folder.metrics.write_text("".join(kept), encoding="utf-8")
+        hidden = folder.path / ".metrics.jsonl"
+        hidden.write_text("".join(kept), encoding="utf-8")
+        hidden.replace(folder.metrics)
         self.file = folder.metrics.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
 
     def write(self, step: int, kind: Literal["train", "val"], values: dict[str, Any]) -> None:
-        """Append one line; its numbers become TensorBoard scalars ``<kind>/<name>`` or ``<kind>/<name>/<key>``."""
+        """Append one line; its numbers become TensorBoard scalars, named by `tag`."""
         if not self.enabled:
             return
         self.file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
         self.file.flush()
         for name, value in flatten(values).items():
             if isinstance(value, int | float):
-                self.board.add_scalar(f"{kind}/{name.replace('.', '/')}", value, step)
+                self.board.add_scalar(tag(kind, name), value, step)
 
     def close(self) -> None:
         """Flush and close both files."""
         if self.enabled:
             self.file.close()
             self.board.close()
+
+
+def tag(kind: str, name: str) -> str:
+    """Return the TensorBoard tag of a value; `name` has a dot before a key: ``val/auroc/effusion``."""
+    return TAGS.get(name, f"{kind}/{name.replace('.', '/')}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -161,6 +216,17 @@ def write_json(path: Path, tree: Any) -> None:
         hidden.replace(path)
     except OSError as error:
         raise UserError(f"{path.name} must be writable, got {error.strerror!r} [{path.parent}].") from None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems have no locks; a run there is not protected, but it can be made.
+        log.warning("This file system has no locks: nothing keeps a second process out of the run folder.")
+    return True
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
