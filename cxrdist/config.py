@@ -190,6 +190,8 @@ def _rule(details: ErrorDetails) -> str:
     """Return the broken rule in the user's words; the library speaks of classes and instances."""
     if details["type"] in PLAIN_RULES:
         return PLAIN_RULES[details["type"]]
+    if details["type"] == "too_short":
+        return f"must have at least {details['ctx']['min_length']} entry"
     if details["type"] == "union_tag_invalid":
         return f"must have a {details['ctx']['discriminator']} of {details['ctx']['expected_tags']}"
     if details["type"] == "union_tag_not_found":
