@@ -20,17 +20,18 @@ REFUSED = (
 
 
 class Stopped(BaseException):
-    """A signal has asked the command to end; like `KeyboardInterrupt`, no error."""
+    """A signal has ended the command in good order, and this is what to say of it."""
 
-    def __init__(self, signum: int, sentence: str = KEPT) -> None:
+    def __init__(self, signum: int, sentence: str) -> None:
         self.signum = signum
         super().__init__(sentence)
 
 
 def end_with_sentence(command: Callable[[], int | None], arguments: Sequence[str]) -> int:
     """Run `command`, tell what went wrong in a sentence, and return the exit code."""
+    signals: list[int] = []
     try:
-        with _stop_on_sigterm():
+        with _interrupt_on_sigterm(signals):
             code = command()
             sys.stdout.flush()
     except UserError as error:
@@ -38,7 +39,7 @@ def end_with_sentence(command: Callable[[], int | None], arguments: Sequence[str
     except Stopped as stop:
         return _tell(128 + stop.signum, str(stop))
     except KeyboardInterrupt:
-        return _tell(128 + signal.SIGINT, KEPT)
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader (`head`) has left; Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,8 +49,8 @@ def end_with_sentence(command: Callable[[], int | None], arguments: Sequence[str
         if sentence is None:
             raise
         return _tell(2 if _is_usage(error) else 1, sentence)
-    if code == 128 + signal.SIGINT:  # typer's answer to Ctrl-C
-        _tell(code, KEPT)
+    if code == 128 + signal.SIGINT:  # typer's answer to an interrupt
+        return _tell(128 + (signals or [signal.SIGINT])[0], KEPT)
     return code or 0
 
 
@@ -60,11 +61,12 @@ def _tell(code: int, sentence: str) -> int:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that clusters and pools of ours end with the command."""
+def _interrupt_on_sigterm(signals: list[int]) -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that clusters and pools of ours end with the command; note it in `signals`."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum)
+        signals.append(signum)
+        raise KeyboardInterrupt  # the one exception that Ray's compiled code lets through whole
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
