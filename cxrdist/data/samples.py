@@ -161,6 +161,6 @@ def _read(tar: str, offset: int, size: int) -> bytes:
                 "Check the folder with `cxrdist shards verify`."
             ) from None
     _descriptors[tar] = descriptor
-    if len(_descriptors) > MAX_OPEN:
+    while len(_descriptors) > MAX_OPEN:
         os.close(_descriptors.popitem(last=False)[1])
     return os.pread(descriptor, size, offset)
