@@ -10,6 +10,7 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGLosslessSV1, JPEGLSLossless
 
+from cxrdist.config import override
 from cxrdist.datasets.records import Import, Row
 from cxrdist.pack import PackOptions, pack_rows
 from cxrdist.pack.plan import DatasetName
@@ -166,3 +167,27 @@ def _transcode(path: Path, syntax: str) -> None:
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
     assert writer.Write()
+
+
+def study_tree(shards: dict[str, Path], **changes: Any) -> dict[str, Any]:
+    """Return a study of seconds over `shards` by name: `random` and a masked autoencoder `ssl`, one seed.
+
+    `changes` replace or, with dots as double underscores, set its parts.
+    """
+    recipe = {name: value for name, value in finetune_tree(Path()).items() if name != "shards"}
+    recipe["train"] |= {"steps": 4, "evaluate_every": 2}
+    decoder = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+    tree = {
+        "title": "Tiny",
+        "datasets": {name: {"shards": str(folder)} for name, folder in shards.items()},
+        "stages": {
+            "ssl": {
+                "datasets": list(shards),
+                "pretrain": {"method": decoder, "train": {"steps": 2, "global_batch_size": 8}},
+            }
+        },
+        "strategies": {"random": {}, "ssl": {"stage": "ssl"}},
+        "recipe": {"findings": list(FINDINGS), **recipe},
+        "statistics": {"reference": "random", "n_resamples": 20},
+    }
+    return override(tree, {name.replace("__", "."): value for name, value in changes.items()})

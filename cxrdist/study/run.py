@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from cxrdist.config import read_yaml, write_yaml
@@ -179,7 +179,7 @@ def _make_way(job: Job, out: Path) -> None:
     moved = config.is_file() and not is_complete(job) and changes(read_yaml(config), job.tree)
     if job.folder.is_dir() and (key != job.key or moved):
         aside.mkdir(exist_ok=True)
-        places = (aside / f"{job.name}-{key}{suffix}" for suffix in ("", *(f"-{n}" for n in count(1))))
+        places = (aside / f"{job.name}-{key}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(1))))
         job.folder.rename(next(place for place in places if not place.exists()))
     mine = aside / f"{job.name}-{job.key}"
     if not job.folder.exists() and mine.is_dir() and not moved:
