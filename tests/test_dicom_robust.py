@@ -133,3 +133,12 @@ def test_damaged_bytes_anywhere_give_a_radiograph_or_a_reason(tmp_path):
             except ImageRejectedError:
                 continue
             assert np.isfinite(got.pixels).all() and 0 <= got.pixels.min() <= got.pixels.max() <= 1
+
+
+@pytest.mark.parametrize(("photometric", "word"), [("PALETTE COLOR", "PALETTE COLOR"), ("SECRET_DOE", "unknown")])
+def test_a_refusal_repeats_only_words_of_the_standard(tmp_path, photometric, word):
+    path = make_dicom(tmp_path / "x.dcm", noise(), PhotometricInterpretation=photometric, SamplesPerPixel=2)
+    with pytest.raises(ImageRejectedError) as caught:
+        read_radiograph(path)
+    assert word in caught.value.detail
+    assert "SECRET" not in caught.value.detail and "DOE" not in caught.value.detail

@@ -28,6 +28,11 @@ PERSON_TAGS = ("ViewPosition", "ViewCodeSequence", "PatientOrientation", "Patien
 # fmt: on
 ALLOWED = [Tag(keyword) for keyword in (*PIXEL_TAGS, *PERSON_TAGS)]
 
+# PS3.3 C.7.6.3.1.2, retired ones included.
+PHOTOMETRIC_WORDS = (
+    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "YBR_FULL", "YBR_FULL_422",
+    "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB",
+)  # fmt: skip
 PROJECTIONS = {"PA": "PA", "AP": "AP", "LL": "lateral", "RL": "lateral", "LATERAL": "lateral", "LAT": "lateral"}
 # PS3.16 CID 4010: SNOMED RT, then SNOMED CT.
 VIEW_CODES = {
@@ -94,7 +99,9 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
         raise ImageRejectedError("unreadable", f"{stored} bits stored in {allocated} allocated")
     photometric = (_text(ds, "PhotometricInterpretation") or ("MONOCHROME2" if samples == 1 else "RGB")).upper()
     if (samples, photometric == "PALETTE COLOR") not in ((1, False), (3, False)):
-        raise ImageRejectedError("unsupported", f"{samples} samples per pixel of {photometric[:16]}")
+        # A reason stands in a file that is passed on, and a header can hold a person's name in any field.
+        word = photometric if photometric in PHOTOMETRIC_WORDS else "an unknown kind"
+        raise ImageRejectedError("unsupported", f"{samples} samples per pixel of {word}")
     signed = _whole(ds, "PixelRepresentation", 0) == 1
     spacing = _spacing(ds)
     return Header(
