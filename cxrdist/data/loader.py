@@ -1,5 +1,6 @@
 """Batches as tensors.  Shapes: B images in a micro-batch, K findings, S input side."""
 
+import gc
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,9 @@ def _reading(config: InputConfig) -> dict[str, Any]:
 
 
 def _start_worker(worker: int) -> None:
+    # What the training process leaves as garbage (an engine of an earlier run, its process group) is not to be
+    # finalised here: it would wait for threads that a forked process does not have.
+    gc.freeze()
     # The workers are the parallelism; OpenCV's own threads would only take turns with them.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """DeepSpeed's engine around a task.  All that DeepSpeed is told comes from `deepspeed_config`."""
 
 import datetime
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -81,6 +82,8 @@ def process_group(world: World) -> Iterator[torch.device]:
             # DeepSpeed keeps handles of its own; a second run in the same process must not find them.
             deepspeed.comm.destroy_process_group()
             deepspeed.comm.comm.cdb = None
+            # The engine is full of circles; a process that trains again (a study's worker) must not carry it along.
+            gc.collect()
 
 
 def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:

@@ -140,11 +140,12 @@ class _Run:
         self.engine.train()
         total = 0.0
         for micro_step in range(self.batching.accumulation):
-            # Random layers draw from a stream of (step, micro-step, rank): nothing to save, nothing to restore.
-            torch.manual_seed(derive(self.seed, Purpose.STEP, step, micro_step, self.world.rank))
             asked = time.monotonic()
             batch = next(batches)
             self.waited_s += time.monotonic() - asked
+            # Random layers draw from a stream of (step, micro-step, rank): nothing to save, nothing to restore.
+            # After `next`: a loader that starts, as one does in a resumed run, draws from the stream as well.
+            torch.manual_seed(derive(self.seed, Purpose.STEP, step, micro_step, self.world.rank))
             output = self.engine(
                 {name: value.to(self.engine.device, non_blocking=True) for name, value in batch.items()}
             )

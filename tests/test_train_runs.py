@@ -1,0 +1,462 @@
+"""Whole runs on a CPU: what stops them, divides them or kills them changes nothing that they write."""
+
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import finetune_tree, make_shards
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cxrdist.config import override
+from cxrdist.errors import UsageError, UserError
+from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.run import finetune, open_test
+from cxrdist.train import checkpoints, loop, run_folder
+from cxrdist.train.interrupt import Interrupted
+from cxrdist.train.loop import Outcome
+from cxrdist.train.run_folder import MetricsLog, RunFolder
+from cxrdist.world import World
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
+CHANGING = ("time", "samples_per_sec", "data_wait")
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """Return the folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(shards, out)
+    return out
+
+
+def config_of(shards: Path, **changes) -> FinetuneConfig:
+    tree = finetune_tree(shards, steps=STEPS, evaluate_every=4, checkpoint_every=3, log_every=1)
+    tree["model"]["args"] |= {"drop_rate": 0.1, "proj_drop_rate": 0.1}  # random layers must resume as well
+    return FinetuneConfig.build(override(tree, {name.replace("__", "."): v for name, v in changes.items()}), where="t")
+
+
+def train(shards: Path, out: Path, *, world: World = World(), resume="auto", **changes) -> Outcome | None:  # noqa: B008
+    return finetune(config_of(shards, **changes), out, world=world, resume=resume)
+
+
+def in_children(*works: Callable[[], object], timeout_s: float = 15) -> list[int]:
+    """Run each of `works` in a forked process; return the exit codes, negative for a signal."""
+    children = [_fork(work) for work in works]
+    return [_wait(child, timeout_s) for child in children]
+
+
+def _fork(work: Callable[[], object]) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    gc.freeze()  # garbage of this process waits for threads that the child does not have
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _wait(child: int, timeout_s: float) -> int:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError("a training process did not end")
+
+
+def lines_of(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
+
+
+def assert_identical(out: Path, reference: Path) -> None:
+    assert (out / "model/model.safetensors").read_bytes() == (reference / "model/model.safetensors").read_bytes()
+    assert lines_of(out) == lines_of(reference)
+    pd.testing.assert_frame_equal(*(pd.read_parquet(f / "predictions/val.parquet") for f in (out, reference)))
+    results = [json.loads((folder / "result.json").read_text()) | {"time": 0} for folder in (out, reference)]
+    assert results[0] == results[1]
+
+
+def assert_close(out: Path, reference: Path, *, tolerance: float = 2e-4) -> None:
+    for one, other in zip(lines_of(out), lines_of(reference), strict=True):
+        assert (one["step"], one["kind"]) == (other["step"], other["kind"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
+    left, right = (load_file(folder / "model/model.safetensors") for folder in (out, reference))
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=tolerance, atol=tolerance)
+
+
+def assert_complete_checkpoint(out: Path) -> None:
+    """Assert that `latest`, if there is one, names a folder that loads."""
+    name = checkpoints.latest_checkpoint(out / "checkpoints")
+    if name is not None:
+        states = torch.load(out / "checkpoints" / name / "mp_rank_00_model_states.pt", weights_only=True)
+        assert checkpoints.checkpoint_name(states["cxrdist"]["step"]) == name
+
+
+def test_a_run_leaves_what_its_readers_expect(whole):
+    assert {path.name for path in whole.iterdir()} - {".lock"} == {
+        "config.yaml", "environment.json", "metrics.jsonl", "tb", "checkpoints", "predictions", "model", "result.json",
+    }  # fmt: skip
+    lines = lines_of(whole)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8, 10]
+    assert set(lines[0]) == {"step", "kind", "loss", "lr"}
+    assert {"loss", "auroc_macro", "auroc"} < set(next(line for line in lines if line["kind"] == "val"))
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["world_size"] == 1
+    assert set(environment["shard_manifests"]) == {"toy"}
+
+
+def test_the_best_step_on_validation_becomes_the_model_and_last_and_best_are_kept(whole):
+    scores = {line["step"]: line["auroc_macro"] for line in lines_of(whole) if line["kind"] == "val"}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    result = json.loads((whole / "result.json").read_text())
+    assert result["chosen_step"] == best
+    assert result["score"] == scores[best]
+    kept = {path.name for path in (whole / "checkpoints").glob("step-*")}
+    assert kept == {checkpoints.checkpoint_name(best), checkpoints.checkpoint_name(STEPS)}
+    assert not list((whole / "checkpoints").glob(".partial-*"))
+    assert (whole / "checkpoints/latest").read_text().strip() == checkpoints.checkpoint_name(STEPS)
+
+
+def test_tensorboard_shows_the_tags_that_people_look_for(whole):
+    board = EventAccumulator(str(whole / "tb")).Reload()
+    assert set(board.Tags()["scalars"]) == {
+        "train/loss", "train/lr", "throughput/samples_per_sec", "time/data_wait",
+        "val/loss", "val/auroc_macro", "val/auroc/cardiomegaly", "val/auroc/effusion",
+    }  # fmt: skip
+    assert [event.step for event in board.Scalars("val/auroc_macro")] == [4, 8, 10]
+
+
+def test_the_same_run_again_is_the_same_to_the_bit(shards, whole, tmp_path):
+    train(shards, tmp_path / "again", resume=None)
+    assert_identical(tmp_path / "again", whole)
+
+
+def test_reading_processes_change_nothing(shards, whole, tmp_path):
+    train(shards, tmp_path / "workers", input__workers=2)
+    assert_identical(tmp_path / "workers", whole)
+
+
+@pytest.mark.parametrize(("at", "signum"), [(5, signal.SIGTERM), (6, signal.SIGINT), (8, signal.SIGUSR1)])
+def test_stopped_by_a_signal_and_resumed_equals_undisturbed(shards, whole, tmp_path, monkeypatch, at, signum):
+    write = MetricsLog.write
+
+    def write_and_signal(self, step, kind, values):
+        write(self, step, kind, values)
+        if step == at and kind == "train":
+            os.kill(os.getpid(), signum)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsLog, "write", write_and_signal)
+        with pytest.raises(Interrupted, match=f"Stopped at step {at} with a checkpoint. Continue with --resume auto"):
+            train(shards, tmp_path / "run")
+    assert checkpoints.latest_checkpoint(tmp_path / "run/checkpoints") == checkpoints.checkpoint_name(at)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(shards, tmp_path / "run")
+    assert_identical(tmp_path / "run", whole)
+
+
+def test_killed_at_random_moments_and_resumed_equals_undisturbed(shards, whole, tmp_path):
+    seed = random.randrange(10**6)
+    print(f"moments drawn with seed {seed}")
+    rng = random.Random(seed)
+    out = tmp_path / "run"
+    for _ in range(5):
+        if RunFolder(out).finished:
+            break
+        child = _fork(lambda: train(shards, out, input__workers=rng.choice([0, 1])))
+        time.sleep(rng.uniform(0.02, 0.4))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert_complete_checkpoint(out)
+    train(shards, out)
+    assert_identical(out, whole)
+
+
+@pytest.mark.parametrize("call", [1, 4, 6, 7, 8, 14])
+def test_killed_inside_the_writing_of_a_checkpoint_and_resumed_equals_undisturbed(shards, whole, tmp_path, call):
+    """The process dies before its `call`-th operation on the files of checkpoints."""
+    out = tmp_path / "run"
+    calls = 0
+
+    def dying(operation: Callable) -> Callable:
+        def counted(*args, **kwargs):
+            nonlocal calls
+            calls += any(isinstance(arg, Path) and "checkpoints" in arg.parts for arg in args)
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return counted
+
+    def work() -> None:
+        checkpoints._sync = dying(checkpoints._sync)
+        shutil.rmtree = dying(shutil.rmtree)
+        for name in ("rename", "replace", "write_text"):
+            setattr(Path, name, dying(getattr(Path, name)))
+        train(shards, out)
+
+    assert in_children(work) == [-signal.SIGKILL]
+    assert_complete_checkpoint(out)
+    train(shards, out)
+    assert_identical(out, whole)
+
+
+def test_a_folder_of_a_later_step_than_latest_is_not_kept_for_it(shards, whole, tmp_path, monkeypatch):
+    """A kill between the renaming of the folder and of `latest`, then a stop at another step."""
+    out = tmp_path / "run"
+
+    def die(path: Path, target: Path) -> None:
+        if target.name == "latest" and path.read_text().strip() == "step-00000006":
+            os.kill(os.getpid(), signal.SIGKILL)
+        path.rename(target)
+
+    def work() -> None:
+        Path.replace = die
+        train(shards, out)
+
+    assert in_children(work) == [-signal.SIGKILL]
+    assert (out / "checkpoints/step-00000006").is_dir()
+    assert checkpoints.latest_checkpoint(out / "checkpoints") == "step-00000004"
+    monkeypatch.setattr(loop._Run, "validate", lambda *_: None)
+    write = MetricsLog.write
+
+    def write_and_signal(self, step, kind, values):
+        write(self, step, kind, values)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsLog, "write", write_and_signal)
+        with pytest.raises(Interrupted):
+            train(shards, out)
+    monkeypatch.undo()
+    assert_complete_checkpoint(out)
+    assert checkpoints.latest_checkpoint(out / "checkpoints") == "step-00000005"
+    train(shards, out)
+    assert_identical(out, whole)
+
+
+def test_one_image_at_a_time_accumulated_equals_the_whole_batch(shards, tmp_path):
+    plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0}
+    train(shards, tmp_path / "whole", **plain)
+    train(shards, tmp_path / "parts", train__micro_batch_size=1, **plain)
+    assert_close(tmp_path / "parts", tmp_path / "whole")
+
+
+def stop_at(step: int, shards: Path, out: Path, **changes) -> None:
+    """Train to `step` and stop there with a checkpoint."""
+    write = MetricsLog.write
+
+    def write_and_signal(self, at, kind, values):
+        write(self, at, kind, values)
+        if at == step and kind == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsLog.write = write_and_signal
+    try:
+        with pytest.raises(Interrupted):
+            train(shards, out, **changes)
+    finally:
+        MetricsLog.write = write
+
+
+def test_a_run_resumed_with_another_accumulation_goes_on_as_before(shards, tmp_path):
+    plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0}
+    train(shards, tmp_path / "whole", **plain)
+    stop_at(5, shards, tmp_path / "run", **plain)
+    train(shards, tmp_path / "run", train__micro_batch_size=2, **plain)
+    assert_close(tmp_path / "run", tmp_path / "whole")
+
+
+def on_two_ranks(work: Callable[[World], object]) -> list[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def rank(number: int) -> Callable[[], object]:
+        def start() -> None:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            work(World(number, 2, number))
+
+        return start
+
+    return in_children(rank(0), rank(1))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_two_ranks_train_like_one(shards, tmp_path, zero_stage):
+    plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0, "train__zero_stage": zero_stage}
+    train(shards, tmp_path / "one", **plain)
+    assert on_two_ranks(lambda world: train(shards, tmp_path / "two", world=world, resume=None, **plain)) == [0, 0]
+    assert_close(tmp_path / "two", tmp_path / "one")
+    predictions = [pd.read_parquet(tmp_path / name / "predictions/val.parquet") for name in ("one", "two")]
+    assert list(predictions[0]["image_id"]) == list(predictions[1]["image_id"])
+
+
+def test_two_ranks_stop_together_and_one_goes_on(shards, tmp_path):
+    plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0}
+    train(shards, tmp_path / "whole", **plain)
+
+    def work(world: World) -> None:
+        if world.rank == 1:  # only one of them is told
+            step = loop._Run.optimizer_step
+
+            def step_and_signal(self, number, batches):
+                if number == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return step(self, number, batches)
+
+            loop._Run.optimizer_step = step_and_signal
+        with pytest.raises(Interrupted, match="step 5"):
+            train(shards, tmp_path / "run", world=world, **plain)
+
+    assert on_two_ranks(work) == [0, 0]
+    train(shards, tmp_path / "run", **plain)
+    assert_close(tmp_path / "run", tmp_path / "whole")
+
+
+def test_both_ranks_refuse_what_rank_0_refuses(shards, whole):
+    def work(world: World) -> None:
+        with pytest.raises(UsageError, match="Continue it with --resume auto"):
+            train(shards, whole, world=world, resume=None)
+
+    assert on_two_ranks(work) == [0, 0]
+
+
+def test_zero_is_resumed_as_it_was_written(shards, tmp_path):
+    assert on_two_ranks(
+        lambda world: train(shards, tmp_path / "run", world=world, train__zero_stage=1, train__steps=4)
+    ) == [0, 0]
+    (tmp_path / "run/result.json").unlink()
+    with pytest.raises(UserError, match=r"must be resumed as it was written \(2 ranks, stage 1\), got 1 ranks"):
+        train(shards, tmp_path / "run", train__zero_stage=1, train__steps=4)
+
+
+def test_a_folder_with_a_run_is_refused_without_resume(shards, whole):
+    with pytest.raises(UsageError, match="Continue it with --resume auto, or choose another folder") as caught:
+        train(shards, whole, resume=None)
+    assert caught.value.exit_code == 2
+
+
+def test_a_finished_run_is_not_run_again(shards, whole):
+    before = (whole / "model/model.safetensors").stat().st_mtime_ns
+    assert train(shards, whole) is None
+    assert (whole / "model/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_changed_configuration_is_refused_on_resume_and_named(shards, whole):
+    with pytest.raises(UsageError, match=r"must keep its configuration, got optim\.lr: 0\.001 -> 0\.002; seed: 0 -> 1"):
+        train(shards, whole, optim__lr=2e-3, seed=1)
+    assert train(shards, whole, input__workers=1, train__keep_last=3, train__log_every=5) is None
+
+
+def test_other_shards_under_the_same_name_are_refused_on_resume(shards, whole, tmp_path):
+    other = make_shards(tmp_path, seed=1)
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    text = (out / "config.yaml").read_text().replace(str(shards), str(other))
+    (out / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match="must read the shards it began with, got others in toy"):
+        train(other, out)
+
+
+def test_a_second_process_is_kept_out_of_the_folder(shards, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_WAIT_S", 0.3)
+    out = tmp_path / "run"
+    out.mkdir()
+    ready, go = os.pipe(), os.pipe()
+
+    def hold() -> None:
+        with RunFolder(out)._locked():
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+
+    child = _fork(hold)
+    os.read(ready[0], 1)
+    with pytest.raises(UserError, match="Another process is training in this folder"):
+        train(shards, out)
+    monkeypatch.setattr(run_folder, "LOCK_WAIT_S", 20)
+    os.kill(child, signal.SIGKILL)  # and a dead one keeps nobody out
+    os.waitpid(child, 0)
+    train(shards, out)
+    assert_identical(out, whole)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(shards, tmp_path, monkeypatch):
+    step = loop._Run.optimizer_step
+
+    def poisoned(self, number, batches):
+        if number == 7:
+            with torch.no_grad():
+                self.engine.module.model.net.head.bias.fill_(float("nan"))
+        return step(self, number, batches)
+
+    monkeypatch.setattr(loop._Run, "optimizer_step", poisoned)
+    with pytest.raises(UserError, match="The loss must be finite, got nan at step 8 on rank 0; stopped before the"):
+        train(shards, tmp_path / "run")
+    assert checkpoints.latest_checkpoint(tmp_path / "run/checkpoints") == "step-00000006"
+    assert lines_of(tmp_path / "run")[-1]["step"] == 7
+
+
+def test_bf16_trains_near_fp32_and_keeps_fp32_weights(shards, whole, tmp_path):
+    train(shards, tmp_path / "run", train__precision="bf16")
+    losses = [[line["loss"] for line in lines_of(f) if line["kind"] == "train"] for f in (tmp_path / "run", whole)]
+    assert losses[0] != losses[1]
+    assert np.allclose(losses[0], losses[1], rtol=0.05)
+    assert {value.dtype for value in load_file(tmp_path / "run/model/model.safetensors").values()} == {torch.float32}
+
+
+def test_training_learns_and_the_test_split_is_opened_by_its_own_command(shards, tmp_path):
+    out = tmp_path / "run"
+    train(shards, out, train__steps=60, train__evaluate_every=20, optim__lr=3e-3)
+    losses = [line["loss"] for line in lines_of(out) if line["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert json.loads((out / "result.json").read_text())["score"] > 0.75
+    assert not (out / "predictions/test.parquet").exists()
+    assert not (out / "test_accesses.jsonl").exists()
+    test = pd.read_parquet(open_test(out))
+    index = pd.read_parquet(shards / "index.parquet")
+    assert sorted(test["image_id"]) == sorted(index.loc[index["split"] == "test", "image_id"])
+    assert len(run_folder.read_test_accesses(out)) == 1
+
+
+def test_the_test_split_stays_shut_until_training_has_ended(tmp_path):
+    with pytest.raises(UserError, match="The test split is opened after training only"):
+        open_test(tmp_path)
+
+
+def test_findings_without_a_label_are_refused(shards, tmp_path):
+    with pytest.raises(UserError, match="A finding of these shards must be one of"):
+        train(shards, tmp_path / "a", findings=["edema"])
