@@ -1,0 +1,125 @@
+"""Masked autoencoding: masks by image, the loss of the paper, weights that a fine-tuning takes whole."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import finetune_tree, make_shards, tiny_vit
+
+from cxrdist.config import override
+from cxrdist.errors import UsageError
+from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.run import finetune
+from cxrdist.models.build import build_model
+from cxrdist.models.config import ModelConfig
+from cxrdist.models.weights import load_weights
+from cxrdist.pretrain.config import MaeConfig, PretrainConfig
+from cxrdist.pretrain.mae import MaeTask, random_masks
+from cxrdist.pretrain.run import pretrain
+from cxrdist.world import World
+
+SMALL = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data"))
+
+
+def config_of(shards, **changes) -> PretrainConfig:
+    tree = finetune_tree(shards, steps=40) | {"shards": [str(shards)], "method": SMALL}
+    tree["train"]["checkpoint_every"] = 40
+    return PretrainConfig.build(override(tree, {name.replace("__", "."): v for name, v in changes.items()}), where="t")
+
+
+def task_of(**changes) -> MaeTask:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(**tiny_vit()), num_classes=1, image_size=32, seed=0)
+    return MaeTask(model, MaeConfig(**SMALL, **changes), fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("patches", "ratio", "masked"), [(16, 0.75, 12), (100, 0.9, 90), (196, 0.75, 147), (4, 0.99, 3)]
+)
+def test_the_share_of_masked_patches_is_the_ratio(patches, ratio, masked):
+    keep, hidden = random_masks(torch.arange(5), patches, prefix=1, ratio=ratio)
+    assert hidden.shape == (5, masked)
+    for kept_row, hidden_row in zip(keep.tolist(), hidden.tolist(), strict=True):
+        assert kept_row[0] == 0  # the class token is never masked
+        assert sorted(kept_row + hidden_row) == list(range(patches + 1))
+
+
+def test_a_mask_depends_on_the_seed_of_its_image_alone():
+    seeds = torch.tensor([5, 6, 7, 8])
+    _, together = random_masks(seeds, 64, 1, 0.75)
+    torch.rand(100)
+    for place, seed in enumerate(seeds):
+        _, alone = random_masks(seed[None], 64, 1, 0.75)
+        assert torch.equal(alone[0], together[place])
+    assert len({tuple(row.tolist()) for row in together}) == 4
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_loss_is_the_papers(normalise):
+    task = task_of(normalise_patches=normalise).eval()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 1, 32, 32), np.uint8)
+    seeds = torch.tensor([1, 2, 3])
+    outputs = []
+    task.predict.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach().numpy()))
+    with torch.no_grad():
+        loss = float(task({"image": torch.from_numpy(pixels), "seed": seeds})["loss"])
+    _, masked = random_masks(seeds, 16, 1, 0.75)
+    errors = []
+    for image, grey in enumerate(pixels[:, 0] / 255.0):
+        for place, token in enumerate(masked[image].tolist()):
+            row, column = divmod(token - 1, 4)
+            patch = grey[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+            values = np.repeat(((patch - 0.5) / 0.5).reshape(-1, 1), 3, axis=1).reshape(-1)  # pixel by pixel, RGB
+            if normalise:
+                values = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6)
+            errors.append(np.square(outputs[0][image, place] - values).mean())
+    assert loss == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_pretraining_lowers_the_loss_repeats_to_the_bit_and_starts_a_fine_tuning(shards, tmp_path):
+    for name in ("one", "two"):
+        outcome = pretrain(config_of(shards), tmp_path / name, world=World())
+        assert (outcome.chosen_step, outcome.score) == (40, None)
+    one, two = (tmp_path / name / "model/model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    net = build_model(ModelConfig(**tiny_vit()), num_classes=3, image_size=32, seed=9).net
+    report = load_weights(net, tmp_path / "one")
+    assert report.missing == report.unexpected == report.misshapen == []
+    tree = finetune_tree(shards, steps=2, evaluate_every=2)
+    tree["model"]["weights"] = str(tmp_path / "one")
+    assert finetune(FinetuneConfig.build(tree, where="t"), tmp_path / "tuned", world=World()) is not None
+
+
+def test_pretraining_reads_no_label(shards, tmp_path):
+    config = config_of(shards, train__steps=2)
+    assert pretrain(config, tmp_path / "run", world=World()) is not None
+    assert not (tmp_path / "run/predictions").exists()
+    assert pretrain(config, tmp_path / "run", world=World(), resume="auto") is None
+
+
+def test_loaded_weights_are_not_initialised_anew():
+    model = build_model(ModelConfig(**tiny_vit()), num_classes=1, image_size=32, seed=0)
+    before = {name: value.clone() for name, value in model.net.state_dict().items()}
+    MaeTask(model, MaeConfig(**SMALL), fresh=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())
+
+
+def test_a_backbone_that_is_no_vision_transformer_is_refused():
+    model = build_model(ModelConfig(backbone="resnet18"), num_classes=1, image_size=32, seed=0)
+    with pytest.raises(UsageError, match="`method` 'mae' needs a vision transformer, got ResNet"):
+        MaeTask(model, MaeConfig(), fresh=True)
+
+
+def test_an_image_that_is_no_multiple_of_the_patch_is_refused():
+    model = build_model(ModelConfig(**tiny_vit()), num_classes=1, image_size=36, seed=0)
+    with pytest.raises(UsageError, match="multiple of the backbone's patch of 8 pixels for 'mae', got 36"):
+        MaeTask(model, MaeConfig(**SMALL), fresh=True)
