@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from helpers import finetune_tree, make_shards
+from helpers import finetune_tree, make_shards, study_tree
 
 from cxrdist.cli.ending import KEPT, end_with_sentence
 from cxrdist.cli.main import app, run
@@ -298,6 +298,17 @@ def test_refusing_file_system_is_a_sentence_that_names_the_argument(capsys):
     assert end_with_sentence(write, ["pack", "--out", "/data/out"]) == 1
     err = one_sentence(capsys.readouterr().err)
     assert "Permission denied" in err and "'/data/out'" in err and "secret" not in err
+
+
+def test_file_where_a_folder_should_be_is_told(cli, shards, tmp_path):
+    (tmp_path / "taken").write_text("")
+    write_yaml(finetune_tree(shards), tmp_path / "run.yaml")
+    write_yaml(study_tree({"a": shards}), tmp_path / "study.yaml")
+    for command in (("train", tmp_path / "run.yaml"), ("study", "run", tmp_path / "study.yaml")):
+        for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+            code, _, err = cli(*command, "--out", out)
+            assert code == 1
+            assert str(out) in one_sentence(err)
 
 
 def test_usage_error_of_ours_has_its_own_code(capsys):

@@ -14,7 +14,7 @@ from cxrdist.errors import UserError
 KEPT = "Interrupted. What is finished stays; the same command goes on from there."
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EIO,
-    errno.ENAMETOOLONG, errno.EMFILE, errno.ESTALE,
+    errno.ENAMETOOLONG, errno.EMFILE, errno.ESTALE, errno.EEXIST,
 )  # fmt: skip
 """What a file system may answer to a correct program; any other is a bug and keeps its traceback."""
 

@@ -223,6 +223,7 @@ def repair(
     name: Annotated[str | None, typer.Option(help="The dataset's name or fact file. Default: as packed.")] = None,
     id_key: Annotated[Path | None, typer.Option(help="The key it was packed with.")] = None,
     workers: Workers = 1,
+    as_json: Json = False,
 ) -> None:
     """Build the broken and missing shards of a folder again, byte for byte as they were.
 
@@ -237,7 +238,10 @@ def repair(
     manifest = repair_dataset(
         read_facts(name or read_manifest(folder).dataset), root, folder, id_key=id_key, workers=workers
     )
-    typer.echo(f"{folder} is whole again: {manifest.samples} samples in {len(manifest.shards)} shards.")
+    if as_json:
+        typer.echo(manifest.model_dump_json())
+    else:
+        typer.echo(f"{folder} is whole again: {manifest.samples} samples in {len(manifest.shards)} shards.")
 
 
 def _counts(counts: dict[str, int]) -> str:
