@@ -84,7 +84,8 @@ def check_room(resources: Resources) -> None:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for machine in machines:
         places += int(
-            min(
+            1e-6  # 0.3 / 0.1 is below 3
+            + min(
                 machine.get(kind, 0.0) / amount
                 for kind, amount in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker))
                 if amount

@@ -190,8 +190,9 @@ def _make_way(job: Job, out: Path) -> None:
 def _failures(plan: Plan, ledger: Ledger) -> dict[str, str]:
     """Return a sentence for each job that is not done, by its name."""
     states, errors = ledger.states(plan.jobs), ledger.failures()
+    unseen = "nothing of it is in the study folder, which all machines of a cluster must share."
     return {
-        job.name: f"{job.name} failed: {errors[job.key]}" if states[job.key] == "failed" else f"{job.name} is not done."
+        job.name: f"{job.name} failed: {errors[job.key] if states[job.key] == 'failed' else unseen}"
         for job in plan.jobs
         if states[job.key] != "done"
     }
