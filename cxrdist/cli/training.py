@@ -30,9 +30,11 @@ def train(
     The test split is not read. Example: `cxrdist train launch/finetune/debug.yaml --set optim.lr=3e-4 --out runs/a`
     """
     from cxrdist.finetune.config import FinetuneConfig  # noqa: PLC0415
+
+    config = FinetuneConfig.read(run, settings)  # before torch is imported: a wrong name is told at once
     from cxrdist.finetune.run import finetune  # noqa: PLC0415
 
-    _run(finetune, FinetuneConfig.read(run, settings), out or Path("runs") / run.stem, resume, as_json)
+    _run(finetune, config, out or Path("runs") / run.stem, resume, as_json)
 
 
 def pretrain(
@@ -47,9 +49,11 @@ def pretrain(
     Example: `torchrun --nproc-per-node 2 -m cxrdist pretrain launch/pretrain/mae-debug.yaml --out runs/mae`
     """
     from cxrdist.pretrain.config import PretrainConfig  # noqa: PLC0415
+
+    config = PretrainConfig.read(run, settings)
     from cxrdist.pretrain.run import pretrain as start  # noqa: PLC0415
 
-    _run(start, PretrainConfig.read(run, settings), out or Path("runs") / run.stem, resume, as_json)
+    _run(start, config, out or Path("runs") / run.stem, resume, as_json)
 
 
 def check_resume(resume: str | None) -> Literal["auto"] | None:
