@@ -29,6 +29,11 @@ def setup(*, verbose: bool = False) -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
+def only_warnings() -> None:
+    """Say no more than warnings: what one process of many says for all need not be said by each."""
+    logging.getLogger("cxrdist").setLevel(logging.WARNING)
+
+
 @dataclass
 class Progress:
     """Counts finished units of one long piece of work and shows rate and time left."""

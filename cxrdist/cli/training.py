@@ -7,6 +7,7 @@ import typer
 
 from cxrdist.cli.ending import Stopped
 from cxrdist.errors import UsageError, unknown
+from cxrdist.log import only_warnings
 
 if TYPE_CHECKING:
     from cxrdist.train.loop import Outcome
@@ -75,6 +76,8 @@ def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) 
     from cxrdist.world import read_world  # noqa: PLC0415
 
     world = read_world()
+    if not world.is_main:
+        only_warnings()
     try:
         outcome: Outcome | None = start(config, out, world=world, resume=check_resume(resume))
     except Interrupted as stop:
