@@ -73,7 +73,8 @@ class Progress:
         rate = (self.done - self._skipped) / elapsed
         left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
         share = 100 * self.done // max(self.total, 1)
-        text = f"{self.label}: {self.done}/{self.total} {self.unit} ({share} %), {rate:.1f}/s, {left} left"
+        speed = f"{rate:.1f}/s" if rate >= 1 or rate <= 0 else f"{1 / rate:.0f} s each"
+        text = f"{self.label}: {self.done}/{self.total} {self.unit} ({share} %), {speed}, {left} left"
         return f"{text}, {self.note}" if self.note else text
 
 

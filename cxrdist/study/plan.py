@@ -135,7 +135,7 @@ def _grid(study: StudyConfig) -> list[tuple[str, str, int]]:
 
 
 def _stages_in_order(study: StudyConfig) -> list[str]:
-    """Return the needed stages, each after the one it starts from."""
+    """Return the needed stages in the file's order, but each after the one it starts from."""
     ordered: list[str] = []
 
     def visit(name: str, above: tuple[str, ...]) -> None:
@@ -147,11 +147,14 @@ def _stages_in_order(study: StudyConfig) -> list[str]:
         if name not in ordered:
             ordered.append(name)
 
-    for strategy in study.strategies.values():
-        for dataset in study.target_names():
-            stage = strategy.stage_for.get(dataset, strategy.stage)
-            if stage is not None:
-                visit(stage, ())
+    used = {
+        strategy.stage_for.get(dataset, strategy.stage)
+        for strategy in study.strategies.values()
+        for dataset in study.target_names()
+    }
+    for stage in study.stages:
+        if stage in used:
+            visit(stage, ())
     return ordered
 
 

@@ -103,10 +103,9 @@ def _waves(status: Status) -> list[list[Job]]:
     placed: set[str] = {job.key for job in status.jobs("done")}
     while todo:
         ready = [job for job in todo if all(key in placed for key in job.needs)]
-        # Stages alone first: a cell of the same wave would take their place on the cluster.
-        wave = [job for job in ready if job.kind == "stage"] or ready
-        waves.append(wave)
-        placed |= {job.key for job in wave}
+        # Tune starts trials in this order: stages first, and cells that need none fill what the stages leave free.
+        waves.append(sorted(ready, key=lambda job: job.kind != "stage"))
+        placed |= {job.key for job in ready}
         todo = [job for job in todo if job.key not in placed]
     return waves
 
@@ -143,7 +142,7 @@ def _run_wave(wave: Sequence[Job], plan: Plan, resources: Resources, ledger: Led
             trial_dirname_creator=lambda trial: trial.config["name"],
         ),
         run_config=tune.RunConfig(
-            name=f"{ready[0].kind}s-{ready[0].key}",
+            name=f"from-{ready[0].name}-{ready[0].key}",
             storage_path=str(ledger.path.parent / "ray"),
             # A trial itself starts its workers again; this is for the machine that the trial's own process was on.
             failure_config=tune.FailureConfig(max_failures=resources.retries),
