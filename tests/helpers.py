@@ -57,7 +57,11 @@ def make_shards(folder: Path, *, patients: int = 60, size: int = 32, seed: int =
                 )
             )
     shards = folder / "shards" / name
-    options = PackOptions(size=size, format="png", id_key=folder / "id.key", samples_per_shard=20)
+    # The order of the samples is that of their pseudonyms: a key of its own would be an order of its own in every run.
+    id_key = folder / "id.key"
+    id_key.write_text("0123456789abcdef" * 4)
+    id_key.chmod(0o600)
+    options = PackOptions(size=size, format="png", id_key=id_key, samples_per_shard=20)
     pack_rows(DatasetName(name, name.title(), name, "0" * 64), Import(rows, []), shards, options, shown=False)
     return shards
 
