@@ -15,8 +15,8 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.ledger import Ledger, claim
-from cxrdist.study.plan import Job, Plan, plan_study
-from cxrdist.study.run import _make_way, study_status
+from cxrdist.study.plan import Identity, Job, Plan, plan_study
+from cxrdist.study.run import Status, _make_way, _waves, study_status
 
 STUDIES = sorted((shipped("launch") / "studies").glob("*.yaml"))
 
@@ -44,10 +44,10 @@ def test_stages_stand_before_what_starts_from_them(shards):
     tree = study_tree(shards, stages__more={"datasets": ["b"], "train": {}, "start": "ssl"})
     tree = override(tree, {"strategies.more": {"stage": "more"}})
     found = plan(tree)
-    placed: set[str] = set()
+    placed: set[Identity] = set()
     for job in found.jobs:
         assert set(job.needs) <= placed
-        placed.add(job.key)
+        placed.add(job.identity)
     assert [job.name for job in found.stages] == ["ssl", "more"]
     assert len(found.cells) == 3 * 2
 
@@ -190,18 +190,18 @@ def finish(job: Job) -> None:
 
 def test_states_follow_the_last_event_and_the_files(tmp_path):
     ledger, job = Ledger(tmp_path / "ledger.jsonl"), make_job(tmp_path)
-    assert ledger.states([job]) == {"k0": "left"}
+    assert ledger.states([job]) == {job.identity: "left"}
     ledger.append("started", job)
-    assert ledger.states([job]) == {"k0": "stopped"}
+    assert ledger.states([job]) == {job.identity: "stopped"}
     with ledger.hold():
-        assert ledger.states([job]) == {"k0": "running"}
+        assert ledger.states([job]) == {job.identity: "running"}
     ledger.append("done", job)
-    assert ledger.states([job]) == {"k0": "left"}, "done, but its files are not there"
+    assert ledger.states([job]) == {job.identity: "left"}, "done, but its files are not there"
     finish(job)
-    assert ledger.states([job]) == {"k0": "done"}
+    assert ledger.states([job]) == {job.identity: "done"}
     ledger.append("failed", job, error="No more disk.")
-    assert ledger.states([job]) == {"k0": "failed"}
-    assert ledger.failures() == {"k0": "No more disk."}
+    assert ledger.states([job]) == {job.identity: "failed"}
+    assert ledger.failures() == {job.identity: "No more disk."}
 
 
 def test_a_finished_folder_of_another_key_is_not_done(tmp_path):
@@ -209,7 +209,37 @@ def test_a_finished_folder_of_another_key_is_not_done(tmp_path):
     for job in (old, new):
         finish(job)
         ledger.append("done", job)
-    assert ledger.states([old, new]) == {"k0": "left", "k1": "done"}
+    assert ledger.states([old, new]) == {old.identity: "left", new.identity: "done"}
+
+
+def test_jobs_of_equal_content_are_done_and_failed_each_by_itself(shards, tmp_path):
+    tree = study_tree(shards, targets=["a"], stages__same={"datasets": ["a"], "train": {}})
+    tree = override(tree, {"strategies.twin": {}, "strategies.staged": {"stage": "same"}})
+    found, ledger = plan(tree, tmp_path), Ledger(tmp_path / "ledger.jsonl")
+    jobs = {job.name: job for job in found.jobs}
+    equal = [jobs[name] for name in ("same", "random--a--seed0", "twin--a--seed0")]
+    assert len({job.key for job in equal}) == 1, "what this test is about"
+    waves = _waves(Status(found, ledger.states(found.jobs)))
+    assert [len(wave) for wave in waves] == [4, 2] and {job.name for wave in waves for job in wave} == jobs.keys()
+
+    for job in found.jobs:
+        finish(job)
+        ledger.append("done", job)
+    (equal[1].folder / "predictions" / "test.parquet").unlink()
+    status = Status(found, ledger.states(found.jobs))
+    assert [job.name for job in status.jobs("left")] == ["random--a--seed0"]
+    assert [[job.name for job in wave] for wave in _waves(status)] == [["random--a--seed0"]]
+    ledger.append("failed", equal[2], error="No more disk.")
+    assert [job.name for job in Status(found, ledger.states(found.jobs)).jobs("failed")] == ["twin--a--seed0"]
+    assert ledger.failures() == {equal[2].identity: "No more disk."}
+
+
+def test_two_stages_of_equal_content_run_once(shards, tmp_path):
+    tree = study_tree(shards)
+    tree = override(tree, {"stages.again": tree["stages"]["ssl"], "strategies.again": {"stage": "again"}})
+    found = plan(tree, tmp_path)
+    assert [job.name for job in found.stages] == ["ssl"]
+    assert {job.needs for job in found.cells if job.strategy == "again"} == {(found.stages[0].identity,)}
 
 
 def test_going_back_to_an_earlier_study_brings_its_results_back(tmp_path):

@@ -13,7 +13,7 @@ from cxrdist.errors import UsageError
 from cxrdist.report import Guard
 from cxrdist.stats.auroc import auroc
 from cxrdist.study.config import StudyConfig
-from cxrdist.study.plan import Job, Plan
+from cxrdist.study.plan import Identity, Job, Plan
 from cxrdist.train.run_folder import flatten, read_test_accesses
 
 FREE = ("model.weights", "shards", "seed", "findings", "input.workers")
@@ -104,7 +104,7 @@ def _shared_patients(study: StudyConfig, indexes: dict[str, pd.DataFrame], plan:
 
 
 def _own_labels(plan: Plan) -> Guard:
-    stages = {stage.key: stage for stage in plan.stages}
+    stages = {stage.identity: stage for stage in plan.stages}
     found = [
         f"{job.strategy} on {job.dataset}"
         for job in plan.cells
@@ -188,7 +188,7 @@ def _projection_areas(index: pd.DataFrame, findings: Sequence[str]) -> dict[str,
 def _sources(study: StudyConfig, plan: Plan) -> Iterator[tuple[Job, str]]:
     """Yield every cell with every dataset that a stage behind it learned from."""
     names = {str(study.shards_of(name)): name for name in study.datasets}
-    stages = {stage.key: stage for stage in plan.stages}
+    stages = {stage.identity: stage for stage in plan.stages}
     for job in plan.cells:
         for stage in _ancestors(job, stages):
             folders = stage.tree["shards"]
@@ -196,7 +196,7 @@ def _sources(study: StudyConfig, plan: Plan) -> Iterator[tuple[Job, str]]:
                 yield job, names[folder]
 
 
-def _ancestors(job: Job, stages: dict[str, Job]) -> Iterator[Job]:
-    for key in job.needs:
-        yield stages[key]
-        yield from _ancestors(stages[key], stages)
+def _ancestors(job: Job, stages: dict[Identity, Job]) -> Iterator[Job]:
+    for identity in job.needs:
+        yield stages[identity]
+        yield from _ancestors(stages[identity], stages)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cxrdist.errors import UserError
-from cxrdist.study.plan import Job
+from cxrdist.study.plan import Identity, Job
 from cxrdist.train.run_folder import write_json
 
 Event = Literal["started", "done", "failed"]
@@ -98,12 +98,12 @@ class Ledger:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and {"event", "key"} <= line.keys():
+            if isinstance(line, dict) and {"event", "kind", "name", "key"} <= line.keys():
                 lines.append(line)
         return lines
 
-    def states(self, jobs: Sequence[Job]) -> dict[str, State]:
-        """Return the state of each job by key.
+    def states(self, jobs: Sequence[Job]) -> dict[Identity, State]:
+        """Return the state of each job by its identity.
 
         A job that was started and has neither ended nor failed since is ``running`` while a run of the study goes on,
         else ``stopped``: it goes on from its last checkpoint.
@@ -113,19 +113,23 @@ class Ledger:
             "done": "done",
             "failed": "failed",
         }
-        states: dict[str, State] = {job.key: "left" for job in jobs}
+        states: dict[Identity, State] = {job.identity: "left" for job in jobs}
         for line in self.read():
-            if line["key"] in states and line["event"] in meaning:
-                states[line["key"]] = meaning[line["event"]]
+            if _identity(line) in states and line["event"] in meaning:
+                states[_identity(line)] = meaning[line["event"]]
         for job in jobs:
             # The ledger speaks of what was; the files must be there too.
-            if states[job.key] == "done" and not is_complete(job):
-                states[job.key] = "left"
+            if states[job.identity] == "done" and not is_complete(job):
+                states[job.identity] = "left"
         return states
 
-    def failures(self) -> dict[str, str]:
-        """Return the reason of each key's last failure."""
-        return {line["key"]: str(line.get("error", "")) for line in self.read() if line["event"] == "failed"}
+    def failures(self) -> dict[Identity, str]:
+        """Return the reason of each job's last failure, by its identity."""
+        return {_identity(line): str(line.get("error", "")) for line in self.read() if line["event"] == "failed"}
+
+
+def _identity(line: dict[str, Any]) -> Identity:
+    return str(line["kind"]), str(line["name"]), str(line["key"])
 
 
 def is_complete(job: Job) -> bool:
@@ -137,7 +141,11 @@ def is_complete(job: Job) -> bool:
 
 
 def claim(job: Job) -> None:
-    """Write into the run folder whose it is: cells of changed studies have the same folder and other keys."""
+    """Write into the run folder whose it is: cells of changed studies have the same folder and other keys.
+
+    The folder itself tells the rest of the identity: a cell's is named after it, and a stage's belongs to every stage
+    of its key, whatever its name.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     write_json(job.folder / CLAIM, {"name": job.name, "key": job.key})
 

@@ -2,7 +2,8 @@
 
 A key is a hash of the resolved configuration, with each shard folder replaced by the hash of its manifest and each
 stage's weights by that stage's key.  So moving the folders changes nothing, and changing one strategy changes its cells
-only.
+only.  Jobs of equal content have equal keys: two strategies of the same meaning, or a stage that trains what a cell
+trains.  Each is done and failed by itself, so a job is known by its `identity`.
 """
 
 import hashlib
@@ -26,6 +27,10 @@ SHARED_INPUT = ("image_size", "fit", "projection", "workers")
 """What a pretraining takes from the recipe's `input`: its backbone must fit the cells that start from it."""
 
 
+Identity = tuple[str, str, str]
+"""Kind, name and key of a job."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One training of a study."""
@@ -39,11 +44,16 @@ class Job:
     """Its run folder."""
     tree: Tree
     """Its resolved configuration."""
-    needs: tuple[str, ...] = ()
-    """Keys of the stages that must be done before it."""
+    needs: tuple[Identity, ...] = ()
+    """The stages that must be done before it."""
     strategy: str = ""
     dataset: str = ""
     seed: int = 0
+
+    @property
+    def identity(self) -> Identity:
+        """Return what tells it from every other job of its study; a key alone does not (see the module)."""
+        return self.kind, self.name, self.key
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,8 @@ def plan_study(study: StudyConfig, out: Path) -> Plan:
     for name in _stages_in_order(study):
         job = _stage_job(study, name, recipe, stages, hashes, out, faults)
         if job is not None:
-            stages[name] = job
+            # Two stages of one content have one folder, so they are one job under the first's name.
+            stages[name] = next((other for other in stages.values() if other.key == job.key), job)
     cells: list[Job] = []
     for strategy, dataset, seed in _grid(study):
         choice = study.strategies[strategy]
@@ -88,10 +99,10 @@ def plan_study(study: StudyConfig, out: Path) -> Plan:
             continue
         key = _key("train", config, start, [hashes[dataset]])
         folder = out / "cells" / name
-        needs = (start.key,) if start else ()
+        needs = (start.identity,) if start else ()
         cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, strategy, dataset, seed))
     faults.refuse()
-    return Plan(tuple(stages.values()), tuple(cells))
+    return Plan(tuple({job.key: job for job in stages.values()}.values()), tuple(cells))
 
 
 @dataclass
@@ -185,7 +196,7 @@ def _stage_job(
     if config is None:
         return None
     key = _key(method, config, start, [hashes[dataset] for dataset in stage.datasets])
-    needs = (start.key,) if start else ()
+    needs = (start.identity,) if start else ()
     return Job("stage", method, name, key, out / "stages" / key, config.tree(), needs)
 
 

@@ -13,7 +13,7 @@ from cxrdist.study.cluster import check_room, cluster
 from cxrdist.study.config import Resources, StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
 from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete
-from cxrdist.study.plan import Job, Plan, plan_study
+from cxrdist.study.plan import Identity, Job, Plan, plan_study
 from cxrdist.train.run_folder import changes
 
 log = get_logger(__name__)
@@ -24,11 +24,11 @@ class Status:
     """A study's jobs and where each stands."""
 
     plan: Plan
-    states: dict[str, State]
+    states: dict[Identity, State]
 
     def jobs(self, *states: State) -> list[Job]:
         """Return the jobs that are in one of `states`."""
-        return [job for job in self.plan.jobs if self.states[job.key] in states]
+        return [job for job in self.plan.jobs if self.states[job.identity] in states]
 
 
 def study_status(study: StudyConfig, out: Path) -> Status:
@@ -74,7 +74,7 @@ def report_study(study: StudyConfig, out: Path) -> Path:
     """Work out the statistics from the saved predictions and write the report; return its page."""
     plan = plan_study(study, out)
     states = _ledger(out).states(plan.jobs)
-    done = [job for job in plan.cells if states[job.key] == "done"]
+    done = [job for job in plan.cells if states[job.identity] == "done"]
     if not done:
         raise UserError(f"A report must have finished cells, got none [{out}]. Run the study first.")
     cells = [
@@ -100,13 +100,13 @@ def _waves(status: Status) -> list[list[Job]]:
     """Return the jobs to run in groups; a group needs only groups before it."""
     todo = status.jobs("left", "running", "stopped", "failed")
     waves: list[list[Job]] = []
-    placed: set[str] = {job.key for job in status.jobs("done")}
+    placed = {job.identity for job in status.jobs("done")}
     while todo:
-        ready = [job for job in todo if all(key in placed for key in job.needs)]
+        ready = [job for job in todo if placed.issuperset(job.needs)]
         # Tune starts trials in this order: stages first, and cells that need none fill what the stages leave free.
         waves.append(sorted(ready, key=lambda job: job.kind != "stage"))
-        placed |= {job.key for job in ready}
-        todo = [job for job in todo if job.key not in placed]
+        placed |= {job.identity for job in ready}
+        todo = [job for job in todo if job.identity not in placed]
     return waves
 
 
@@ -153,7 +153,7 @@ def _run_wave(wave: Sequence[Job], plan: Plan, resources: Resources, ledger: Led
     tuner.fit()
     states = ledger.states(ready)
     for job in ready:
-        if states[job.key] == "running":
+        if states[job.identity] == "running":
             ledger.append("failed", job, error="Its process on the cluster was lost.")
 
 
@@ -161,8 +161,8 @@ def _blocked(job: Job, plan: Plan, ledger: Ledger, bar: Progress) -> bool:
     """Mark `job` as failed if a stage that it needs is not done; return whether it is so."""
     states, errors = ledger.states(plan.stages), ledger.failures()
     for stage in plan.stages:
-        if stage.key in job.needs and states[stage.key] != "done":
-            ledger.append("failed", job, error=f"Stage {stage.name} failed: {errors.get(stage.key, 'not done.')}")
+        if stage.identity in job.needs and states[stage.identity] != "done":
+            ledger.append("failed", job, error=f"Stage {stage.name} failed: {errors.get(stage.identity, 'not done.')}")
             bar.advance(note=f"{job.name} failed")
             return True
     return False
@@ -191,7 +191,7 @@ def _failures(plan: Plan, ledger: Ledger) -> dict[str, str]:
     states, errors = ledger.states(plan.jobs), ledger.failures()
     unseen = "nothing of it is in the study folder, which all machines of a cluster must share."
     return {
-        job.name: f"{job.name} failed: {errors[job.key] if states[job.key] == 'failed' else unseen}"
+        job.name: f"{job.name} failed: {errors[job.identity] if states[job.identity] == 'failed' else unseen}"
         for job in plan.jobs
-        if states[job.key] != "done"
+        if states[job.identity] != "done"
     }
