@@ -174,6 +174,12 @@ def test_unfinished_cells_stop_no_guard(shards, tmp_path):
     assert failed(found) == set() and PROJECTION not in found
 
 
+def test_strategies_that_are_the_same_are_named(shards, tmp_path):
+    tree = study_tree(shards, strategies__ssl__stage_for={"b": None}, strategies__other={"set": {"optim.lr": 0.1}})
+    notes = describe_confounds(plan_study(StudyConfig.build(tree, where="test"), tmp_path))
+    assert notes == ["b: random, ssl have the same configuration and the same start; they compare nothing."]
+
+
 def test_another_patch_size_is_named_as_a_confound(shards, tmp_path):
     tree = study_tree(shards, strategies__random={"set": {"model.args.patch_size": 16}})
     notes = describe_confounds(plan_study(StudyConfig.build(tree, where="test"), tmp_path))

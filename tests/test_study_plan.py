@@ -119,6 +119,20 @@ def test_wrong_values_of_stages_and_cells_are_told_at_once_each_once(shards):
     assert "`optim.lrr` is unknown. Did you mean 'lr'?" in lines[2]
 
 
+def test_stage_for_that_forgets_a_target_is_refused(shards):
+    tree = override(study_tree(shards), {"strategies.ssl": {"stage": None, "stage_for": {"a": "ssl"}}})
+    with pytest.raises(UsageError, match=r"of strategy 'ssl' must name every target, .* got none for b"):
+        plan(tree)
+    assert plan(override(tree, {"targets": ["a"]})).cells
+
+
+@pytest.mark.parametrize("stage", ["ssl", None])
+def test_null_in_stage_for_is_random_on_purpose(shards, stage):
+    tree = study_tree(shards, strategies__ssl={"stage": stage, "stage_for": {"a": "ssl", "b": None}})
+    starts = {job.dataset: [need[1] for need in job.needs] for job in plan(tree).cells if job.strategy == "ssl"}
+    assert starts == {"a": ["ssl"], "b": []}
+
+
 def test_stages_in_a_circle_are_refused(shards):
     tree = study_tree(shards, stages__one={"datasets": ["a"], "train": {}, "start": "two"})
     tree = override(tree, {"stages.two": {"datasets": ["a"], "train": {}, "start": "one"}})

@@ -54,8 +54,11 @@ class Strategy(Config):
     stage: str | None = None
     """The stage whose weights it starts from; null (and no ``model.weights`` in `set`) is random."""
 
-    stage_for: dict[str, str] = {}
-    """Other stages for single datasets, so that no cell starts from its own dataset's labels."""
+    stage_for: dict[str, str | None] = {}
+    """Other stages for single datasets, so that no cell starts from its own dataset's labels; null is random there.
+
+    Where `stage` is null, every target must be in it.
+    """
 
     set: Tree = {}
     """Changes of the recipe for this strategy's cells (``model.weights: file.safetensors`` ...)."""
@@ -125,8 +128,14 @@ class StudyConfig(Config):
             wrong += [
                 unknown(f"The stage of strategy {name!r}", stage, self.stages)
                 for stage in [*used, *strategy.stage_for.values()]
-                if stage not in self.stages
+                if stage is not None and stage not in self.stages
             ]
+            forgotten = [target for target in self.target_names() if target not in strategy.stage_for]
+            if strategy.stage_for and strategy.stage is None and forgotten:
+                wrong.append(
+                    f"`stage_for` of strategy {name!r} must name every target, as it has no `stage` for the others, "
+                    f"got none for {', '.join(forgotten)}. Null there means random weights"
+                )
             wrong += [
                 unknown(f"`stage_for` of strategy {name!r}", dataset, self.datasets)
                 for dataset in strategy.stage_for

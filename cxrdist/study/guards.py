@@ -42,7 +42,7 @@ def check_study(study: StudyConfig, plan: Plan, done: Sequence[Job]) -> list[Gua
 
 
 def describe_confounds(plan: Plan) -> list[str]:
-    """Return sentences on what differs between strategies besides their weights."""
+    """Return sentences on what differs between strategies besides their weights, and on what does not differ at all."""
     notes = []
     for dataset in dict.fromkeys(job.dataset for job in plan.cells):
         for name in ("model.backbone", "model.args.patch_size", "model.args.img_size", "input.image_size"):
@@ -52,6 +52,15 @@ def describe_confounds(plan: Plan) -> list[str]:
                 notes.append(
                     f"{dataset}: `{name}` differs between strategies ({shown}); weights are not all that is compared."
                 )
+        keys: dict[tuple[str, ...], list[str]] = {}
+        for strategy in dict.fromkeys(job.strategy for job in plan.cells):
+            ours = [job.key for job in plan.cells if (job.strategy, job.dataset) == (strategy, dataset)]
+            keys.setdefault(tuple(ours), []).append(strategy)
+        notes += [
+            f"{dataset}: {', '.join(names)} have the same configuration and the same start; they compare nothing."
+            for names in keys.values()
+            if len(names) > 1
+        ]
     return notes
 
 
