@@ -19,11 +19,13 @@ GDCM_ENCODES = (JPEGLosslessSV1, JPEGLSLossless)  # pydicom has no encoder for t
 FINDINGS = ("cardiomegaly", "effusion")
 
 
-def make_shards(folder: Path, *, patients: int = 60, size: int = 32, seed: int = 0, name: str = "toy") -> Path:
+def make_shards(
+    folder: Path, *, patients: int = 60, size: int = 32, seed: int = 0, name: str = "toy", **pack: Any
+) -> Path:
     """Pack a toy dataset whose two findings are a bright disc and a bright lower edge; return the shard folder.
 
     A third of the patients have two images; 60 % of the patients train, 20 % validate, 20 % test; some labels are
-    uncertain or not mentioned.
+    uncertain or not mentioned.  `pack` changes the `PackOptions`.
     """
     rng = np.random.default_rng(seed)
     sources = folder / "source"
@@ -61,7 +63,7 @@ def make_shards(folder: Path, *, patients: int = 60, size: int = 32, seed: int =
     id_key = folder / "id.key"
     id_key.write_text("0123456789abcdef" * 4)
     id_key.chmod(0o600)
-    options = PackOptions(size=size, format="png", id_key=id_key, samples_per_shard=20)
+    options = PackOptions(**{"size": size, "format": "png", "id_key": id_key, "samples_per_shard": 20, **pack})
     pack_rows(DatasetName(name, name.title(), name, "0" * 64), Import(rows, []), shards, options, shown=False)
     return shards
 

@@ -33,6 +33,15 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def jpeg_shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jpeg")
+    options = PackOptions(size=40, format="jpeg", id_key=folder / "id.key")
+    rows = make_import(folder, images=24)
+    pack_rows(DatasetName("grey", "Grey", "grey", "0" * 64), rows, folder / "shards", options, shown=False)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
 def deep_shards(tmp_path_factory):
     """Return a folder of 16-bit PNG shards, packed from smooth 16-bit sources."""
     folder = tmp_path_factory.mktemp("deep")
@@ -177,20 +186,33 @@ def test_a_sixteen_bit_shard_keeps_more_than_256_levels(deep_shards):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_bytes_name_the_shard_and_the_key_and_nothing_else(shards, tmp_path, workers):
+@pytest.mark.parametrize("part", ["all", "half", "cut"])
+def test_damaged_bytes_name_the_shard_and_the_key_and_nothing_else(jpeg_shards, tmp_path, workers, part):
     broken = tmp_path / "broken"
-    shutil.copytree(shards, broken)
+    shutil.copytree(jpeg_shards, broken)
     samples = read_samples([broken], "val")
     row = samples.table.iloc[2]
+    whole = samples.image(2)
     with (broken / row["shard"]).open("r+b") as file:
         file.seek(row["image_offset"])
-        file.write(bytes(row["image_bytes"]))
+        data = file.read(row["image_bytes"])
+        begin = 0 if part == "all" else len(data) // 2
+        damaged = data[:begin] + bytes(len(data) - begin)
+        decoded = cv2.imdecode(np.frombuffer(damaged, np.uint8), cv2.IMREAD_UNCHANGED)
+        if part == "half":  # it is an image still, of something else
+            assert decoded.shape == whole.shape
+            assert not np.array_equal(decoded, whole)
+        if part == "cut":
+            file.truncate(row["image_offset"] + begin)
+        else:
+            file.seek(row["image_offset"])
+            file.write(damaged)
     images = EvaluationImages(samples, samples.values([]), InputConfig(image_size=32, workers=workers))
     with pytest.raises(UserError) as caught:
         list(evaluation_batches(images, 4, World()))
     assert str(caught.value) == (
-        f"A packed image must decode, got damaged bytes [in {row['shard']}, key {row['key']}]. "
-        "Check the folder with `cxrdist shards verify`."
+        f"A packed image must have the bytes it was packed with, got damaged ones "
+        f"[in {row['shard']}, key {row['key']}]. Check the folder with `cxrdist shards verify`."
     )
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from cxrdist.config import shipped
+from cxrdist.data.samples import count_samples, read_samples
 from cxrdist.datasets import read_facts
 from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UserError
 from cxrdist.pack import PackOptions, pack_dataset, repair_dataset
 from cxrdist.pack.info import read_rejects
 from cxrdist.pack.verify import verify_shards
+from tests.test_datasets_tables import make_chexpert
 
 REAL = os.environ.get("CXRDIST_REALDATA", "")
 
@@ -80,6 +82,25 @@ def test_the_example_for_readers_of_shards_works(kermany, tmp_path, monkeypatch,
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == read_manifest(tmp_path / "shards" / "kermany").splits["train"]
     assert lines[0].startswith("i")
+
+
+def test_a_chexpert_test_image_without_a_view_column_is_frontal_and_read(tmp_path):
+    make_chexpert(tmp_path / "raw", test=True)
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "raw").rglob("*.jpg"):
+        cv2.imwrite(str(path), rng.integers(0, 256, (48, 60), np.uint8))
+    key = tmp_path / "id.key"
+    for number, projection in enumerate(("frontal", "all")):
+        shards = tmp_path / f"shards{number}"
+        options = PackOptions(size=32, id_key=key, projection=projection, max_reject=1.0)
+        pack_dataset(read_facts("chexpert"), tmp_path / "raw", shards, options, shown=False)
+        assert not verify_shards(shards, shown=False)
+        index = read_index(shards)
+        test = index[index["split"] == "test"]
+        assert (list(test["projection"]), list(test["frontal"])) == (["unknown"], [True])
+        assert set(index.loc[~index["frontal"], "projection"]) == (set() if projection == "frontal" else {"lateral"})
+        assert len(read_samples([shards], "test", projection="frontal")) == 1
+        assert count_samples(shards, "test", projection="PA") == 0
 
 
 @pytest.mark.realdata

@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cxrdist.datasets.shard_format import read_index, read_manifest
@@ -142,6 +144,35 @@ def test_a_wrong_member_is_named_by_shard_and_key(shards, change, sentence):
     lines = [line for line in sentences(shards).splitlines() if sentence in line]
     assert lines
     assert lines[0].startswith(f"{SHARD} {key}: ")
+
+
+def change_index(shards: Path, **columns) -> None:
+    """Write the index with other columns; the manifest's hash is brought in line."""
+    path = shards / "index.parquet"
+    table = pq.read_table(path)
+    for name, change in columns.items():
+        place = table.column_names.index(name)
+        values = pa.array(map(change, table[name].to_pylist()), table.schema.field(name).type)
+        table = table.set_column(place, name, values)
+    pq.write_table(table, path)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_wrong_checksum_or_view_in_the_index_is_found(shards):
+    change_index(shards, crc32=lambda crc: crc ^ 1, frontal=lambda frontal: not frontal)
+    found = sentences(shards)
+    assert "the image's bytes have another CRC-32 than the index says" in found
+    assert "the index and the JSON differ in frontal" in found
+
+
+@pytest.mark.parametrize("column", ["crc32", "frontal"])
+def test_an_index_without_a_column_is_refused(shards, column):
+    path = shards / "index.parquet"
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    with pytest.raises(UserError, match=r"must fit its manifest, got other columns or rows.*cxrdist shards verify"):
+        read_index(shards)
 
 
 def test_a_member_that_tells_its_time_or_owner_is_found(shards):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import finetune_tree, make_shards
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cxrdist.config import override
+from cxrdist.data.samples import read_samples
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.run import finetune, open_test
@@ -460,3 +463,31 @@ def test_the_test_split_stays_shut_until_training_has_ended(tmp_path):
 def test_findings_without_a_label_are_refused(shards, tmp_path):
     with pytest.raises(UserError, match="A finding of these shards must be one of"):
         train(shards, tmp_path / "a", findings=["edema"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_half_zeroed_jpeg_stops_the_training_by_name(tmp_path, workers):
+    shards = make_shards(tmp_path, format="jpeg")
+    row = read_samples([shards], "train").table.iloc[5]
+    with (shards / row["shard"]).open("r+b") as file:
+        half = row["image_bytes"] // 2
+        file.seek(row["image_offset"] + half)
+        file.write(bytes(row["image_bytes"] - half))
+    with pytest.raises(UserError) as caught:
+        train(shards, tmp_path / "run", input__workers=workers)
+    assert str(caught.value) == (
+        f"A packed image must have the bytes it was packed with, got damaged ones [in {row['shard']}, "
+        f"key {row['key']}]. Check the folder with `cxrdist shards verify`."
+    )
+
+
+def test_a_test_split_without_an_image_of_the_projection_is_told_before_training(tmp_path, caplog):
+    shards = make_shards(tmp_path, patients=30)
+    path = shards / "index.parquet"
+    index = pq.read_table(path)
+    held = pa.array([split != "test" for split in index["split"].to_pylist()])
+    pq.write_table(index.set_column(index.column_names.index("frontal"), "frontal", held), path)
+    with caplog.at_level("WARNING", logger="cxrdist"):
+        train(shards, tmp_path / "run", train__steps=2)
+    assert "The test split has no image of projection 'frontal', so this run cannot be tested [in toy]." in caplog.text
+    assert (tmp_path / "run/result.json").is_file()

@@ -1,6 +1,7 @@
 """The samples of one split, over one or several shard folders.  Shapes: N samples, K findings, H W pixels."""
 
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cxrdist.data.config import ProjectionChoice
-from cxrdist.datasets.records import FRONTAL
-from cxrdist.datasets.shard_format import read_index, read_manifest
+from cxrdist.datasets.shard_format import read_index
 from cxrdist.errors import UserError, unknown
 from cxrdist.findings import ABSENT, NO_FINDING, PRESENT, LabelPolicy, apply_policy
 from cxrdist.seeds import Purpose, stream
@@ -56,15 +56,19 @@ class Samples:
         """Return the packed image of one sample, (H, W) uint8 or uint16.
 
         Raises:
-            UserError: If its bytes are no image; names the shard and the key.
+            UserError: If its bytes are not those that were packed, or no image; names the shard and the key.
         """
-        row = self._reads[sample]
-        encoded = np.frombuffer(_read(row[0], row[1], row[2]), np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if len(encoded) else None
+        tar, offset, size, crc32 = self._reads[sample]
+        encoded = _read(tar, offset, size)
+        image = None
+        # Before decoding: libjpeg makes a picture of almost anything, with a warning that nobody reads.
+        if len(encoded) == size > 0 and zlib.crc32(encoded) == crc32:
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         if image is None:
             key = self.table["key"].iloc[sample]
             raise UserError(
-                f"A packed image must decode, got damaged bytes [in {Path(row[0]).name}, key {key}]. "
+                f"A packed image must have the bytes it was packed with, got damaged ones "
+                f"[in {Path(tar).name}, key {key}]. "
                 "Check the folder with `cxrdist shards verify`."
             )
         return image
@@ -94,12 +98,12 @@ class Samples:
         return self.subset(np.flatnonzero(chosen.to_numpy()))
 
     @property
-    def _reads(self) -> list[tuple[str, int, int]]:
+    def _reads(self) -> list[tuple[str, int, int, int]]:
         # Plain tuples: a DataFrame row costs more than decoding a small image does.
         cached = self.__dict__.get("_read_list")
         if cached is None:
-            columns = (self.table["tar"], self.table["image_offset"], self.table["image_bytes"])
-            cached = list(zip(*(column.tolist() for column in columns), strict=True))
+            columns = ("tar", "image_offset", "image_bytes", "crc32")
+            cached = list(zip(*(self.table[name].tolist() for name in columns), strict=True))
             object.__setattr__(self, "_read_list", cached)
         return cached
 
@@ -112,18 +116,26 @@ def read_samples(folders: Sequence[Path], split: str, *, projection: ProjectionC
     """
     tables = []
     for folder in folders:
-        read_manifest(folder)
-        table = read_index(folder)
-        table = table[table["split"] == split]
-        if projection != "all":
-            wanted = FRONTAL if projection == "frontal" else (projection,)
-            table = table[table["projection"].isin([*wanted])]
+        table = _rows(folder, split, projection)
         tables.append(table.assign(tar=[str(folder.resolve() / shard) for shard in table["shard"]]))
     joined = pd.concat(tables, ignore_index=True)
     if joined.empty:
         names = ", ".join(folder.name for folder in folders)
         raise UserError(f"Split {split!r} must hold images of projection {projection!r}, got none [in {names}].")
     return Samples(joined)
+
+
+def count_samples(folder: Path, split: str, *, projection: ProjectionChoice = "frontal") -> int:
+    """Return how many samples `read_samples` would give, 0 as well; reads neither images nor labels."""
+    return len(_rows(folder, split, projection))
+
+
+def _rows(folder: Path, split: str, projection: ProjectionChoice) -> pd.DataFrame:
+    table = read_index(folder)
+    table = table[table["split"] == split]
+    if projection == "all":
+        return table
+    return table[table["frontal"] if projection == "frontal" else table["projection"] == projection]
 
 
 def choose_findings(
@@ -163,4 +175,7 @@ def _read(tar: str, offset: int, size: int) -> bytes:
     _descriptors[tar] = descriptor
     while len(_descriptors) > MAX_OPEN:
         os.close(_descriptors.popitem(last=False)[1])
-    return os.pread(descriptor, size, offset)
+    try:
+        return os.pread(descriptor, size, offset)
+    except OSError:  # a bad sector
+        return b""

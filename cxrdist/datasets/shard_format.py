@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from cxrdist.config import Config
-from cxrdist.datasets.records import Split
+from cxrdist.datasets.records import FRONTAL, Split
 from cxrdist.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -73,18 +73,23 @@ INDEX_COLUMNS = (
     "shard",
     "image_offset",
     "image_bytes",
+    "crc32",
     "json_offset",
     "json_bytes",
     "image_id",
     "patient_id",
     "study_id",
     "projection",
+    "frontal",
     "sex",
     "age",
     "height",
     "width",
 )
-"""Columns before the findings.  Offsets are of a member's data inside the tar: one pread gives the encoded image."""
+"""Columns before the findings.  Offsets are of a member's data inside the tar: one pread gives the encoded image.
+
+`crc32` is `zlib.crc32` of the encoded image: a JPEG with damage inside still decodes, to another picture.
+"""
 
 REJECT_COLUMNS = ("image_id", "reason", "detail")
 
@@ -161,6 +166,14 @@ def finding_column(finding: str) -> str:
     return f"y_{finding}"
 
 
+def is_frontal(projection: str, *, noted: bool, packed: Literal["frontal", "all"]) -> bool:
+    """Return whether an image is known to be PA or AP, even where nobody says which.
+
+    `noted` is the importer's note; a folder `packed` with the frontal filter holds no other image.
+    """
+    return projection in FRONTAL or (projection == "unknown" and (noted or packed == "frontal"))
+
+
 def source_allows(name: str, value: object) -> bool:
     """Return whether `source` may hold this; a header can hold a person's name in any field."""
     words = SOURCE_FIELDS.get(name)
@@ -217,7 +230,8 @@ def manifest_sha256(shards: Path) -> str:
 def read_index(shards: Path) -> "pd.DataFrame":
     """Return the index: a row per sample in the order of the tars, columns `index_columns`.
 
-    Offsets and sizes are int64, `age` is Int16, `height` and `width` int32, findings Int8 (1, 0, -1, null).
+    Offsets, sizes and `crc32` are int64, `frontal` is bool, `age` is Int16, `height` and `width` int32, findings Int8
+    (1, 0, -1, null).
 
     Raises:
         UsageError, UserError: As `read_manifest`; also if the index does not fit the manifest.

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from cxrdist.data.loader import EvaluationImages, TrainingImages, training_batches
-from cxrdist.data.samples import Samples, choose_findings, read_samples
+from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.log import get_logger
 from cxrdist.models.build import build_model
 from cxrdist.models.folder import load_model, save_model
 from cxrdist.models.weights import load_weights
@@ -29,6 +30,8 @@ from cxrdist.train.loop import Outcome, train
 from cxrdist.train.run_folder import Resume, RunFolder, record_test_access, write_json
 from cxrdist.train.start import start
 from cxrdist.world import World
+
+log = get_logger(__name__)
 
 
 def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
@@ -54,6 +57,12 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
     train_samples, val_samples = (
         read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "val")
     )
+    if world.is_main and not count_samples(config.shards, "test", projection=config.input.projection):
+        log.warning(
+            "The test split has no image of projection %r, so this run cannot be tested [in %s].",
+            config.input.projection,
+            config.shards.name,
+        )
     if config.train_images is not None:
         train_samples = train_samples.draw(config.train_images, config.seed)
     val_policy = config.evaluation_policy()

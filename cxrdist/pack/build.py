@@ -4,6 +4,7 @@ A shard in the work folder is finished when its record is there, which is writte
 """
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Place(Config):
     key: str
     image_offset: int
     image_bytes: int
+    crc32: int
     json_offset: int
     json_bytes: int
 
@@ -142,6 +144,7 @@ def write_shard(path: Path, extension: str, samples: Iterable[tuple[str, bytes, 
                         key=key,
                         image_offset=image_offset,
                         image_bytes=len(image),
+                        crc32=zlib.crc32(image),
                         json_offset=json_offset,
                         json_bytes=len(text),
                     )

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,6 +20,7 @@ from cxrdist.datasets.shard_format import (
     Manifest,
     Shard,
     finding_column,
+    is_frontal,
     source_allows,
 )
 from cxrdist.pack.render import OLDEST
@@ -193,11 +195,19 @@ def _check_line(
     }
     if any(line[name] != value for name, value in places.items()):
         yield "the index has other offsets or sizes"
+    if line["crc32"] != zlib.crc32(image.data):
+        yield "the image's bytes have another CRC-32 than the index says"
     if fields is None or not isinstance(fields.get("findings"), dict):
         return
     same = ("image_id", "patient_id", "study_id", "projection", "sex", "age", "height", "width")
     told = {name: fields.get(name) for name in same}
     told |= {finding_column(finding): fields["findings"].get(finding) for finding in task.manifest.findings}
+    source = fields.get("source")
+    told["frontal"] = is_frontal(
+        str(fields.get("projection")),
+        noted=isinstance(source, dict) and bool(source.get("frontal")),
+        packed=task.manifest.preprocessing.projection,
+    )
     different = [name for name, value in told.items() if line[name] != value]
     if different:
         yield f"the index and the JSON differ in {', '.join(different)}"

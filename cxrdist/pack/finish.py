@@ -29,6 +29,7 @@ from cxrdist.datasets.shard_format import (
     Shard,
     finding_column,
     index_columns,
+    is_frontal,
     shard_name,
 )
 from cxrdist.pack.build import SampleRecord, ShardRecord, Tar, tar_path, write_file, write_shard
@@ -174,18 +175,26 @@ def _reject_table(rejects: list[Left]) -> bytes:
 def _index(plan: Plan, samples: list[tuple[Shard, SampleRecord]]) -> bytes:
     planned = {image.image_id: image for image in plan.images}
     images = [planned[sample.place.key] for _, sample in samples]
+    how = plan.options.preprocessing()
     values = {
         "key": (pa.string(), [sample.place.key for _, sample in samples]),
         "split": (pa.string(), [entry.split for entry, _ in samples]),
         "shard": (pa.string(), [entry.name for entry, _ in samples]),
         **{
             name: (pa.int64(), [getattr(sample.place, name) for _, sample in samples])
-            for name in ("image_offset", "image_bytes", "json_offset", "json_bytes")
+            for name in ("image_offset", "image_bytes", "crc32", "json_offset", "json_bytes")
         },
         "image_id": (pa.string(), [image.image_id for image in images]),
         "patient_id": (pa.string(), [image.patient_id for image in images]),
         "study_id": (pa.string(), [image.study_id for image in images]),
         "projection": (pa.string(), [sample.projection for _, sample in samples]),
+        "frontal": (
+            pa.bool_(),
+            [
+                is_frontal(sample.projection, noted=bool(image.row.notes.get("frontal")), packed=how.projection)
+                for (_, sample), image in zip(samples, images, strict=True)
+            ],
+        ),
         "sex": (pa.string(), [sample.sex for _, sample in samples]),
         "age": (pa.int16(), [sample.age for _, sample in samples]),
         "height": (pa.int32(), [sample.height for _, sample in samples]),
