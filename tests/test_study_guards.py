@@ -54,13 +54,17 @@ def mix(index: pd.DataFrame, columns: list[str]) -> None:
         index[column] = alternating.astype("Int8")
 
 
-def guards(tree: Tree, out: Path, *, late: tuple[str, ...] = ()) -> dict[str, Guard]:
-    """Return the guards by name, after every cell has ended; the training of `late` ones after its test was opened."""
+def guards(tree: Tree, out: Path, *, late: tuple[str, ...] = (), unseen: tuple[str, ...] = ()) -> dict[str, Guard]:
+    """Return the guards by name, after every cell has ended.
+
+    The training of `late` ones ended after their test was opened; nobody noted that those of `unseen` were.
+    """
     study = StudyConfig.build(tree, where="test")
     plan = plan_study(study, out)
     for job in plan.cells:
         job.folder.mkdir(parents=True)
-        record_test_access(job.folder, {"split": "test"})
+        if job.name not in unseen:
+            record_test_access(job.folder, {"split": "test"})
         time = 1e12 if job.name in late else 0.0
         write_json(job.folder / "result.json", {"time": time, "findings": job.tree["findings"]})
     return {guard.name: guard for guard in check_study(study, plan, plan.cells)}
@@ -137,7 +141,13 @@ def test_same_dataset_packed_twice_is_an_overlap(packed, shards, tmp_path):
 def test_test_split_opened_before_the_training_had_ended(shards, tmp_path):
     found = guards(study_tree(shards), tmp_path, late=("ssl--a--seed0",))
     assert failed(found) == {TEST_LAST}
-    assert found[TEST_LAST].detail == "ssl--a--seed0"
+    assert found[TEST_LAST].detail == "ssl--a--seed0 was opened before"
+
+
+def test_test_predictions_without_a_record_of_an_opening(shards, tmp_path):
+    found = guards(study_tree(shards), tmp_path, unseen=("random--b--seed0",))
+    assert failed(found) == {TEST_LAST}
+    assert found[TEST_LAST].detail == "random--b--seed0 has test predictions and no record of an opening"
 
 
 @pytest.mark.parametrize("change", [{"train.steps": 40}, {"optim.lr": 0.1}, {"train.global_batch_size": 4}])
@@ -166,6 +176,49 @@ def test_finding_that_the_projection_gives_away(shards, tmp_path):
 def test_finding_that_no_cell_predicts_is_not_judged(shards, tmp_path):
     edit(shards["a"], by_projection)
     assert failed(guards(study_tree(shards, recipe__findings=["cardiomegaly"]), tmp_path)) == set()
+
+
+def test_projection_is_judged_on_the_images_of_the_cells(shards, tmp_path):
+    def mark_laterals(index: pd.DataFrame) -> None:
+        # Frontal images tell nothing; laterals, which no cell reads, would give the finding away.
+        index["projection"] = ["lateral" if number % 3 == 0 else "PA" for number in range(len(index))]
+        mix(index, ["y_effusion"])
+        index.loc[index["projection"] == "lateral", "y_effusion"] = 1
+        if "frontal" in index:
+            index["frontal"] = index["projection"] == "PA"
+
+    edit(shards["a"], mark_laterals)
+    assert failed(guards(study_tree(shards), tmp_path / "frontal")) == set()
+    everything = study_tree(shards, recipe__input__projection="all")
+    assert failed(guards(everything, tmp_path / "all")) == {PROJECTION}
+
+
+def test_projection_is_judged_under_the_label_policies_of_the_cells(shards, tmp_path):
+    def doubt(index: pd.DataFrame) -> None:
+        index.loc[(index["split"] == "test") & (index["projection"] == "AP"), "y_effusion"] = -1
+        index.loc[(index["split"] == "train") & (index["projection"] == "AP"), "y_effusion"] = 1
+
+    edit(shards["a"], doubt)
+    # Uncertain ones are masked in test, and one projection is left: nothing to tell apart.
+    assert failed(guards(study_tree(shards), tmp_path / "masked")) == set()
+    ones = study_tree(shards, recipe__eval_labels={"uncertain": "ones"})
+    assert failed(guards(ones, tmp_path / "ones")) == {PROJECTION}
+
+
+def test_validation_patient_of_a_supervised_stage_is_one_that_it_learned_from(shards, tmp_path):
+    index = pd.read_parquet(shards["a"] / INDEX)
+    patient = index.loc[index["split"] == "test", "patient_id"].iloc[0]
+
+    def change(other: pd.DataFrame) -> None:
+        first = other.loc[other["split"] == "val", "patient_id"].iloc[0]
+        other["patient_id"] = other["patient_id"].replace(first, patient)
+
+    edit(shards["b"], change)
+    assert failed(guards(study_tree(shards), tmp_path / "ssl")) == set()
+    tree = study_tree(shards, targets=["a"], stages__labels={"datasets": ["b"], "train": {}})
+    found = guards(override(tree, {"strategies.supervised": {"stage": "labels"}}), tmp_path / "labels")
+    assert failed(found) == {SHARED}
+    assert found[SHARED].detail == "supervised on a: 1 patients"
 
 
 def test_unfinished_cells_stop_no_guard(shards, tmp_path):

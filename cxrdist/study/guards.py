@@ -5,11 +5,14 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 
+from cxrdist.data.samples import read_samples
 from cxrdist.datasets import read_facts
-from cxrdist.datasets.shard_format import finding_column, read_index, read_manifest
+from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UsageError
+from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.report import Guard
 from cxrdist.stats.auroc import auroc
 from cxrdist.study.config import StudyConfig
@@ -37,7 +40,7 @@ def check_study(study: StudyConfig, plan: Plan, done: Sequence[Job]) -> list[Gua
         _own_labels(plan),
         _test_after_choice(done),
         _same_recipe(plan),
-        *_projection_alone(study, indexes, done),
+        *_projection_alone(study, done),
     ]
 
 
@@ -85,7 +88,7 @@ def _no_overlaps(study: StudyConfig, plan: Plan) -> Guard:
         except UsageError:  # packed with a fact file of the user's own, which need not be here
             known[name] = (dataset, set())
     found = []
-    for job, source in _sources(study, plan):
+    for job, _, source in _sources(study, plan):
         (target, overlaps), (origin, other) = known[job.dataset], known[source]
         if source != job.dataset and (origin in overlaps or target in other or origin == target):
             found.append(f"{job.strategy} on {job.dataset} starts from {source}")
@@ -97,18 +100,28 @@ def _no_overlaps(study: StudyConfig, plan: Plan) -> Guard:
 
 def _shared_patients(study: StudyConfig, indexes: dict[str, pd.DataFrame], plan: Plan) -> Guard:
     """The same pseudonym under one key is the same patient, whatever the dataset."""
-    found = {}
-    for job, source in _sources(study, plan):
-        train = indexes[source].loc[indexes[source]["split"] == "train", "patient_id"]
-        test = indexes[job.dataset].loc[indexes[job.dataset]["split"] != "train", "patient_id"]
-        count = len(set(train) & set(test))
-        if count:
-            found[f"{job.strategy} on {job.dataset}"] = count
+    patients = {
+        (name, split): set(index.loc[index["split"] == split, "patient_id"])
+        for name, index in indexes.items()
+        for split in ("train", "val", "test")
+    }
+    found: dict[str, int] = {}
+    for job, stage, source in _sources(study, plan):
+        val, test = patients[job.dataset, "val"], patients[job.dataset, "test"]
+        met = patients[source, "train"] & (val | test)
+        if stage.method == "train":
+            # It chooses its step on its validation split; to choose twice by the same patients tells nothing of test.
+            met |= patients[source, "val"] & test
+        if met:
+            cell = f"{job.strategy} on {job.dataset}"
+            found[cell] = max(len(met), found.get(cell, 0))
     detail = "; ".join(f"{cell}: {count} patients" for cell, count in found.items())
     return Guard(
         "No test or validation patient was trained on in a stage",
         not found,
-        detail or "Pseudonyms of stages' training splits and of test and validation splits do not meet.",
+        detail
+        or "No pseudonym of a test split is in what a stage learned from (of a supervised one also the validation "
+        "split), and none of a validation split in what it trained on.",
     )
 
 
@@ -127,16 +140,20 @@ def _own_labels(plan: Plan) -> Guard:
 
 
 def _test_after_choice(done: Sequence[Job]) -> Guard:
-    early, opened = [], 0
+    """Every finished cell has opened its test split, so one without a record of it proves nothing."""
+    wrong, opened = [], 0
     for job in done:
         accesses = read_test_accesses(job.folder)
         opened += len(accesses)
-        if accesses:
-            result = json.loads((job.folder / "result.json").read_bytes())
-            if any(access["time"] < result["time"] for access in accesses):
-                early.append(job.name)
+        chosen = json.loads((job.folder / "result.json").read_bytes())["time"]
+        if not accesses:
+            wrong.append(f"{job.name} has test predictions and no record of an opening")
+        elif any(access["time"] < chosen for access in accesses):
+            wrong.append(f"{job.name} was opened before")
     detail = f"{opened} openings of a test split, each after its training had ended and its step was chosen."
-    return Guard("Test splits are opened after the step is chosen", not early, ", ".join(early) or detail)
+    if not done:
+        detail = "Nothing to check: no cell is done."
+    return Guard("Test splits are opened after the step is chosen", not wrong, "; ".join(wrong) or detail)
 
 
 def _same_recipe(plan: Plan) -> Guard:
@@ -156,13 +173,15 @@ def _same_recipe(plan: Plan) -> Guard:
     return Guard("Every strategy has the same recipe and budget", not different, detail)
 
 
-def _projection_alone(study: StudyConfig, indexes: dict[str, pd.DataFrame], done: Sequence[Job]) -> Iterator[Guard]:
+def _projection_alone(study: StudyConfig, done: Sequence[Job]) -> Iterator[Guard]:
     """How well the projection (PA, AP) alone predicts each finding: a known shortcut (Zech et al. 2018)."""
     for name in study.target_names():
-        predicted = [
-            json.loads((job.folder / "result.json").read_bytes())["findings"] for job in done if job.dataset == name
-        ]
-        areas = _projection_areas(indexes[name], list(dict.fromkeys(itertools.chain(*predicted))))
+        cells = [job for job in done if job.dataset == name]
+        if not cells:
+            continue
+        predicted = [json.loads((job.folder / "result.json").read_bytes())["findings"] for job in cells]
+        config = FinetuneConfig.build(cells[0].tree, where=cells[0].name)
+        areas = _projection_areas(config, list(dict.fromkeys(itertools.chain(*predicted))))
         if not areas:
             continue
         worst = max(areas, key=lambda finding: areas[finding])
@@ -178,31 +197,36 @@ def _projection_alone(study: StudyConfig, indexes: dict[str, pd.DataFrame], done
         yield Guard(f"Projection alone says little about the findings of {name}", passed, seen + meaning)
 
 
-def _projection_areas(index: pd.DataFrame, findings: Sequence[str]) -> dict[str, float]:
-    """Return the test AUROC of each finding's rate per projection in training; one-class findings are left out."""
-    train, test = index[index["split"] == "train"], index[index["split"] == "test"]
+def _projection_areas(config: FinetuneConfig, findings: Sequence[str]) -> dict[str, float]:
+    """Return the test AUROC of each finding's rate per projection in training; one-class findings are left out.
+
+    Images and targets are those of a cell with `config`: its projections, its policy of training and of test.
+    """
+    train, test = (
+        read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "test")
+    )
+    seen, known = train.targets(findings, config.labels), test.targets(findings, config.evaluation_policy())
     areas = {}
-    for finding in findings:
-        column = finding_column(finding)
-        seen = train[train[column].isin([0, 1])]
-        known = test[test[column].isin([0, 1])]
-        rate = seen.groupby("projection")[column].mean()
-        scores = known["projection"].map(rate).astype(float).fillna(float(seen[column].astype(float).mean()))
-        area = auroc(known[column].astype(float).to_numpy(), scores.to_numpy())
+    for column, finding in enumerate(findings):
+        labels = pd.Series(seen[:, column].astype(float))
+        rate = labels.groupby(train.table["projection"].to_numpy()).mean()
+        scores = test.table["projection"].map(rate).astype(float).fillna(float(labels.mean())).to_numpy()
+        there = ~np.isnan(known[:, column])
+        area = auroc(known[there, column].astype(float), scores[there])
         if not math.isnan(area):
             areas[finding] = area
     return areas
 
 
-def _sources(study: StudyConfig, plan: Plan) -> Iterator[tuple[Job, str]]:
-    """Yield every cell with every dataset that a stage behind it learned from."""
+def _sources(study: StudyConfig, plan: Plan) -> Iterator[tuple[Job, Job, str]]:
+    """Yield every cell with every stage behind it and every dataset that the stage learned from."""
     names = {str(study.shards_of(name)): name for name in study.datasets}
     stages = {stage.identity: stage for stage in plan.stages}
     for job in plan.cells:
         for stage in _ancestors(job, stages):
             folders = stage.tree["shards"]
             for folder in folders if isinstance(folders, list) else [folders]:
-                yield job, names[folder]
+                yield job, stage, names[folder]
 
 
 def _ancestors(job: Job, stages: dict[Identity, Job]) -> Iterator[Job]:
