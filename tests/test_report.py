@@ -315,6 +315,18 @@ def test_guard_fails_when_its_rule_is_broken(tmp_path, guard, spoil, detail):
     assert detail in failed.detail
 
 
+def test_dataset_without_results_is_nothing_to_compare_and_a_gap_in_the_grid(tmp_path):
+    cells = make_study(tmp_path, strategies=("random", "ours"), datasets=("nih14", "chexpert"), seeds=(0,))
+    for cell in cells:
+        if cell.dataset == "chexpert":
+            shutil.rmtree(cell.folder)
+    same = guard_now(cells, "same test images")
+    assert same.passed and same.detail.endswith("of a dataset; nothing to compare on chexpert")
+    assert not guard_now(cells, "Every cell").passed
+    alone = guard_now([cell for cell in cells if cell.dataset == "chexpert"], "same test images")
+    assert alone.passed and alone.detail == "nothing to compare on chexpert"
+
+
 def test_guard_fails_when_delong_and_bootstrap_disagree(tmp_path, monkeypatch):
     monkeypatch.setattr("cxrdist.report.guards.SE_RATIO", (2.0, 3.0))
     cells = make_study(tmp_path, strategies=("random", "ours"), datasets=("nih14",), seeds=(0,))

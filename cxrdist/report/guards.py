@@ -23,8 +23,8 @@ def check(study: StudyResult) -> list[Guard]:
         _guard("Patients of validation and test are disjoint", _per_dataset(study, _shared_patients), _sizes(study)),
         _guard(
             "All strategies are judged on the same test images, patients and labels",
-            _per_dataset(study, lambda one: one.fault),
-            "image ids, patient ids and labels agree between all prediction files of a dataset",
+            _per_dataset(study, lambda one: one.fault if _has_results(one) else ""),
+            _agreement(study),
         ),
         _guard(
             "Thresholds come from validation, never from test",
@@ -86,6 +86,20 @@ def _sizes(study: StudyResult) -> str:
             counts.append(f"{len(np.unique(files.patient_id))} {split}" if files else f"no {split}")
         parts.append(f"{one.name} {' / '.join(counts)}")
     return "patients: " + ", ".join(parts)
+
+
+def _has_results(one: DatasetResult) -> bool:
+    # A dataset without any is missing from the grid, which another guard tells.
+    return any(cell.test for cell in one.cells)
+
+
+def _agreement(study: StudyResult) -> str:
+    empty = [one.name for one in study.datasets if not _has_results(one)]
+    agree = "image ids, patient ids and labels agree between all prediction files of a dataset"
+    if not empty:
+        return agree
+    nothing = f"nothing to compare on {', '.join(empty)}"
+    return nothing if len(empty) == len(study.datasets) else f"{agree}; {nothing}"
 
 
 def _without_threshold(one: DatasetResult) -> str:
