@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import finetune_tree, make_shards, tiny_vit
 
-from cxrdist.config import override
+from cxrdist.config import Config, override
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.run import finetune
@@ -17,6 +17,7 @@ from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.config import MaeConfig, PretrainConfig
 from cxrdist.pretrain.mae import MaeTask, random_masks
 from cxrdist.pretrain.run import pretrain
+from cxrdist.train.run_folder import flatten
 from cxrdist.world import World
 
 SMALL = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -123,3 +124,29 @@ def test_an_image_that_is_no_multiple_of_the_patch_is_refused():
     model = build_model(ModelConfig(**tiny_vit()), num_classes=1, image_size=36, seed=0)
     with pytest.raises(UsageError, match="multiple of the backbone's patch of 8 pixels for 'mae', got 36"):
         MaeTask(model, MaeConfig(**SMALL), fresh=True)
+
+
+@pytest.mark.parametrize("kind", [FinetuneConfig, PretrainConfig])
+def test_a_name_set_alone_changes_no_other(kind: type[Config]):
+    base = {"shards": ["toy"] if kind is PretrainConfig else "toy"}
+    before = flatten(kind.build(base, where="t").tree())
+    for name, value in before.items():
+        if name == "shards":
+            continue
+        after = flatten(kind.build(override(base, {name: value}), where="t").tree())
+        assert after == before, name
+    assert before["optim.betas"] == ([0.9, 0.95] if kind is PretrainConfig else [0.9, 0.999])
+    assert before["input.augment.zoom"] == ([1.0, 1.6] if kind is PretrainConfig else [0.9, 1.1])
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ({"decoder_width": 30}, "must have a `decoder_width` that is a multiple of 4, got 30"),
+        ({"decoder_heads": 7}, "divides `decoder_width`, got 7 heads for a width of 512"),
+        ({"decoder_width": 24}, "divides `decoder_width`, got 16 heads for a width of 24"),
+    ],
+)
+def test_a_decoder_that_does_not_divide_is_refused_before_training(method, sentence):
+    with pytest.raises(UsageError, match=f"`method` .*{sentence}"):
+        PretrainConfig.build({"shards": ["toy"], "method": method}, where="t")
