@@ -16,7 +16,7 @@ from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.ledger import Ledger, claim
 from cxrdist.study.plan import Identity, Job, Plan, plan_study
-from cxrdist.study.run import Status, _make_way, _waves, study_status
+from cxrdist.study.run import Status, _make_way, _waves, run_study, study_status
 
 STUDIES = sorted((shipped("launch") / "studies").glob("*.yaml"))
 
@@ -313,6 +313,22 @@ def test_second_run_of_a_study_at_the_same_time_is_refused(tmp_path):
     ):
         pass
     assert not ledger.held()
+
+
+@pytest.mark.parametrize("event", ["started", "failed"])
+def test_ledger_on_a_full_disk_is_one_sentence(tmp_path, event):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.path.symlink_to("/dev/full")
+    with pytest.raises(UserError, match="must be writable, got 'No space left on device'") as caught:
+        ledger.append(event, make_job(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_study_folder_that_cannot_be_is_one_sentence(shards, tmp_path):
+    (tmp_path / "file").touch()
+    study = StudyConfig.build(study_tree(shards), where="test")
+    with pytest.raises(UserError, match="study folder must be writable, got 'Not a directory'"):
+        run_study(study, tmp_path / "file" / "out")
 
 
 def test_lock_goes_with_its_process(tmp_path):

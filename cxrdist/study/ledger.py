@@ -1,6 +1,7 @@
 """The ledger: one line per event, only ever appended, so that what is done is known after any crash."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,29 @@ State = Literal["done", "running", "stopped", "failed", "left"]
 CLAIM = "job.json"
 TRIES, BETWEEN_S = 5, 0.2
 """How often a run asks for the lock: `held` takes it for an instant."""
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EIO,
+    errno.ENAMETOOLONG, errno.ESTALE,
+)  # fmt: skip
+"""What a disk may answer to a correct program."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a disk's refusal during the block into a sentence that names the study `folder`.
+
+    Raises:
+        UserError: If the disk is full, read-only, gone ...
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*REFUSED, errno.ENOENT):
+            raise
+        raise UserError(
+            f"The study folder must be writable, got {error.strerror!r} [{folder}]. "
+            "Make room there or choose another --out; the same command goes on from what is done."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -38,10 +62,12 @@ class Ledger:
         """Be the only run of this study during the block.  The system lets go when the process ends, however it does.
 
         Raises:
-            UserError: If another run of it is going on.
+            UserError: If another run of it is going on, or if the folder cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("ab") as file:
+        with writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = self.lock.open("ab")
+        with lock as file:
             for attempt in range(TRIES):
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,7 +95,11 @@ class Ledger:
         return False
 
     def append(self, event: Event, job: Job, **facts: Any) -> None:
-        """Add one line in one write, and wait until it is on the disk."""
+        """Add one line in one write, and wait until it is on the disk.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
         line = {
             "time": round(time.time(), 3),
             "event": event,
@@ -78,14 +108,18 @@ class Ledger:
             "key": job.key,
             **facts,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(json.dumps(line) + "\n")
+
+    def _append(self, line: str) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             with contextlib.suppress(OSError):  # no locks here: a line is still one write
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, (("\n" if torn else "") + json.dumps(line) + "\n").encode())
+            os.write(descriptor, (("\n" if torn else "") + line).encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

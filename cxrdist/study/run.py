@@ -12,7 +12,7 @@ from cxrdist.report import CellFiles, write_report
 from cxrdist.study.cluster import check_room, cluster
 from cxrdist.study.config import Resources, StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
-from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete
+from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, writing
 from cxrdist.study.plan import Identity, Job, Plan, plan_study
 from cxrdist.train.run_folder import changes
 
@@ -42,14 +42,15 @@ def run_study(study: StudyConfig, out: Path, *, address: str | None = None, show
 
     Raises:
         UserError: If jobs failed; the report is written all the same and names the missing cells.  If a trial does not
-            fit on the cluster, or another run of this study is going on.
+            fit on the cluster, another run of this study is going on, or the folder cannot be written.
     """
     plan = plan_study(study, out)
     ledger = _ledger(out)
     with ledger.hold():
-        for job in plan.jobs:
-            _make_way(job, out)
-        write_yaml(study.tree(), out / "study.yaml")
+        with writing(out):
+            for job in plan.jobs:
+                _make_way(job, out)
+            write_yaml(study.tree(), out / "study.yaml")
         status = Status(plan, ledger.states(plan.jobs))
         todo, total = status.jobs("left", "running", "stopped", "failed"), len(plan.jobs)
         if todo:
@@ -82,14 +83,11 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         CellFiles(job.strategy, job.dataset, job.seed, job.folder if job in done else job.folder / "unfinished")
         for job in plan.cells
     ]
-    return write_report(
-        cells,
-        out / "report",
-        title=study.title,
-        options=study.statistics,
-        guards=check_study(study, plan, done),
-        notes=describe_confounds(plan),
-    )
+    guards, notes = check_study(study, plan, done), describe_confounds(plan)
+    with writing(out):
+        return write_report(
+            cells, out / "report", title=study.title, options=study.statistics, guards=guards, notes=notes
+        )
 
 
 def _ledger(out: Path) -> Ledger:
@@ -150,7 +148,11 @@ def _run_wave(wave: Sequence[Job], plan: Plan, resources: Resources, ledger: Led
             callbacks=[Shown()],
         ),
     )
-    tuner.fit()
+    with writing(ledger.path.parent):
+        results = tuner.fit()
+    for result in results:
+        if result.metrics and result.metrics.get("unwritten"):
+            raise UserError(result.metrics["failed"])
     states = ledger.states(ready)
     for job in ready:
         if states[job.identity] == "running":

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
-from cxrdist.study.ledger import Ledger, claim, is_complete
+from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
 from cxrdist.study.plan import Job
 from cxrdist.world import World
 
@@ -48,9 +48,21 @@ class End:
 def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
     """Run the job ``params["name"]`` to its end and write the ledger.
 
-    A failure is a result and no exception, so that the other trials go on.
+    A failure is a result and no exception, so that the other trials go on.  One that the ledger cannot take is
+    ``unwritten``, so that the run ends with it.
     """
-    job, resources, ledger = shared.jobs[params["name"]], shared.resources, Ledger(shared.ledger)
+    try:
+        return {"failed": _run(shared.jobs[params["name"]], shared.resources, Ledger(shared.ledger))}
+    except UserError as error:
+        return {"failed": str(error), "unwritten": True}
+
+
+def _run(job: Job, resources: Resources, ledger: Ledger) -> str:
+    """Run `job` and return its problem, or nothing.
+
+    Raises:
+        UserError: If the ledger cannot be written.
+    """
     ledger.append("started", job)
     end = End()
     for attempt in range(resources.retries + 1):
@@ -71,13 +83,15 @@ def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
         end = End("It left an incomplete run folder.")
     if end.problem:
         ledger.append("failed", job, error=end.problem)
-        return {"failed": end.problem}
+        return end.problem
     ledger.append("done", job)
-    return {"failed": ""}
+    return ""
 
 
 def _unexpected(job: Job, error: RayTaskError) -> str:
-    """Return a sentence for a bug, and leave its traceback in the run folder."""
+    """Return a sentence for a bug, and leave its traceback in the run folder; what a disk refuses is none."""
+    if isinstance(error.cause, OSError) and error.cause.errno in REFUSED:
+        return f"Its run folder must be writable, got {error.cause.strerror!r} [{job.folder}]."
     with contextlib.suppress(OSError):
         (job.folder / TRACEBACK).write_text(str(error), encoding="utf-8")
     first = (str(error.cause).splitlines() or [""])[0]
