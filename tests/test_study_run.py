@@ -221,6 +221,19 @@ def test_trial_that_cannot_fit_is_refused(site, resource, amount):
 
 
 @pytest.mark.slow
+def test_full_disk_ends_the_run_with_one_sentence(site):
+    out = site.root / "full"
+    out.mkdir()
+    (out / "ledger.jsonl").symlink_to("/dev/full")
+    ended = site.run("run", site.write("good"), "--out", out)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith(
+        f"Error: The study folder must be writable, got 'No space left on device' [{out}]."
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_half_way_runs_only_what_is_missing_and_ends_the_same(site, signum, code):
