@@ -255,6 +255,19 @@ def test_compare_writes_json_and_shows_tables(cli, files, tmp_path):
     assert json.loads(target.read_text())
 
 
+@pytest.mark.parametrize("target", ["/proc/numbers.json", "/dev/full", "/dev"])
+def test_compare_that_cannot_write_its_json_says_so(cli, files, target):
+    code, _, err = cli("compare", f"a={files['a']}", f"b={files['b']}", "--redraws", 2, "--json", target)
+    assert code == 1
+    assert err.startswith("Error: `--json` must be writable, got ") and err.count("\n") == 1 and target in err
+
+
+@pytest.mark.parametrize("command", [("train",), ("pretrain",), ("study", "run")])
+def test_help_names_the_default_folder(cli, command):
+    _, out, _ = cli(*command, "--help")
+    assert "runs/NAME" in out
+
+
 def commands() -> dict[tuple[str, ...], typer.models.TyperInfo]:
     found: dict[tuple[str, ...], object] = {}
 

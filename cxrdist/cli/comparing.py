@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrdist.cli.show import print_table
-from cxrdist.errors import UsageError, unknown
+from cxrdist.errors import UsageError, UserError, unknown
 
 if TYPE_CHECKING:
     from cxrdist.stats.compare import Comparison
@@ -46,7 +46,10 @@ def compare(
         seed=seed,
     )
     if json is not None:
-        json.write_text(comparison.to_json(), encoding="utf-8")
+        try:
+            json.write_text(comparison.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"`--json` must be writable, got {error.strerror!r} [{json}].") from None
     _show(comparison)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 study = typer.Typer(help="Run a study on Ray, see how far it is, and write its report.", no_args_is_help=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.")]
-Out = Annotated[Path | None, typer.Option(help="Study folder. Default: runs/NAME, after the file's.")]
+Out = Annotated[Path | None, typer.Option(help="Study folder. Default: runs/NAME, for NAME.yaml.")]
 Settings = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

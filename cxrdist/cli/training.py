@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")]
 Settings = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, after the file's.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, for NAME.yaml.")]
 ResumeOption = Annotated[str | None, typer.Option(help="`auto`: go on from the newest checkpoint, if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
