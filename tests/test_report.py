@@ -47,6 +47,7 @@ def make_cell(root, strategy, dataset, seed, skill, number):
     environment = {
         "git_revision": "abc123",
         "versions": {"torch": "2.9"},
+        "shard_manifests": [{"name": "toy", "sha256": "aa11"}, {"name": "toy", "sha256": "bb22"}],
         "seed": seed,
         "home": "/home/somebody",
         "user": "me",
@@ -199,6 +200,12 @@ def test_provenance_shows_allowed_facts_and_no_path_of_the_machine(written):
     assert "versions.torch" in page.text
     assert "somebody" not in text
     assert "user" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S)
+
+
+def test_provenance_names_the_shards_even_where_two_folders_have_one_name(written):
+    page = Page(written[2]).text
+    for text in ("shard_manifests.toy", "aa11", "shard_manifests.toy 2", "bb22"):
+        assert text in page
 
 
 def test_same_files_give_the_same_bytes(written, tmp_path):

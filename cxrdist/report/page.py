@@ -84,13 +84,27 @@ def summary(study: StudyResult) -> list[str]:
 
 def provenance(cells: Sequence[Cell]) -> tuple[list[tuple[str, str]], list[str], list[tuple[str, list[str]]]]:
     """Return the facts all cells share, the names of those they do not, and these per cell."""
-    facts = [{name: str(v) for name, v in flatten(cell.environment).items() if _may_show(name, v)} for cell in cells]
+    trees = [flatten(_with_shards_by_name(cell.environment)) for cell in cells]
+    facts = [{name: str(v) for name, v in tree.items() if _may_show(name, v)} for tree in trees]
     names = list(dict.fromkeys(name for one in facts for name in one))
     shared = [name for name in names if len({one.get(name) for one in facts if one}) == 1 and len(facts) > 1]
     own_names = [name for name in names if name not in shared]
     own = [(cell.label, [one.get(name, NONE) for name in own_names]) for cell, one in zip(cells, facts, strict=True)]
     first = next((one for one in facts if one), {})
     return [(name, first[name]) for name in shared], own_names, own
+
+
+def _with_shards_by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment with a line per shard folder; of folders of one name, the second is called ``name 2``."""
+    told = environment.get("shard_manifests")
+    if not isinstance(told, list):
+        return dict(environment)
+    named: dict[str, Any] = {}
+    for one in told:
+        name = str(one.get("name")) if isinstance(one, Mapping) else "unreadable"
+        number = sum(key == name or key.startswith(f"{name} ") for key in named) + 1
+        named[name if number == 1 else f"{name} {number}"] = one.get("sha256") if isinstance(one, Mapping) else None
+    return {**environment, "shard_manifests": named}
 
 
 def _may_show(name: str, value: Any) -> bool:
