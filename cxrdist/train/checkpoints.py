@@ -6,6 +6,8 @@ moment leaves the previous ``latest`` and a complete folder behind it.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from cxrdist.errors import UserError
 
 STATE = "cxrdist"
 """Key of our own state in DeepSpeed's checkpoint."""
+
+TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")
 
 
 @dataclass
@@ -39,28 +43,35 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(engine: Any, folder: Path, progress: Progress, *, keep_last: int) -> None:
-    """Write the checkpoint of `progress.step` and drop old ones.  All ranks must call it together."""
+    """Write the checkpoint of `progress.step` and drop old ones.  All ranks must call it together.
+
+    Raises:
+        UserError: If the disk does not take it; `latest` is then what it was.
+    """
     name = checkpoint_name(progress.step)
     hidden = folder / f".partial-{name}"
     main = torch.distributed.get_rank() == 0
     if main:
-        folder.mkdir(parents=True, exist_ok=True)
+        with _written_or_removed(hidden):
+            folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
     torch.distributed.barrier()
-    engine.save_checkpoint(str(folder), tag=hidden.name, client_state={STATE: asdict(progress)}, save_latest=False)
+    with _written_or_removed(hidden):
+        engine.save_checkpoint(str(folder), tag=hidden.name, client_state={STATE: asdict(progress)}, save_latest=False)
     torch.distributed.barrier()
     if main:
-        for file in (*hidden.iterdir(), hidden):
-            _sync(file)
-        final = folder / name
-        shutil.rmtree(final, ignore_errors=True)
-        hidden.rename(final)
-        pointer = folder / ".latest"
-        pointer.write_text(name + "\n", encoding="utf-8")
-        _sync(pointer)
-        pointer.replace(folder / "latest")
-        _sync(folder)
-        _prune(folder, progress, keep_last)
+        with _written_or_removed(hidden):
+            for file in (*hidden.iterdir(), hidden):
+                _sync(file)
+            final = folder / name
+            shutil.rmtree(final, ignore_errors=True)
+            hidden.rename(final)
+            pointer = folder / ".latest"
+            pointer.write_text(name + "\n", encoding="utf-8")
+            _sync(pointer)
+            pointer.replace(folder / "latest")
+            _sync(folder)
+            _prune(folder, progress, keep_last)
     torch.distributed.barrier()
 
 
@@ -99,6 +110,23 @@ def load_module(module: torch.nn.Module, folder: Path, name: str) -> None:
     """Restore only the weights of `module` from a checkpoint."""
     states = torch.load(_model_states(folder / name), map_location="cpu", weights_only=True)
     module.load_state_dict(states["module"], strict=True)
+
+
+@contextmanager
+def _written_or_removed(hidden: Path) -> Iterator[None]:
+    """Turn what a disk refuses into a sentence, and give back the room that the unfinished folder `hidden` takes."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer of zip files has no class for it, only its name in the text.
+        if not isinstance(error, OSError) and not any(name in str(error) for name in TORCH_WRITERS):
+            raise
+        shutil.rmtree(hidden, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else "a file cut short (is the disk full?)"
+        raise UserError(
+            f"A checkpoint must be writable, got {reason!r} [in {hidden.parent.parent.name}]. "
+            "The checkpoint before it is whole: make room, then continue with --resume auto."
+        ) from None
 
 
 def _model_states(checkpoint: Path) -> Path:
