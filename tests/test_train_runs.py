@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from helpers import finetune_tree, make_shards
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,7 +30,10 @@ from cxrdist.data.samples import read_samples
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.run import finetune, open_test
-from cxrdist.train import checkpoints, loop, run_folder
+from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.pretrain.run import pretrain
+from cxrdist.stats.auroc import auroc
+from cxrdist.train import checkpoints, engine, loop, run_folder
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.loop import Outcome
 from cxrdist.train.run_folder import MetricsLog, RunFolder
@@ -37,6 +42,7 @@ from cxrdist.world import World
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
 CHANGING = ("time", "samples_per_sec", "data_wait")
 STEPS = 10
+DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,10 @@ def lines_of(out: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
 
 
+def starts_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "starts.jsonl").read_text().splitlines()]
+
+
 def assert_identical(out: Path, reference: Path) -> None:
     assert (out / "model/model.safetensors").read_bytes() == (reference / "model/model.safetensors").read_bytes()
     assert lines_of(out) == lines_of(reference)
@@ -129,6 +139,7 @@ def assert_complete_checkpoint(out: Path) -> None:
 def test_a_run_leaves_what_its_readers_expect(whole):
     assert {path.name for path in whole.iterdir()} - {".lock"} == {
         "config.yaml", "environment.json", "metrics.jsonl", "tb", "checkpoints", "predictions", "model", "result.json",
+        "starts.jsonl",
     }  # fmt: skip
     lines = lines_of(whole)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
@@ -137,7 +148,11 @@ def test_a_run_leaves_what_its_readers_expect(whole):
     assert {"loss", "auroc_macro", "auroc"} < set(next(line for line in lines if line["kind"] == "val"))
     environment = json.loads((whole / "environment.json").read_text())
     assert environment["world_size"] == 1
-    assert set(environment["shard_manifests"]) == {"toy"}
+    assert [set(one) for one in environment["shard_manifests"]] == [{"name", "sha256"}]
+    assert environment["shard_manifests"][0]["name"] == "toy"
+    (start,) = starts_of(whole)
+    assert (start["step"], start["world_size"], start["device"]) == (0, 1, "cpu")
+    assert start["libraries"] == environment["libraries"]
 
 
 def test_the_best_step_on_validation_becomes_the_model_and_last_and_best_are_kept(whole):
@@ -188,6 +203,7 @@ def test_stopped_by_a_signal_and_resumed_equals_undisturbed(shards, whole, tmp_p
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     train(shards, tmp_path / "run")
     assert_identical(tmp_path / "run", whole)
+    assert [start["step"] for start in starts_of(tmp_path / "run")] == [0, at]
 
 
 def test_killed_at_random_moments_and_resumed_equals_undisturbed(shards, whole, tmp_path):
@@ -491,3 +507,90 @@ def test_a_test_split_without_an_image_of_the_projection_is_told_before_training
         train(shards, tmp_path / "run", train__steps=2)
     assert "The test split has no image of projection 'frontal', so this run cannot be tested [in toy]." in caplog.text
     assert (tmp_path / "run/result.json").is_file()
+
+
+def test_two_folders_of_one_name_are_resumed(shards, tmp_path):
+    other = make_shards(tmp_path / "other", seed=1)
+    assert other.name == shards.name
+    out = tmp_path / "run"
+    tree = finetune_tree(shards, steps=2) | {"shards": [str(shards), str(other)], "method": DECODER}
+    config = PretrainConfig.build(tree, where="t")
+    assert pretrain(config, out, world=World()) is not None
+    assert pretrain(config, out, world=World(), resume="auto") is None
+    swapped = PretrainConfig.build(tree | {"shards": [str(other), str(shards)]}, where="t")
+    (out / "config.yaml").write_text(yaml.safe_dump(swapped.tree()))
+    with pytest.raises(UsageError, match="must read the shards it began with, got others in toy, toy"):
+        pretrain(swapped, out, world=World(), resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"model__backbone": "vit_tiny_patch16_225"}, "must be a timm model"),
+        ({"findings": ["edema"]}, "A finding of these shards must be one of"),
+    ],
+)
+def test_a_run_that_failed_before_its_first_step_does_not_block_its_folder(shards, whole, tmp_path, wrong, sentence):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=sentence):
+        train(shards, out, resume=None, **wrong)
+    train(shards, out, resume=None)
+    assert_identical(out, whole)
+    assert (out / "config.yaml").read_bytes() == (whole / "config.yaml").read_bytes()
+    with pytest.raises(UsageError, match="Continue it with --resume auto"):
+        train(shards, out, resume=None)
+
+
+@pytest.mark.parametrize("spare", [3_000, 20_000])
+def test_a_checkpoint_that_the_disk_does_not_take_is_a_sentence_and_the_one_before_is_whole(
+    shards, whole, tmp_path, spare
+):
+    out = tmp_path / "run"
+    save = checkpoints.save_checkpoint
+
+    def save_on_a_full_disk(engine, folder, progress, **options):
+        if progress.step == 6:  # the system lets no file grow beyond this, wherever the process writes
+            resource.setrlimit(resource.RLIMIT_FSIZE, (spare, spare))
+        save(engine, folder, progress, **options)
+
+    def work() -> None:
+        loop.save_checkpoint = save_on_a_full_disk
+        with pytest.raises(
+            UserError, match=r"A checkpoint must be writable, got .* \[in run\]\. The checkpoint before"
+        ):
+            train(shards, out)
+
+    assert in_children(work) == [0]
+    assert checkpoints.latest_checkpoint(out / "checkpoints") == "step-00000004"
+    assert not list((out / "checkpoints").glob(".partial-*"))
+    train(shards, out)
+    assert_identical(out, whole)
+
+
+def test_two_ranks_with_batch_norm_validate_the_model_that_they_save(shards, tmp_path):
+    out = tmp_path / "run"
+    tree = finetune_tree(shards, steps=4) | {"model": {"backbone": "resnet10t"}, "optim": {"lr": 1e-2}}
+    config = FinetuneConfig.build(tree, where="t")
+    assert on_two_ranks(lambda world: finetune(config, out, world=world)) == [0, 0]
+    seen = [line["auroc"] for line in lines_of(out) if line["kind"] == "val"]
+    told = pd.read_parquet(out / "predictions/val.parquet")
+    saved = {name: auroc(told[f"y_{name}"].to_numpy(float), told[f"p_{name}"].to_numpy()) for name in seen[0]}
+    assert saved == pytest.approx(seen[0], abs=1e-6)
+    loss = next(line["loss"] for line in lines_of(out) if line["kind"] == "val")
+    p, y = (np.stack([told[f"{kind}_{name}"].to_numpy(float) for name in seen[0]]) for kind in "py")
+    assert -np.mean(np.log(np.where(y == 1, p, 1 - p))) == pytest.approx(loss, rel=1e-3)
+
+
+def test_ranks_agree_on_the_mean_of_their_buffers(tmp_path):
+    def work(world: World) -> None:
+        with engine.process_group(world):
+            norm = torch.nn.BatchNorm1d(3)
+            norm.running_mean.fill_(1 + world.rank)
+            norm.num_batches_tracked.fill_(7 + world.rank)
+            norm.register_buffer("constant", torch.tensor([world.rank]), persistent=False)
+            engine.agree_on_buffers(norm)
+            assert norm.running_mean.tolist() == [1.5] * 3
+            assert norm.num_batches_tracked == 7
+            assert norm.constant == world.rank
+
+    assert on_two_ranks(work) == [0, 0]

@@ -126,6 +126,33 @@ def mean_over_ranks(value: float, device: torch.device) -> float:
     return float(total.item()) / world_size
 
 
+def agree_on_buffers(module: nn.Module) -> None:
+    """Give every rank the mean of all ranks' saved buffers, integers those of rank 0; all ranks must call it together.
+
+    Batch norm counts its running statistics over a rank's own images: without this, each rank would validate another
+    model, and a checkpoint would be rank 0's.  The statistics are linear in the batches', so it does not matter how
+    often it is called.
+    """
+    world_size = torch.distributed.get_world_size()
+    if world_size == 1:
+        return
+    saved = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name not in saved:  # a constant
+            continue
+        if buffer.is_floating_point():
+            total = buffer.double()
+            torch.distributed.all_reduce(total)
+            buffer.copy_(total / world_size)
+        else:
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def gather(piece: Any) -> list[Any]:
     """Return every rank's `piece`, by rank, on every rank."""
     pieces: list[Any] = [None] * torch.distributed.get_world_size()

@@ -23,9 +23,9 @@ from cxrdist.train.checkpoints import (
     save_checkpoint,
 )
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.engine import build_engine, mean_over_ranks, set_lr
+from cxrdist.train.engine import agree_on_buffers, build_engine, describe_device, mean_over_ranks, set_lr
 from cxrdist.train.interrupt import Interrupted, stop_on_signals
-from cxrdist.train.run_folder import MetricsLog, RunFolder
+from cxrdist.train.run_folder import MetricsLog, RunFolder, record_start
 from cxrdist.world import World
 
 log = get_logger(__name__)
@@ -85,6 +85,8 @@ def train(
         # DeepSpeed counts micro-steps to know where a step ends; the run may now divide its batches otherwise.
         engine.micro_steps = state.step * batching.accumulation
         log.info("Resumed from %s.", name)
+    if world.is_main:
+        record_start(folder.path, step=state.step, world=world, device=describe_device(device))
     metrics = MetricsLog(folder, step=state.step, enabled=world.is_main)
     run = _Run(engine, config, optim, batching, seed, world, folder, metrics)
     batches = batches_from(batching, state.step)
@@ -100,9 +102,11 @@ def train(
                 run.log(state.step, loss)
                 validated = validate is not None and run.due(state.step, config.evaluate_every)
                 if validate is not None and validated:
+                    agree_on_buffers(engine.module)
                     run.validate(state, validate)
                 signum = stop.agreed(device)
                 if validated or signum or run.due(state.step, config.checkpoint_every):
+                    agree_on_buffers(engine.module)
                     save_checkpoint(engine, folder.checkpoints, state, keep_last=config.keep_last)
                 if signum and state.step < config.steps:
                     raise Interrupted(signum, state.step)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ log = get_logger(__name__)
 Resume = Literal["auto"]
 LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
 TEST_ACCESSES = "test_accesses.jsonl"
+STARTS = "starts.jsonl"
 TAGS = {"samples_per_sec": "throughput/samples_per_sec", "data_wait": "time/data_wait"}
 """TensorBoard's names for values that are not under ``train/`` or ``val/``; `metrics.jsonl` keeps the flat ones."""
 LOCK_WAIT_S = 20.0
@@ -52,6 +54,11 @@ class RunFolder:
         """Whether the run has ended and its model is there; the result is written last."""
         return self.result.is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to resume or a result."""
+        return self.config.is_file() and (self.finished or (self.checkpoints / "latest").is_file())
+
     @contextmanager
     def opened(
         self, config: Config, *, resume: Resume | None, world: World, shards: Sequence[Path], seed: int
@@ -66,7 +73,7 @@ class RunFolder:
         with self._locked():
             # Who held the lock until now may have begun a run.
             self.check(config, resume=resume, shards=shards)
-            if not self.config.is_file():
+            if not self.begun:
                 write_json(self.environment, describe_environment(world, shards, seed))
                 hidden = self.path / ".config.yaml"
                 write_yaml(config.tree(), hidden)
@@ -76,11 +83,13 @@ class RunFolder:
     def check(self, config: Config, *, resume: Resume | None, shards: Sequence[Path]) -> None:
         """Check that the folder is new, or holds the very run that is to be resumed.
 
+        A run that ended before its first checkpoint has left nothing to resume: its folder is as good as new.
+
         Raises:
             UsageError: If a run is there already and `resume` is not asked for, or if it has another configuration
                 or other shards.
         """
-        if not self.config.is_file():
+        if not self.begun:
             return
         if resume is None:
             raise UsageError(
@@ -94,7 +103,11 @@ class RunFolder:
                 "Choose another --out for another run."
             )
         before = json.loads(self.environment.read_text(encoding="utf-8"))["shard_manifests"]
-        repacked = [folder.name for folder in shards if before.get(folder.name) != manifest_sha256(folder)]
+        # By place: two folders may have one name.
+        pairs = zip_longest(shards, before if isinstance(before, list) else [])
+        repacked = [
+            folder.name for folder, told in pairs if folder and (not told or told["sha256"] != manifest_sha256(folder))
+        ]
         if repacked:
             raise UsageError(
                 f"A resumed run must read the shards it began with, got others in {', '.join(repacked)} [{self.path}]. "
@@ -149,9 +162,13 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close both files."""
-        if self.enabled:
+        if not self.enabled:
+            return
+        try:
             self.file.close()
             self.board.close()
+        except OSError as error:  # on a full disk; it must not hide what ended the run
+            log.warning("The last lines of the metrics could not be written: %s.", error.strerror)
 
 
 def tag(kind: str, name: str) -> str:
@@ -172,17 +189,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def describe_environment(world: World, shards: Sequence[Path], seed: int) -> dict[str, Any]:
     """Return what a reader needs to trace a run: revision, versions, world, seed, hash of each shard manifest."""
-    hashes = {folder.name: manifest_sha256(folder) for folder in shards}
+    return {
+        **_versions(),
+        "world_size": world.world_size,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "seed": seed,
+        "shard_manifests": [{"name": folder.name, "sha256": manifest_sha256(folder)} for folder in shards],
+    }
+
+
+def record_start(folder: Path, *, step: int, world: World, device: str) -> None:
+    """Append a line to the run folder's list of starts; `environment.json` tells of the first one only."""
+    facts = {"step": step, "world_size": world.world_size, "device": device, **_versions()}
+    _append(folder / STARTS, facts)
+
+
+def _versions() -> dict[str, Any]:
     return {
         "cxrdist": __version__,
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "world_size": world.world_size,
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        "seed": seed,
-        "shard_manifests": hashes,
     }
 
 
@@ -195,13 +223,17 @@ def changes(before: Tree, now: Tree) -> list[str]:
 
 def record_test_access(folder: Path, facts: dict[str, Any]) -> None:
     """Append to the run folder's list of openings of its test split."""
-    with (folder / TEST_ACCESSES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+    _append(folder / TEST_ACCESSES, facts)
 
 
 def read_test_accesses(folder: Path) -> list[dict[str, Any]]:
     """Return the openings of a run's test split."""
     return read_metrics(folder / TEST_ACCESSES)
+
+
+def _append(path: Path, facts: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
 
 
 def write_json(path: Path, tree: Any) -> None:
