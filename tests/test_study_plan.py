@@ -107,6 +107,25 @@ def test_every_wrong_name_is_told_at_once_with_the_nearest(shards):
         assert part in sentence
 
 
+def test_wrong_names_of_every_level_are_told_at_once(shards):
+    tree = study_tree(shards, statistics__refernce="random", strategies__ssl__stage="sll", recipe__train__stepz=4)
+    with pytest.raises(UsageError) as caught:
+        plan(override(tree, {"stages.ssl.pretrain.method.decoder_with": 3}))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert "`statistics.refernce` is unknown. Did you mean 'reference'?" in lines[0]
+    assert "got 'sll'. Did you mean 'ssl'?" in lines[1]
+    assert "`train.stepz` is unknown. Did you mean 'steps'?" in lines[2] and lines[2].endswith("[in test, recipe]")
+    assert "decoder_with` is unknown. Did you mean 'decoder_width'?" in lines[3]
+
+
+@pytest.mark.parametrize("part", ["recipe", "stages", "strategies", "datasets", "statistics"])
+@pytest.mark.parametrize("value", [None, 3, "text", [1], {"a": 3}, {1: {"set": 2}}])
+def test_anything_in_place_of_a_part_is_a_usage_error(shards, part, value):
+    with pytest.raises(UsageError):
+        plan(override({name: one for name, one in study_tree(shards).items() if name != part}, {part: value}))
+
+
 def test_wrong_values_of_stages_and_cells_are_told_at_once_each_once(shards):
     tree = study_tree(shards, recipe__train__step=3, stages__ssl__pretrain__train__stepz=3)
     tree = override(tree, {"strategies.ssl.set": {"optim.lrr": 1}})

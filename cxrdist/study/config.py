@@ -1,13 +1,16 @@
 """A study as a file: datasets, strategies, and one training recipe for every cell."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cxrdist.config import Config, Tree, override
-from cxrdist.errors import unknown
+from cxrdist.errors import UsageError, unknown
 from cxrdist.report import ReportOptions
+from cxrdist.study.names import unknown_names
 from cxrdist.train.run_folder import flatten
 
 RECIPE_LEAVES_OUT = ("shards", "seed", "model.weights")
@@ -103,6 +106,25 @@ class StudyConfig(Config):
     resources: Resources = Resources()
     statistics: ReportOptions
 
+    @classmethod
+    def build(cls, tree: Mapping[str, Any], *, where: str) -> Self:
+        """Return the study that `tree` describes.
+
+        Raises:
+            UsageError: If anything is wrong; wrong names are told at once, those inside the recipe too.
+        """
+        try:
+            return super().build(tree, where=where)
+        except UsageError as error:
+            lines = str(error).splitlines()
+        try:
+            # Names across the parts are compared only once no part has an unknown name.
+            super().build(_without_unknown(cls, tree), where=where)
+        except UsageError as error:
+            lines += str(error).splitlines()
+        lines += unknown_names(tree, where=where)
+        raise UsageError("\n".join(dict.fromkeys(lines)))
+
     @field_validator("datasets", "stages", "strategies")
     @classmethod
     def _plain_names(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -175,3 +197,19 @@ class StudyConfig(Config):
     def target_names(self) -> list[str]:
         """Return the datasets that get cells."""
         return self.targets or list(self.datasets)
+
+
+def _without_unknown(cls: type[Config], tree: Mapping[str, Any]) -> Tree:
+    """Return a copy of `tree` without the names that `cls` does not know."""
+    copy = deepcopy(dict(tree))
+    try:
+        cls.model_validate(tree)
+    except ValidationError as error:
+        for details in error.errors():
+            if details["type"] == "extra_forbidden":
+                *parents, last = details["loc"]
+                node: Any = copy
+                for parent in parents:
+                    node = node[parent]
+                node.pop(last)
+    return copy
