@@ -16,7 +16,7 @@ import psutil
 import pytest
 from helpers import make_shards, study_tree
 
-from cxrdist.config import override, write_yaml
+from cxrdist.config import override, read_yaml, write_yaml
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.run import study_status
 
@@ -218,6 +218,21 @@ def test_trial_that_cannot_fit_is_refused(site, resource, amount):
     ended = site.run("run", study, "--out", site.root / "wide")
     assert ended.code == 1
     assert ended.err.splitlines()[-1].startswith("Error: A trial must fit on the cluster, got ")
+
+
+@pytest.mark.slow
+def test_jobs_of_equal_content_all_finish_and_one_is_done_again_alone(site):
+    study = site.write("equal", stages__same={"datasets": ["a"], "train": {}}, strategies__twin={})
+    tree = override(read_yaml(study), {"strategies.staged": {"stage": "same"}})
+    del tree["strategies"]["ssl"]
+    write_yaml(tree, study)
+    out = site.root / "equal"
+    assert site.run("run", study, "--out", out).code == 0
+    names = {"same", "random--a--seed0", "twin--a--seed0", "staged--a--seed0"}
+    assert sorted(ledger(out)) == sorted((event, name) for event in ("started", "done") for name in names)
+    (out / "cells" / "twin--a--seed0" / "predictions" / "test.parquet").unlink()
+    assert site.run("run", study, "--out", out).code == 0
+    assert ledger(out)[8:] == [("started", "twin--a--seed0"), ("done", "twin--a--seed0")]
 
 
 @pytest.mark.slow
