@@ -27,8 +27,8 @@ def compare(
 
     Files have image_id, patient_id, y_FINDING and p_FINDING. Example: `cxrdist compare random=a.parquet ssl=b.parquet`
     """
-    from cxrdist.stats.compare import compare as run  # noqa: PLC0415
-    from cxrdist.stats.predictions import read_predictions  # noqa: PLC0415
+    from cxrdist.stats.compare import compare as run
+    from cxrdist.stats.predictions import read_predictions
 
     named = _named(files)
     if cluster not in ("patient_id", "none"):

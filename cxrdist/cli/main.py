@@ -46,7 +46,7 @@ def main(
 
     Start with `cxrdist demo`: phantoms, shards, a study and its report, in minutes on two CPU cores.
     """
-    from cxrdist.log import setup  # noqa: PLC0415
+    from cxrdist.log import setup
 
     setup(verbose=verbose)
 

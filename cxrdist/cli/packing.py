@@ -36,9 +36,9 @@ def phantom(
 
     Example: `cxrdist phantom chexpert raw/chexpert --patients 200`
     """
-    import json  # noqa: PLC0415
+    import json
 
-    from cxrdist.phantom import write_phantoms  # noqa: PLC0415
+    from cxrdist.phantom import write_phantoms
 
     summary = write_phantoms(
         layout, out, patients=patients, seed=seed, difficulty=difficulty, size=size, workers=workers, traps=traps
@@ -56,9 +56,9 @@ def datasets(as_json: Json = False) -> None:
 
     Example: `cxrdist datasets`
     """
-    import json  # noqa: PLC0415
+    import json
 
-    from cxrdist.datasets import describe_markers, list_facts  # noqa: PLC0415
+    from cxrdist.datasets import describe_markers, list_facts
 
     if as_json:
         entries = [
@@ -104,9 +104,9 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     Interrupted, the same command goes on. Example: `cxrdist pack nih14 --root raw/nih --out shards/nih14 --workers 8`
     """
-    from cxrdist.datasets import detect, read_facts  # noqa: PLC0415
-    from cxrdist.pack import PackOptions  # noqa: PLC0415
-    from cxrdist.pack.dataset import pack_dataset  # noqa: PLC0415
+    from cxrdist.datasets import detect, read_facts
+    from cxrdist.pack import PackOptions
+    from cxrdist.pack.dataset import pack_dataset
 
     options = PackOptions.build(
         {
@@ -146,7 +146,7 @@ def info(folder: ShardFolder, as_json: Json = False) -> None:
 
     Example: `cxrdist shards info shards/nih14`
     """
-    from cxrdist.pack.info import shard_info  # noqa: PLC0415
+    from cxrdist.pack.info import shard_info
 
     found = shard_info(folder)
     if as_json:
@@ -198,9 +198,9 @@ def verify(folder: ShardFolder, workers: Workers = 1, as_json: Json = False) -> 
 
     Exit 1 if anything is wrong. Example: `cxrdist shards verify shards/nih14`
     """
-    import json  # noqa: PLC0415
+    import json
 
-    from cxrdist.pack.verify import verify_shards  # noqa: PLC0415
+    from cxrdist.pack.verify import verify_shards
 
     problems = verify_shards(folder, workers)
     if as_json:
@@ -229,9 +229,9 @@ def repair(
 
     Example: `cxrdist shards repair shards/nih14 --root raw/nih`
     """
-    from cxrdist.datasets import read_facts  # noqa: PLC0415
-    from cxrdist.datasets.shard_format import read_manifest  # noqa: PLC0415
-    from cxrdist.pack.dataset import repair_dataset  # noqa: PLC0415
+    from cxrdist.datasets import read_facts
+    from cxrdist.datasets.shard_format import read_manifest
+    from cxrdist.pack.dataset import repair_dataset
 
     if not root.is_dir():
         raise UsageError(f"`--root` must be a folder, got {str(root)!r}. Check the path.")

@@ -11,9 +11,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
     Nothing is cut off to fit: in a narrow terminal cells fold, and a table piped into a file is as wide as it is.
     """
-    from rich import box  # noqa: PLC0415 - not needed for --help
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUNDED)
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

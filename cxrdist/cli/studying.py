@@ -27,7 +27,7 @@ def demo(
 
     Safe to repeat: what is finished is not done again. Example: `cxrdist demo --out runs/demo`
     """
-    from cxrdist.study.demo import run_demo  # noqa: PLC0415
+    from cxrdist.study.demo import run_demo
 
     page = run_demo(out)
     _finish(page, as_json)
@@ -46,7 +46,7 @@ def run(
 
     Example: `cxrdist study run launch/studies/demo.yaml --out runs/demo/study`
     """
-    from cxrdist.study.run import run_study, study_status  # noqa: PLC0415
+    from cxrdist.study.run import run_study, study_status
 
     config, folder = _read(file, settings), out or Path("runs") / file.stem
     if dry_run:
@@ -61,7 +61,7 @@ def status(file: StudyFile, out: Out = None, settings: Settings = [], as_json: J
 
     Example: `cxrdist study status launch/studies/demo.yaml --out runs/demo/study`
     """
-    from cxrdist.study.run import study_status  # noqa: PLC0415
+    from cxrdist.study.run import study_status
 
     _show_status(study_status(_read(file, settings), out or Path("runs") / file.stem), as_json)
 
@@ -72,19 +72,19 @@ def report(file: StudyFile, out: Out = None, settings: Settings = [], as_json: J
 
     Example: `cxrdist study report launch/studies/demo.yaml --out runs/demo/study --set statistics.n_resamples=10000`
     """
-    from cxrdist.study.run import report_study  # noqa: PLC0415
+    from cxrdist.study.run import report_study
 
     _finish(report_study(_read(file, settings), out or Path("runs") / file.stem), as_json)
 
 
 def _read(file: Path, settings: list[str]) -> "StudyConfig":
-    from cxrdist.study.config import StudyConfig  # noqa: PLC0415
+    from cxrdist.study.config import StudyConfig
 
     return StudyConfig.read(file, settings)
 
 
 def _show_status(status: "Status", as_json: bool) -> None:
-    import json  # noqa: PLC0415
+    import json
 
     rows = [
         {"kind": job.kind, "name": job.name, "state": status.states[job.identity], "key": job.key}
@@ -104,8 +104,8 @@ def _show_status(status: "Status", as_json: bool) -> None:
 
 def _finish(page: Path, as_json: bool) -> None:
     """Print the headline table, the guards that failed, and where the page is."""
-    import csv  # noqa: PLC0415
-    import json  # noqa: PLC0415
+    import csv
+    import json
 
     def read(name: str) -> list[dict[str, str]]:
         with (page.parent / name).open(encoding="utf-8", newline="") as file:

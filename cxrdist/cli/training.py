@@ -30,10 +30,10 @@ def train(
 
     The test split is not read. Example: `cxrdist train launch/finetune/debug.yaml --set optim.lr=3e-4 --out runs/a`
     """
-    from cxrdist.finetune.config import FinetuneConfig  # noqa: PLC0415
+    from cxrdist.finetune.config import FinetuneConfig
 
     config = FinetuneConfig.read(run, settings)  # before torch is imported: a wrong name is told at once
-    from cxrdist.finetune.run import finetune  # noqa: PLC0415
+    from cxrdist.finetune.run import finetune
 
     _run(finetune, config, out or Path("runs") / run.stem, resume, as_json)
 
@@ -49,10 +49,10 @@ def pretrain(
 
     Example: `torchrun --nproc-per-node 2 -m cxrdist pretrain launch/pretrain/mae-debug.yaml --out runs/mae`
     """
-    from cxrdist.pretrain.config import PretrainConfig  # noqa: PLC0415
+    from cxrdist.pretrain.config import PretrainConfig
 
     config = PretrainConfig.read(run, settings)
-    from cxrdist.pretrain.run import pretrain as start  # noqa: PLC0415
+    from cxrdist.pretrain.run import pretrain as start
 
     _run(start, config, out or Path("runs") / run.stem, resume, as_json)
 
@@ -69,11 +69,11 @@ def check_resume(resume: str | None) -> Literal["auto"] | None:
 
 
 def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) -> None:
-    import json  # noqa: PLC0415
-    from dataclasses import asdict  # noqa: PLC0415
+    import json
+    from dataclasses import asdict
 
-    from cxrdist.train.interrupt import Interrupted  # noqa: PLC0415
-    from cxrdist.world import read_world  # noqa: PLC0415
+    from cxrdist.train.interrupt import Interrupted
+    from cxrdist.world import read_world
 
     world = read_world()
     if not world.is_main:
