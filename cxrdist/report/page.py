@@ -17,7 +17,7 @@ from cxrdist.stats.compare import MACRO, Comparison, Difference
 
 # Allow-list: what of environment.json may be read by anyone who gets the report.  First words of dotted names.
 SHOWN_FACTS = re.compile(
-    r"^(git|revision|version|python|platform|cxrdist|world|seed|shard|manifest|device|gpu|cuda|precision|steps|global_batch)"
+    r"^(git|revision|version|libraries|python|platform|cxrdist|world|seed|shard|manifest|device|gpu|cuda|precision|steps|global_batch)"
 )
 ABSOLUTE_PATH = re.compile(r"^(/|~|[A-Za-z]:\\)|://")
 
@@ -84,7 +84,7 @@ def summary(study: StudyResult) -> list[str]:
 
 def provenance(cells: Sequence[Cell]) -> tuple[list[tuple[str, str]], list[str], list[tuple[str, list[str]]]]:
     """Return the facts all cells share, the names of those they do not, and these per cell."""
-    trees = [flatten(_with_shards_by_name(cell.environment)) for cell in cells]
+    trees = [flatten(_with_shards_in_words(cell.environment)) for cell in cells]
     facts = [{name: str(v) for name, v in tree.items() if _may_show(name, v)} for tree in trees]
     names = list(dict.fromkeys(name for one in facts for name in one))
     shared = [name for name in names if len({one.get(name) for one in facts if one}) == 1 and len(facts) > 1]
@@ -94,17 +94,13 @@ def provenance(cells: Sequence[Cell]) -> tuple[list[tuple[str, str]], list[str],
     return [(name, first[name]) for name in shared], own_names, own
 
 
-def _with_shards_by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the environment with a line per shard folder; of folders of one name, the second is called ``name 2``."""
+def _with_shards_in_words(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment with ``name hash`` of each shard folder as one text, in the order they were read."""
     told = environment.get("shard_manifests")
     if not isinstance(told, list):
         return dict(environment)
-    named: dict[str, Any] = {}
-    for one in told:
-        name = str(one.get("name")) if isinstance(one, Mapping) else "unreadable"
-        number = sum(key == name or key.startswith(f"{name} ") for key in named) + 1
-        named[name if number == 1 else f"{name} {number}"] = one.get("sha256") if isinstance(one, Mapping) else None
-    return {**environment, "shard_manifests": named}
+    words = [f"{one.get('name')} {one.get('sha256')}" if isinstance(one, Mapping) else "unreadable" for one in told]
+    return {**environment, "shard_manifests": "; ".join(words)}
 
 
 def _may_show(name: str, value: Any) -> bool:
