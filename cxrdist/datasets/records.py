@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from cxrdist.dicom.hints import PixelHints
 from cxrdist.errors import RejectReason
 
 Split = Literal["train", "val", "test"]
@@ -39,6 +40,12 @@ class Row:
     """Years; 90 stands for 90 and above."""
     notes: dict[str, str | int | float | bool] = field(default_factory=dict)
     """Allow-listed remarks of the importer that may enter the shards (for example ``no_majority``)."""
+    pixels: PixelHints = PixelHints()
+    """How the file has to be read, where it does not say so itself."""
+    origin: str | None = None
+    """The collection that the image came into the dataset from: a word of the fact file, never free text."""
+    soft: dict[str, float] = field(default_factory=dict)
+    """Share of the readers who say present, by finding; where the fact file aggregates readers by mean."""
 
 
 @dataclass(frozen=True)
