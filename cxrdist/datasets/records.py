@@ -40,7 +40,7 @@ class Row:
     """Years; 90 stands for 90 and above."""
     notes: dict[str, str | int | float | bool] = field(default_factory=dict)
     """Allow-listed remarks of the importer that may enter the shards (for example ``no_majority``)."""
-    pixels: PixelHints = PixelHints()
+    pixels: PixelHints = field(default_factory=PixelHints)
     """How the file has to be read, where it does not say so itself."""
     origin: str | None = None
     """The collection that the image came into the dataset from: a word of the fact file, never free text."""
