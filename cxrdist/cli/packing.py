@@ -7,6 +7,7 @@ import typer
 
 from cxrdist.cli.show import print_table
 from cxrdist.errors import UsageError
+from cxrdist.phantom.layouts import HOMES
 
 if TYPE_CHECKING:
     from cxrdist.datasets import FactFile
@@ -20,7 +21,7 @@ shards = typer.Typer(help="Look at shard folders, check them, and mend them.", n
 
 
 def phantom(
-    layout: Annotated[str, typer.Argument(metavar="LAYOUT", help="chexpert, nih14 or vindr_cxr.")],
+    layout: Annotated[str, typer.Argument(metavar="LAYOUT", help=f"One of {', '.join(HOMES)}.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     patients: Annotated[int, typer.Option(help="How many patients to draw.")],
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,10 +17,18 @@ import cv2
 from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.log import progress
 from cxrdist.phantom.disease import DRAWN
-from cxrdist.phantom.layouts import chexpert, nih14, vindr_cxr
+from cxrdist.phantom.layouts import HOMES
 from cxrdist.phantom.layouts.base import Item, Layout, Order
 
-LAYOUTS: dict[str, Layout] = {module.LAYOUT.name: module.LAYOUT for module in (chexpert, nih14, vindr_cxr)}
+
+def _layout(home: str) -> Layout:
+    module, name = home.split(".")
+    found = getattr(import_module(f"cxrdist.phantom.layouts.{module}"), name)
+    assert isinstance(found, Layout), home
+    return found
+
+
+LAYOUTS: dict[str, Layout] = {name: _layout(home) for name, home in HOMES.items()}
 
 MARK = ".cxrdist-phantom.json"
 """Marks a folder as ours and says what it was made from."""

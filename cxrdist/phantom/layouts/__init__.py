@@ -1,1 +1,15 @@
-"""Layouts: how three real datasets lie on disk, filled with drawn radiographs."""
+"""Layouts: how real datasets lie on disk, filled with drawn radiographs.
+
+This file stays light: the command line lists the names before anything is drawn.
+"""
+
+HOMES = {
+    "chexpert": "chexpert.LAYOUT",
+    "nih14": "nih14.LAYOUT",
+    "vindr_cxr": "vindr_cxr.LAYOUT",
+}
+"""Where each layout lives: a module of this package and the name of its `Layout`.
+
+A new module takes a `CODE` (the site in the random streams) of its own.  1 to 9 belong to chexpert, nih14, vindr_cxr,
+mimic, padchest, uka_cxr, rsna_pneumonia, siim_ptx and brax; the next free one is 10.
+"""
