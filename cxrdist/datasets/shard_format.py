@@ -20,7 +20,8 @@ from cxrdist.errors import UsageError, UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 adds the index columns `SOURCE_COLUMNS`; folders of version 1 are read with nulls there."""
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 REJECTS = "rejects.csv"
@@ -49,6 +50,8 @@ JSON_FIELDS = (
 MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
 COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"})
 PILLOW_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16B", "F"})
+ORIGIN = re.compile(r"[a-z0-9_]{1,40}")
+"""An origin is a word that a fact file made up, so never a name as the source writes it."""
 SOURCE_FIELDS: dict[str, frozenset[str] | re.Pattern[str] | None] = {
     "kind": frozenset({"dicom", "png", "jpeg"}),
     "transfer_syntax": re.compile(r"[A-Z][A-Za-z0-9 ,()\[\]&-]{0,99}"),  # a name; an unknown UID begins with a digit
@@ -64,6 +67,7 @@ SOURCE_FIELDS: dict[str, frozenset[str] | re.Pattern[str] | None] = {
     "frontal": None,
     "readers": None,
     "no_majority": None,
+    "origin": ORIGIN,
 }
 """What `source` may hold, and which words; None: numbers alone.  All else that a header or table says stays behind."""
 
@@ -86,10 +90,12 @@ INDEX_COLUMNS = (
     "height",
     "width",
 )
-"""Columns before the findings.  Offsets are of a member's data inside the tar: one pread gives the encoded image.
+"""First columns.  Offsets are of a member's data inside the tar: one pread gives the encoded image.
 
 `crc32` is `zlib.crc32` of the encoded image: a JPEG with damage inside still decodes, to another picture.
 """
+SOURCE_COLUMNS = ("origin", "kind", "transfer_syntax", "bits")
+"""Columns between those and the findings: what the JSON's `source` says of where an image came from, or null."""
 
 REJECT_COLUMNS = ("image_id", "reason", "detail")
 
@@ -182,9 +188,10 @@ def source_allows(name: str, value: object) -> bool:
     return words.fullmatch(value) is not None if isinstance(words, re.Pattern) else value in (words or ())
 
 
-def index_columns(findings: Sequence[str]) -> list[str]:
-    """Return all columns of the index of a dataset that annotates `findings`."""
-    return [*INDEX_COLUMNS, *map(finding_column, findings)]
+def index_columns(findings: Sequence[str], *, format_version: int = FORMAT_VERSION) -> list[str]:
+    """Return all columns of the index of a dataset that annotates `findings`, as folders of a format have them."""
+    source = SOURCE_COLUMNS if format_version > 1 else ()
+    return [*INDEX_COLUMNS, *source, *map(finding_column, findings)]
 
 
 def read_manifest(shards: Path) -> Manifest:
@@ -230,8 +237,8 @@ def manifest_sha256(shards: Path) -> str:
 def read_index(shards: Path) -> "pd.DataFrame":
     """Return the index: a row per sample in the order of the tars, columns `index_columns`.
 
-    Offsets, sizes and `crc32` are int64, `frontal` is bool, `age` is Int16, `height` and `width` int32, findings Int8
-    (1, 0, -1, null).
+    Offsets, sizes and `crc32` are int64, `frontal` is bool, `age` is Int16, `height` and `width` int32, `bits` is Int8,
+    findings Int8 (1, 0, -1, null).  Columns that an older format lacks are there, all null.
 
     Raises:
         UsageError, UserError: As `read_manifest`; also if the index does not fit the manifest.
@@ -246,8 +253,12 @@ def read_index(shards: Path) -> "pd.DataFrame":
         table = pq.read_table(shards / INDEX)
     except (OSError, pa.ArrowException):
         raise UserError(f"{INDEX} in {str(shards)!r} is missing or damaged. {way_out}") from None
-    if table.column_names != index_columns(manifest.findings) or table.num_rows != manifest.samples:
+    wanted = index_columns(manifest.findings, format_version=manifest.format_version)
+    if table.column_names != wanted or table.num_rows != manifest.samples:
         raise UserError(f"{INDEX} in {str(shards)!r} must fit its manifest, got other columns or rows. {way_out}")
+    for place, name in enumerate(index_columns(manifest.findings)):
+        if name not in table.column_names:
+            table = table.add_column(place, name, pa.nulls(len(table), pa.int8() if name == "bits" else pa.string()))
     nullable = {pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype()}
     return table.to_pandas(types_mapper=nullable.get)
 

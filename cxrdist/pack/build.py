@@ -43,6 +43,9 @@ class SampleRecord(Config):
     age: int | None
     height: int
     width: int
+    kind: str | None
+    transfer_syntax: str | None
+    bits: int | None
     pixels_sha256: str
 
 
@@ -117,6 +120,7 @@ def build_shard(task: Task) -> tuple[PlannedShard, ShardRecord]:
             place=place,
             pixels_sha256=sample.pixels_sha256,
             **{name: sample.fields[name] for name in ("projection", "sex", "age", "height", "width")},
+            **{name: sample.fields["source"].get(name) for name in ("kind", "transfer_syntax", "bits")},
         )
         for place, sample in zip(places, rendered, strict=True)
     ]

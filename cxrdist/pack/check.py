@@ -17,6 +17,7 @@ from cxrdist.datasets.shard_format import (
     EXTENSIONS,
     JSON_FIELDS,
     KEY,
+    SOURCE_COLUMNS,
     Manifest,
     Shard,
     finding_column,
@@ -208,6 +209,8 @@ def _check_line(
         noted=isinstance(source, dict) and bool(source.get("frontal")),
         packed=task.manifest.preprocessing.projection,
     )
+    if task.manifest.format_version > 1 and isinstance(source, dict):
+        told |= {name: source.get(name) for name in SOURCE_COLUMNS}
     different = [name for name, value in told.items() if line[name] != value]
     if different:
         yield f"the index and the JSON differ in {', '.join(different)}"

@@ -199,6 +199,10 @@ def _index(plan: Plan, samples: list[tuple[Shard, SampleRecord]]) -> bytes:
         "age": (pa.int16(), [sample.age for _, sample in samples]),
         "height": (pa.int32(), [sample.height for _, sample in samples]),
         "width": (pa.int32(), [sample.width for _, sample in samples]),
+        "origin": (pa.string(), [image.row.origin for image in images]),
+        "kind": (pa.string(), [sample.kind for _, sample in samples]),
+        "transfer_syntax": (pa.string(), [sample.transfer_syntax for _, sample in samples]),
+        "bits": (pa.int8(), [sample.bits for _, sample in samples]),
         **{
             finding_column(finding): (pa.int8(), [image.row.findings.get(finding) for image in images])
             for finding in plan.findings

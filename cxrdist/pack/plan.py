@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cxrdist import __version__
 from cxrdist.datasets.records import SPLITS, Import, Reject, Row, Split
-from cxrdist.datasets.shard_format import FORMAT_VERSION, Manifest
+from cxrdist.datasets.shard_format import FORMAT_VERSION, ORIGIN, Manifest
 from cxrdist.errors import UserError
 from cxrdist.findings import titles
 from cxrdist.pack.options import PackOptions
@@ -130,6 +130,7 @@ def make_plan(dataset: DatasetName, found: Import, options: PackOptions, pseudon
             f"A pack must have at least one image, got 0 of {len(found.rejects)} rows [in dataset {dataset.name}]"
             f"{_by_reason(found.rejects)}. Check `--root` and `--projection`."
         )
+    _refuse_free_text(dataset, found.rows)
     images: dict[str, Planned] = {}
     repeated = []
     for row in sorted(found.rows, key=_row_order):
@@ -161,12 +162,22 @@ def make_plan(dataset: DatasetName, found: Import, options: PackOptions, pseudon
     return Plan(dataset, options, pseudonyms, findings, tuple(shards), tuple(rejects), length, inputs)
 
 
+def _refuse_free_text(dataset: DatasetName, rows: list[Row]) -> None:
+    """Raise `UserError` for an origin that is no word of a fact file; it is not told, as it may be a person's name."""
+    wrong = {row.origin for row in rows if row.origin is not None and not ORIGIN.fullmatch(row.origin)}
+    if wrong:
+        raise UserError(
+            f"An origin must be a word of at most 40 letters a-z, digits and _, got {len(wrong)} others "
+            f"[in dataset {dataset.name}]. Give the source's words such names in the fact file."
+        )
+
+
 def _inputs(shards: list[PlannedShard], rejects: list[Left]) -> bytes:
     # The size of a file, not its time: a copy of the same data is the same input.
     rows = [
         (
             *(image.image_id, image.patient_id, image.study_id, image.row.split, image.row.projection, image.row.sex),
-            *(image.row.age, image.row.findings, image.row.notes, _size(image.row)),
+            *(image.row.age, image.row.findings, image.row.notes, image.row.origin, _size(image.row)),
         )
         for shard in shards
         for image in shard.images

@@ -109,4 +109,6 @@ def _fields(
 
 def _source(radiograph: Radiograph, row: Row) -> dict[str, Any]:
     remarks = {**radiograph.notes, "bits": radiograph.bits, **row.notes}
+    if row.origin is not None:
+        remarks["origin"] = row.origin
     return {name: value for name, value in remarks.items() if source_allows(name, value)}
