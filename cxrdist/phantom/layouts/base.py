@@ -1,6 +1,9 @@
 """What the layouts share: the plan of a data set, and how a planned image becomes a file."""
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import gzip
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,3 +97,24 @@ def site_picture(item: Item, beam: Beam, shape: tuple[int, int], *, age_mean: fl
     """Return the display picture of an item, before its site's processing."""
     exam = draw_exam(item.key, patient_of(item, age_mean=age_mean), item.projection, dict(item.findings))
     return draw_exam_picture(exam, beam, shape=shape)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table; compressed, without a date, where `path` ends in ``.gz``.  None is a blank cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def write_ds_store(folder: Path) -> None:
+    """Write what a file manager leaves in a folder."""
+    (folder / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\x00")
+
+
+def write_index_html(folder: Path) -> None:
+    """Write what a recursive download leaves in a folder."""
+    (folder / "index.html").write_text(f"<html><body>Index of {folder.name}</body></html>\n", encoding="utf-8")

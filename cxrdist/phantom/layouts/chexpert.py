@@ -15,38 +15,15 @@ from cxrdist.phantom.layouts.base import (
     patient_of,
     site_picture,
     study_findings,
+    write_ds_store,
+    write_index_html,
 )
+from cxrdist.phantom.layouts.chex14 import LABELS, label_cells
 from cxrdist.phantom.people import Draw, Key
 
 CODE = 1
 ROOT = "CheXpert-v1.0-small"
-LABELS = {
-    "No Finding": "no_finding",
-    "Enlarged Cardiomediastinum": "enlarged_cardiomediastinum",
-    "Cardiomegaly": "cardiomegaly",
-    "Lung Opacity": "lung_opacity",
-    "Lung Lesion": "lung_lesion",
-    "Edema": "edema",
-    "Consolidation": "consolidation",
-    "Pneumonia": "pneumonia",
-    "Atelectasis": "atelectasis",
-    "Pneumothorax": "pneumothorax",
-    "Pleural Effusion": "effusion",
-    "Pleural Other": "pleural_other",
-    "Fracture": "fracture",
-    "Support Devices": "support_devices",
-}
-"""Columns in the file's order, with the canonical finding that each stands for."""
-
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
-
-NEGATED = {
-    # Of the studies without a finding, the share whose report says so: 0 over (0 + blank) in the real train.csv.
-    **dict.fromkeys(LABELS, 0.06),
-    **{"Pneumothorax": 0.28, "Pleural Effusion": 0.28, "Edema": 0.13, "Consolidation": 0.16, "Cardiomegaly": 0.06},
-}
-UNCERTAIN = {"Atelectasis": 0.3, "Consolidation": 0.2, "Pneumonia": 0.25, "Edema": 0.12, "Cardiomegaly": 0.12}
-"""Of the studies with a finding, the share whose report hedges; 0.06 for the others."""
 
 PREVALENCE = {
     **{"cardiomegaly": 0.24, "effusion": 0.22, "edema": 0.14, "pneumothorax": 0.12, "consolidation": 0.14},
@@ -124,8 +101,8 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
         lines += [_line(item, order, consensus=part == "valid") for item in items if item.facts["part"] == part]
         (root / f"{part}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if order.traps:
-        (root / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\x00")
-        (root / "train" / "index.html").write_text("<html><body>Index of train</body></html>\n", encoding="utf-8")
+        write_ds_store(root)
+        write_index_html(root / "train")
 
 
 def _line(item: Item, order: Order, *, consensus: bool) -> str:
@@ -136,22 +113,8 @@ def _line(item: Item, order: Order, *, consensus: bool) -> str:
     side = "Lateral" if item.projection == "lateral" else "Frontal"
     # The labels are the study's: both its projections draw from the study's stream.
     rng = item.key.lasting(Draw.TABLE, 100 + int(item.facts["study"]))
-    labels = item.labels
-    cells = [_cell(column, name in labels, labels, rng.random(2), consensus) for column, name in LABELS.items()]
+    cells = label_cells(LABELS, item.labels, rng, consensus=consensus)
     return ",".join([item.path, sex, str(age), side, str(item.facts["shown"]), *cells])
-
-
-def _cell(column: str, present: bool, labels: set[str], draws: np.ndarray, consensus: bool) -> str:
-    if consensus:
-        return "1.0" if present else "0.0"
-    if column == "No Finding":
-        return "1.0" if present else ""
-    if present:
-        return "-1.0" if draws[0] < UNCERTAIN.get(column, 0.06) else "1.0"
-    share = NEGATED[column] * (1.8 if "no_finding" in labels else 1.0)
-    if draws[1] < 0.012:
-        return "-1.0"
-    return "0.0" if draws[0] < share else ""
 
 
 LAYOUT = Layout("chexpert", CODE, 320, PREVALENCE, 0.3, 0.28, plan, write_image, write_tables)

@@ -15,6 +15,8 @@ from cxrdist.phantom.layouts.base import (
     patient_of,
     site_picture,
     study_findings,
+    write_ds_store,
+    write_index_html,
 )
 from cxrdist.phantom.people import Draw, Key
 
@@ -101,8 +103,8 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
         names = [Path(item.path).name for item in items if item.facts["test"] == test]
         (out / name).write_text("\n".join(names) + "\n", encoding="utf-8")
     if order.traps:
-        (out / "images" / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\x00")
-        (out / "images" / "index.html").write_text("<html><body>Index of images</body></html>\n", encoding="utf-8")
+        write_ds_store(out / "images")
+        write_index_html(out / "images")
 
 
 def _line(item: Item, order: Order) -> str:

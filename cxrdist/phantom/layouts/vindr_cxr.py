@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.dataset import Dataset
 
 from cxrdist.phantom.acquisition import Beam, stamp
 from cxrdist.phantom.layouts.base import (
@@ -16,7 +15,10 @@ from cxrdist.phantom.layouts.base import (
     patient_of,
     site_picture,
     study_findings,
+    write_ds_store,
+    write_index_html,
 )
+from cxrdist.phantom.layouts.dicom_file import pixel_dataset, save_dicom, stored_values
 from cxrdist.phantom.people import Draw, Key
 
 CODE = 3
@@ -96,37 +98,26 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     if rng.random() < 0.8:
         stamp(grey, "R", (float(rng.uniform(0.05, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
     bits = int(item.facts["bits"])
-    top = (1 << bits) - 1
-    # Real detectors rarely use the whole range.
     low, high = rng.uniform(0.0, 0.06), rng.uniform(0.9, 1.0)
-    stored = np.rint((low + (high - low) * grey) * top).astype(np.uint16)
-    if item.facts["inverse"]:
-        stored = (top - stored).astype(np.uint16)
-    _dicom(item, stored, bits, 370.0 / order.size).save_as(path, enforce_file_format=True)
+    stored = stored_values(grey, bits, inverse=bool(item.facts["inverse"]), low=low, high=high)
+    save_dicom(_dicom(item, stored, bits, 370.0 / order.size), path)
 
 
 def _dicom(item: Item, stored: np.ndarray, bits: int, spacing_mm: float) -> Dataset:
     patient = patient_of(item, age_mean=52)
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    # The file meta group needs an instance UID; it says nothing of a patient or a machine.
-    ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    ds.file_meta.MediaStorageSOPInstanceUID = "2.25." + str(int(str(item.facts["name"]), 16))
+    ds = pixel_dataset(
+        stored,
+        bits,
+        inverse=bool(item.facts["inverse"]),
+        uid="2.25." + str(int(str(item.facts["name"]), 16)),
+        syntax="jpeg2000" if item.facts["compressed"] else "explicit",
+    )
     ds.PatientSex = patient.sex
     ds.PatientAge = "000Y" if item.key.patient % 17 == 3 else f"{patient.age:03d}Y"
-    ds.SamplesPerPixel = 1
-    ds.PhotometricInterpretation = "MONOCHROME1" if item.facts["inverse"] else "MONOCHROME2"
-    ds.Rows, ds.Columns = stored.shape
     ds.PixelSpacing = [f"{spacing_mm:.4f}"] * 2
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, bits, bits - 1, 0
     ds.RescaleIntercept, ds.RescaleSlope = "0", "1"
     if item.facts["window"]:
         ds.WindowCenter, ds.WindowWidth = str(1 << (bits - 1)), str(1 << bits)
-    ds.PixelData = stored.tobytes()
-    ds["PixelData"].VR = "OW"
-    if item.facts["compressed"]:
-        ds.compress(JPEG2000Lossless, generate_instance_uid=False)
     return ds
 
 
@@ -150,8 +141,8 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
     lines += [_line(str(item.facts["name"]), item.labels) for item in items if item.facts["part"] == "test"]
     (folder / "image_labels_test.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if order.traps:
-        (out / "train" / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\x00")
-        (out / "train" / "index.html").write_text("<html><body>Index of train</body></html>\n", encoding="utf-8")
+        write_ds_store(out / "train")
+        write_index_html(out / "train")
 
 
 def _line(name: str, labels: set[str], reader: str | None = None) -> str:
