@@ -8,8 +8,8 @@ import yaml
 from cxrdist.config import shipped
 from cxrdist.datasets import FactFile, describe_markers, detect, fact_hash, import_dataset, list_facts, read_facts
 from cxrdist.datasets.labels import combine_readers, union
+from cxrdist.datasets.readers import read_table
 from cxrdist.datasets.splits import carve_all, carve_validation, crossing_patients
-from cxrdist.datasets.tables import read_table
 from cxrdist.datasets.tree import find, walk
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import titles
@@ -95,7 +95,7 @@ def test_a_missing_root_is_wrong_usage_and_an_empty_one_an_error(tmp_path):
 
 def test_a_folder_without_a_marker_is_refused_saying_what_was_looked_for(tmp_path):
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(UserError, match=r"train/NORMAL \+ train/PNEUMONIA.*Data_Entry_2017\*\.csv"):
+    with pytest.raises(UserError, match=r"marker files of \d+ datasets"):
         detect(tmp_path)
     with pytest.raises(UserError, match=r"must have labels\.csv"):
         import_dataset(build(), tmp_path)

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import Age, Cell, FactFile
+from cxrdist.datasets.readers import Cells
 from cxrdist.datasets.records import Projection, Sex
 
 MAX_AGE, TOP_AGE = 120, 90
@@ -12,44 +15,71 @@ UNITS = {"years": "Y", "months": "M", "days": "D"}
 SEXES: dict[str, Sex] = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M"}
 
 
-def read_id(parts: Sequence[Cell], cells: dict[str, str]) -> str | None:
+@dataclass(frozen=True)
+class ProjectionCell:
+    """What the tables say of an image's projection."""
+
+    projection: Projection
+    frontal: bool
+    """Known to be PA or AP, even where the source does not say which."""
+    by_header: bool = False
+    """Only the file's own header tells."""
+
+
+def read_id(parts: Sequence[Cell], cells: Cells) -> str | None:
     """Return the id that `parts` make together, joined by ``/``; None if one of them is blank."""
     values = [read_cell(part, cells) for part in parts]
     return "/".join(value for value in values if value) if parts and all(values) else None
 
 
-def read_cell(cell: Cell, cells: dict[str, str]) -> str | None:
+def read_cell(cell: Cell, cells: Cells) -> str | None:
     """Return the cell's text, or the part of it that its pattern matches."""
-    text = cells.get(cell.column.lower())
+    text = cells.get(cell.column.strip().lower())
     if text is None or cell.pattern is None:
         return text
     match = re.search(cell.pattern, text, re.IGNORECASE)
     return match[1] if match else None
 
 
-def read_projection(facts: FactFile, cells: dict[str, str]) -> tuple[Projection, bool]:
-    """Return the projection, and whether it is frontal (known even where PA or AP is not)."""
-    known = {code.lower(): value for code, value in facts.projections.items()}
-    codes = [read_cell(cell, cells) for cell in facts.columns.projection]
-    value = next((known[code.lower()] for code in codes if code and code.lower() in known), known.get("*", "unknown"))
+def read_projection(facts: FactFile, cells: Cells) -> ProjectionCell:
+    """Return what the first of the projection's columns with a known code says."""
+    known = {text.lower(): value for text, value in facts.projections.items()}
+    texts = [read_cell(cell, cells) for cell in facts.columns.projection]
+    value = next((known[text.lower()] for text in texts if text and text.lower() in known), known.get("*", "unknown"))
     if value == "frontal":
-        return "unknown", True
-    return value, value in ("PA", "AP")
+        return ProjectionCell("unknown", True)
+    if value == "header":
+        return ProjectionCell("unknown", False, by_header=True)
+    return ProjectionCell(value, value in ("PA", "AP"))
 
 
-def read_sex(cell: Cell | None, cells: dict[str, str]) -> Sex:
+def read_sex(facts: FactFile, cells: Cells) -> Sex:
     """Return F or M where the source says it."""
-    text = read_cell(cell, cells) if cell else None
-    return SEXES.get((text or "").lower(), "unknown")
+    text = read_cell(facts.columns.sex, cells) if facts.columns.sex else None
+    if text is None:
+        return "unknown"
+    own = {code(name): sex for name, sex in facts.sexes.items()}
+    return own.get(code(text)) or SEXES.get(text.lower(), "unknown")
 
 
-def read_age(age: Age | None, cells: dict[str, str]) -> int | None:
+def read_age(age: Age | None, cells: Cells) -> int | None:
     """Return whole years; 90 stands for 90 and above, None for blank and impossible ages."""
-    text = cells.get(age.column.lower()) if age else None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", text or "", re.IGNORECASE)
-    if age is None or match is None:
+    text = cells.get(age.column.strip().lower()) if age else None
+    if age is None or text is None:
         return None
-    years = float(match[1]) * YEARS[match[2].upper() or UNITS[age.unit]]
-    if years > MAX_AGE or (years == 0 and age.zero_is_missing):
+    if age.born:
+        born, now = _year(text), _year(cells.get((age.at or "").strip().lower(), ""))
+        years = None if born is None or now is None else float(now - born)
+    else:
+        match = re.fullmatch(
+            r"(\d+(?:\.\d+)?)\s*([YMWD]?)(?:\s*(?:years?|yrs?|or more|or older|\+))*", text, re.IGNORECASE
+        )
+        years = float(match[1]) * YEARS[match[2].upper() or UNITS[age.unit]] if match else None
+    if years is None or not 0 <= years <= MAX_AGE or (years == 0 and age.zero_is_missing):
         return None
     return min(int(years), TOP_AGE)
+
+
+def _year(text: str) -> int | None:
+    match = re.match(r"(1[89]\d\d|2\d\d\d)(?!\d)|(1[89]\d\d|2\d\d\d)(?=\d{4}(?!\d))", text)
+    return int(match[0]) if match else None

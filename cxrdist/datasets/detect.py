@@ -1,25 +1,28 @@
 """Which dataset lies in a folder, by its marker files: folder names differ from copy to copy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from cxrdist.datasets.facts import FactFile, Marker, list_facts
-from cxrdist.datasets.tables import header_of
-from cxrdist.datasets.tree import MARKER_LEVELS, check_root, find, walk
+from cxrdist.datasets.facts import FactFile, list_facts
+from cxrdist.datasets.layouts import Marker
+from cxrdist.datasets.readers import header_of
+from cxrdist.datasets.tree import MARKER_LEVELS, Tree, find, root_number
 from cxrdist.errors import UserError
 
 
-def detect(root: Path) -> FactFile:
+def detect(root: Path | Sequence[Path]) -> FactFile:
     """Return the facts of the dataset in `root`; of several that fit, the one with the most specific marker.
 
     Raises:
         UsageError: If `root` is no folder.
         UserError: If it is empty, if nothing fits, or if two fit alike.
     """
-    check_root(root)
-    near = list(walk(root, levels=MARKER_LEVELS, folders=True))
+    tree = Tree([root] if isinstance(root, Path) else root)
+    near = tree.near(folders=True)
+    headers: dict[str, set[str]] = {}
     fits: dict[int, list[FactFile]] = {}
     for facts in list_facts():
-        weights = [_weight(marker) for marker in facts.markers if marker_home(root, near, marker) is not None]
+        weights = [_weight(marker) for marker in facts.markers if marker_home(tree, near, marker, headers) is not None]
         if weights:
             fits.setdefault(max(weights), []).append(facts)
     best = fits[max(fits)] if fits else []
@@ -28,22 +31,21 @@ def detect(root: Path) -> FactFile:
     if best:
         names = ", ".join(facts.name for facts in best)
         raise UserError(f"`--root` must hold one dataset, got one that fits {names}. Name it instead of `auto`.")
-    looked = "; ".join(f"{facts.name}: {describe_markers(facts)}" for facts in list_facts())
     raise UserError(
-        f"`--root` must hold a known dataset, got none. Looked {MARKER_LEVELS} levels down for {looked}. "
-        "Name the dataset, or write a fact file for it."
+        f"`--root` must hold a known dataset, got none: the marker files of {len(list_facts())} datasets were looked "
+        f"for {MARKER_LEVELS} levels down (`cxrdist datasets` lists them). Name the dataset, or write a fact file."
     )
 
 
-def home_of(facts: FactFile, root: Path) -> str:
-    """Return the folder below `root` where the dataset's first fitting marker lies; ``""`` for `root` itself.
+def home_of(facts: FactFile, tree: Tree) -> str:
+    """Return the folder of the tree where the dataset's first fitting marker lies; ``""`` for the root itself.
 
     Raises:
         UserError: If no marker is there.
     """
-    near = list(walk(root, levels=MARKER_LEVELS, folders=True))
+    near = tree.near(folders=True)
     for marker in facts.markers:
-        home = marker_home(root, near, marker)
+        home = marker_home(tree, near, marker, {})
         if home is not None:
             return home
     raise UserError(
@@ -51,16 +53,22 @@ def home_of(facts: FactFile, root: Path) -> str:
     )
 
 
-def marker_home(root: Path, near: list[str], marker: Marker) -> str | None:
-    """Return the shallowest folder that holds all paths of the marker; None if there is none."""
+def marker_home(tree: Tree, near: list[str], marker: Marker, headers: dict[str, set[str]]) -> str | None:
+    """Return the shallowest folder that holds all paths of the marker; None if there is none.
+
+    `headers` keeps the columns of the tables that were looked into.
+    """
     homes = []
     for pattern in marker.paths:
         depth = pattern.count("/") + 1
         found = find(near, pattern)
         if pattern == marker.paths[0] and marker.columns:
-            columns = {column.lower() for column in marker.columns}
-            found = [path for path in found if columns <= header_of(root / path)]
-        homes.append({"/".join(path.split("/")[:-depth]) for path in found})
+            columns = {column.strip().lower() for column in marker.columns}
+            for path in found:
+                if path not in headers:
+                    headers[path] = header_of(tree.path(path))
+            found = [path for path in found if columns <= headers[path]]
+        homes.append({_above(path, depth) for path in found})
     common = set.intersection(*homes)
     return min(common, key=lambda home: (home.count("/") + bool(home), home)) if common else None
 
@@ -72,6 +80,12 @@ def describe_markers(facts: FactFile) -> str:
         columns = f" with columns {', '.join(marker.columns)}" if marker.columns else ""
         parts.append(" + ".join(marker.paths) + columns)
     return " or ".join(parts)
+
+
+def _above(path: str, depth: int) -> str:
+    """Return the folder `depth` above `path`; of a further root, at most its number and colon."""
+    number = root_number(path)
+    return number + "/".join(path[len(number) :].split("/")[:-depth])
 
 
 def _weight(marker: Marker) -> int:

@@ -1,12 +1,8 @@
-"""Fact files: what is known of a dataset's copy on disk, as data.  A dataset of a known shape is one YAML file.
-
-A layout turns files into *records*: cells by column name, and the image they speak of.  A table has columns of its own;
-a folder tree gets them from a pattern over its paths.  Everything behind (patient, projection, labels, splits) reads
-cells and does not know where they came from.
-"""
+"""Fact files: what is known of a dataset's copy on disk, as data.  A dataset of a known shape is one YAML file."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -14,59 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from cxrdist.config import Config, read_yaml, shipped
-from cxrdist.datasets.records import Split
-from cxrdist.errors import UsageError
-from cxrdist.findings import check_names
-
-
-class Marker(Config):
-    """What tells that a folder holds the dataset; all of `paths` must lie in one folder, up to 4 levels down."""
-
-    paths: list[str]
-    """File or folder patterns (``*``), case-insensitive; ``.gz`` may follow."""
-    columns: list[str] = []
-    """Columns that the first of `paths`, a table, must have."""
-
-
-class Table(Config):
-    """One table of the source, or one that can stand for it in another release."""
-
-    files: list[str]
-    """Name patterns, best first; case-insensitive, ``.gz`` may follow, up to 4 levels down."""
-    split: Split | None = None
-    """The official split of every row."""
-    unless: str | None = None
-    """A name pattern: where such a file exists too, the rows go to `split_then` instead."""
-    split_then: Split | None = None
-    rename: dict[str, str] = {}
-    """Columns that have another name in this table: ``{name here: name in the facts}``."""
-    required: bool = True
-
-
-class TableLayout(Config):
-    """Images named by tables."""
-
-    kind: Literal["table"]
-    tables: list[Table]
-    image: str
-    """Column with the image's path, name or id."""
-    match_parts: int = 1
-    """How many of the last parts of the path find the file; the folders above differ between copies."""
-    within: str = ""
-    """Pattern of the images' paths below the root; what does not match is none of the dataset's images."""
-    readers: Literal["majority", "any", "all"] | None = None
-    """How the rows of one image by several readers become one.  None: a second row of an image is a reject."""
-
-
-class FolderLayout(Config):
-    """Images that say by their path what they are."""
-
-    kind: Literal["folders"]
-    path: str
-    """Pattern of an image's whole path below the marker's folder; its named groups are the cells."""
-    names: list[str] = []
-    """Patterns of the file's name without suffix, the first that matches gives more cells."""
+from cxrdist.config import Config, Tree, override, read_yaml, shipped
+from cxrdist.datasets.layouts import FolderLayout, Marker, TableLayout
+from cxrdist.datasets.records import Sex, Split
+from cxrdist.dicom.hints import PixelHints, RawImage
+from cxrdist.errors import UsageError, unknown
+from cxrdist.findings import LabelPolicy, check_names
 
 
 class Cell(Config):
@@ -82,6 +31,10 @@ class Age(Config):
     column: str
     unit: Literal["years", "months", "days"] = "years"
     zero_is_missing: bool = False
+    born: bool = False
+    """The column holds a year or date of birth, and the age is that at `at`."""
+    at: str | None = None
+    """Column with the year or date of the examination, for `born`."""
 
 
 class Columns(Config):
@@ -100,15 +53,53 @@ class Columns(Config):
     def _list(cls, value: Any) -> Any:
         return [_cell(part) for part in (value if isinstance(value, list) else [value])]
 
-    @field_validator("sex", mode="before")
+    @field_validator("sex", "age", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
         return _cell(value)
 
-    @field_validator("age", mode="before")
-    @classmethod
-    def _age(cls, value: Any) -> Any:
-        return {"column": value} if isinstance(value, str) else value
+
+class Origin(Config):
+    """Which of several collections an image came into the dataset from; the shards tell it: it can be a shortcut."""
+
+    column: str
+    words: dict[str, Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]]
+    """What the source writes, and the word for it here; anything else counts as ``other``."""
+
+
+class Inversion(Config):
+    """Files whose values were written as they were stored, small ones bright."""
+
+    column: str
+    values: list[str]
+
+
+class Raw(Config):
+    """A headerless file of 16-bit words; see `cxrdist.dicom.RawImage`."""
+
+    rows: int = Field(ge=1)
+    columns: int = Field(ge=1)
+    bits: int = Field(ge=2, le=16)
+    big_endian: bool = True
+    signed: bool = False
+
+
+class Pixels(Config):
+    """What the files do not say about their pixels."""
+
+    raw: Raw | None = None
+    """Their shape, where they have no header at all."""
+    invert: bool | Inversion = False
+    """True for every file, or for those that a column names."""
+    range: Literal["file", "robust"] = "file"
+    """robust: values were never brought to the display range (12 bits in a 16-bit PNG)."""
+
+    def hints(self, cells: Mapping[str, str]) -> PixelHints:
+        """Return how the file of a record has to be read."""
+        invert = self.invert
+        if isinstance(invert, Inversion):
+            invert = cells.get(invert.column.lower(), "").lower() in {value.lower() for value in invert.values}
+        return PixelHints(RawImage(**self.raw.model_dump()) if self.raw else None, invert, self.range)
 
 
 class ColumnLabels(Config):
@@ -130,30 +121,50 @@ class TokenLabels(Config):
     columns: list[str]
     separators: list[str] = []
     """Strings between the words of a cell."""
+    python_list: bool = False
+    """A cell is a list as Python writes it: ``['a', ' b']``."""
     unlisted: Literal[0] | None = None
-    """0: what is not listed is absent (closed world).  Null: it is not mentioned, but for images of `normal`."""
+    """0: what is not listed is absent (closed world).  Null: it is not mentioned, but for images of `no_finding`."""
+    blank: Literal[0] | None = None
+    """What a cell without words says; 0: nothing is there, the image has no finding.  Null: no label, a reject."""
+    open: list[str] = []
+    """Words after which nothing that is not listed is known (``unchanged``: from a report that is not here)."""
     exclude: list[str] = []
-    """Words for which the source itself leaves an image unlabelled; such an image is a reject."""
+    """Words by which the source itself takes an image out; such an image is a reject."""
+    unlabelled: list[str] = []
+    """Words that say there is no label; such an image is a reject."""
     others: list[str] | None = []
     """Further words that may occur and are no finding here; null: any."""
 
 
 class FindingSource(Config):
-    """The columns or words that a finding is made of: present if any is."""
+    """What a finding is made of: present if any of the columns or words `names` says so; or of other findings."""
 
-    names: list[str]
+    names: list[str] = []
     relation: Literal["=", "≈", "⊂", "⊃"] = "="
     """The source's meaning against ours: the same, near, narrower, broader."""
+    values: dict[str, Literal[-1, 0, 1] | None] = {}
+    """Codes of these columns, instead of those in `labels`."""
+    alone: bool = False
+    """A word that counts only where it is the only one."""
+    none_of: list[str] = []
+    """Instead of names: present where all of these findings are absent, absent where one is present."""
+    any_of: list[str] = []
+    """Instead of names: present where one of these findings is."""
 
 
 class Splits(Config):
-    """Where an image's split comes from: its table, `column`, or `lists`; and what is carved where there is none."""
+    """Where an image's split comes from, and what is carved where there is none."""
 
     column: str | None = None
     values: dict[str, Split] = {}
     """The split that each value of `column` stands for; an image with another value is a reject."""
     lists: dict[Split, list[str]] = {}
     """Files with an image name per line, best first; an image in none of them is a reject."""
+    folders: dict[Split, str] = {}
+    """Patterns of the images' paths, where a copy keeps the splits in folders of their own."""
+    official: bool = True
+    """False: the source's own splits are put aside, and all are carved by patient."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training patients who become validation, where the source has no validation split."""
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -172,16 +183,30 @@ class FactFile(Config):
     coding: str
     """How its labels are made and coded, in a sentence."""
     notes: str = ""
+    verified: bool = True
+    """False: the layout is written down from memory, and not yet tried on a real copy."""
     markers: list[Marker]
+    beside: list[str] = []
+    """Name patterns of folders next to the root (or one or two levels above) that hold tables or images of it, too."""
     layout: Annotated[TableLayout | FolderLayout, Field(discriminator="kind")]
     columns: Columns = Columns()
-    projections: dict[str, Literal["PA", "AP", "frontal", "lateral", "other", "unknown"]] = {}
-    """What each code means; ``*`` is every image of the dataset.  frontal: front or back, the source does not say."""
+    projections: dict[str, Literal["PA", "AP", "frontal", "lateral", "other", "unknown", "header"]] = {}
+    """What each code means; ``*`` is every other image of the dataset.  frontal: front or back, the source does not say
+    which; header: only the file's own header tells."""
+    sexes: dict[str, Sex] = {}
+    """Codes of the sex besides the usual words: ``{"0": M, "1": F}``."""
+    origin: Origin | None = None
+    pixels: Pixels = Pixels()
+    burned_in_text: Literal["reject", "flag", "mask"] = "reject"
+    """What to do with an image in whose pixels text is found, unless the user says; flag where the publisher of a
+    dataset has looked for names himself."""
     replace: dict[str, dict[str, str]] = {}
     """Cells to rewrite before anything reads them: ``{column: {old: new}}``."""
     keep: dict[str, list[str]] = {}
     """``{column: values}``: an image with another value is no radiograph of this dataset, and a reject."""
     labels: Annotated[ColumnLabels | TokenLabels, Field(discriminator="coding")]
+    policy: LabelPolicy = LabelPolicy()
+    """What becomes of uncertain and unmentioned findings in training, where a run does not say."""
     findings: dict[str, FindingSource]
     """Canonical names and what they are made of; a name or a list of names stands for an exact relation."""
     splits: Splits = Splits()
@@ -189,6 +214,8 @@ class FactFile(Config):
     """Whose patient ids these are: releases of one hospital share it, so that one patient keeps one pseudonym."""
     overlaps: dict[str, str] = {}
     """Datasets with the same images or patients, and how they overlap."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Other readings of the same copy, by name: ``about`` in a sentence, and the facts that differ (dotted names)."""
 
     @property
     def has_patient_ids(self) -> bool:
@@ -206,26 +233,41 @@ class FactFile(Config):
     @classmethod
     def _canonical(cls, value: dict[str, FindingSource]) -> dict[str, FindingSource]:
         check_names(list(value))
+        for name, source in value.items():
+            if sum(map(bool, (source.names, source.none_of, source.any_of))) != 1:
+                raise ValueError(f"`findings.{name}` must have one of names, none_of, any_of.")
+            wrong = [part for part in (*source.none_of, *source.any_of) if part not in value or not value[part].names]
+            if wrong:
+                raise ValueError(f"`findings.{name}` must be made of findings that have names, got {wrong[0]!r}.")
+        return value
+
+    @field_validator("variants")
+    @classmethod
+    def _told(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, changes in value.items():
+            if not isinstance(changes.get("about"), str):
+                raise ValueError(f"`variants.{name}` must say what it is `about`, got nothing.")
         return value
 
 
-def read_facts(name_or_path: str) -> FactFile:
+def read_facts(name_or_path: str, *, variant: str | None = None, changes: Mapping[str, Any] | None = None) -> FactFile:
     """Return the facts of a known dataset by name, or those in a YAML file.
 
+    Args:
+        name_or_path: A name of `list_facts`, or the path of a ``.yaml`` file.
+        variant: One of the fact file's `variants`.
+        changes: ``{dotted name: value}`` set on top.
+
     Raises:
-        UsageError: If there is no such dataset or file, or if the file is wrong.
+        UsageError: If there is no such dataset, file or variant, or if a name or value is wrong.
     """
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        return FactFile.build(read_yaml(path), where=path.name)
-    known = {facts.name: facts for facts in list_facts()}
-    if name_or_path not in known:
-        close = get_close_matches(name_or_path.lower().replace("-", "_"), known, n=1, cutoff=0.4)
-        near = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(
-            f"A dataset must be one of {', '.join(known)} or the path of a fact file, got {name_or_path!r}.{near}"
-        )
-    return known[name_or_path]
+    tree, where = _source(name_or_path)
+    if variant:
+        variants = tree.get("variants") or {}
+        if variant not in variants:
+            raise UsageError(unknown(f"A variant of {tree.get('name')}", variant, variants or ["none"]))
+        tree = override(tree, {name: value for name, value in variants[variant].items() if name != "about"})
+    return FactFile.build(override(tree, changes or {}), where=where)
 
 
 @cache
@@ -237,6 +279,47 @@ def list_facts() -> list[FactFile]:
 def fact_hash(facts: FactFile) -> str:
     """Return the SHA-256 of the resolved facts: the same for any spelling of the same content."""
     return hashlib.sha256(json.dumps(facts.tree(), sort_keys=True).encode()).hexdigest()
+
+
+def columns_read(facts: FactFile) -> set[str]:
+    """Return every column that anything reads, in lower case; the others never come into memory."""
+    names: list[str] = [*facts.keep, *facts.replace]
+    layout = facts.layout
+    if isinstance(layout, TableLayout):
+        names += [*layout.image, *([layout.reader] if layout.reader else [])]
+    names += [column for join in layout.joins for column in join.on]
+    columns = facts.columns
+    names += [cell.column for cell in _cells(columns)]
+    if columns.age:
+        names += [columns.age.column, *([columns.age.at] if columns.age.at else [])]
+    if isinstance(facts.labels, TokenLabels):
+        names += facts.labels.columns
+    else:
+        names += [name for source in facts.findings.values() for name in source.names]
+    names += [facts.splits.column] if facts.splits.column else []
+    names += [facts.origin.column] if facts.origin else []
+    names += [facts.pixels.invert.column] if isinstance(facts.pixels.invert, Inversion) else []
+    return {name.strip().lower() for name in names}
+
+
+def _cells(columns: Columns) -> Iterable[Cell]:
+    yield from (*columns.patient, *columns.study, *columns.projection)
+    if columns.sex:
+        yield columns.sex
+
+
+def _source(name_or_path: str) -> tuple[Tree, str]:
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        return read_yaml(path), path.name
+    paths = {path.stem: path for path in sorted(shipped("shards").glob("*.yaml"))}
+    if name_or_path not in paths:
+        close = get_close_matches(name_or_path.lower().replace("-", "_"), paths, n=1, cutoff=0.4)
+        near = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(
+            f"A dataset must be one of {', '.join(paths)} or the path of a fact file, got {name_or_path!r}.{near}"
+        )
+    return read_yaml(paths[name_or_path]), paths[name_or_path].name
 
 
 def _cell(value: Any) -> Any:

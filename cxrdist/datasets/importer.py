@@ -1,33 +1,39 @@
 """From a folder on disk to rows: every image that the source names becomes a row or a reject with a reason."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cxrdist.datasets.cells import read_age, read_id, read_projection, read_sex
 from cxrdist.datasets.detect import home_of
-from cxrdist.datasets.facts import FactFile, FolderLayout
-from cxrdist.datasets.labels import Findings, Labeller, combine_readers
+from cxrdist.datasets.facts import FactFile
+from cxrdist.datasets.labels import Findings, Labeller, Unlabelled, combine_readers, merge_rows, shares
+from cxrdist.datasets.layouts import FolderLayout, TableLayout
 from cxrdist.datasets.records import Import, Reject, Row, Split
-from cxrdist.datasets.splits import (
-    ListedSplits,
-    carve_all,
-    carve_validation,
-    crossing_patients,
-    has_official,
-    official_split,
-    read_split_lists,
-)
+from cxrdist.datasets.splits import OfficialSplits, carve_all, carve_validation, crossing_patients
 from cxrdist.datasets.tables import Record, folder_records, table_records
-from cxrdist.datasets.tree import ImageFiles, check_root
+from cxrdist.datasets.tree import ImageFiles, Tree
 from cxrdist.errors import UserError
 from cxrdist.findings import NO_FINDING
 from cxrdist.log import get_logger
 
 Filter = Literal["frontal", "all"]
 Notes = dict[str, str | int | float | bool]
+OTHER_ORIGIN = "other"
 logger = get_logger(__name__)
+
+
+class UnknownLabelsError(UserError):
+    """Codes or words that the fact file does not know.
+
+    A label cell can hold free text, and so a name: the words are for the holder's private file, not for a message.
+    """
+
+    def __init__(self, message: str, words: Counter[str]) -> None:
+        super().__init__(message)
+        self.words = words
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,22 @@ class _Context:
     """What each record is judged by."""
 
     facts: FactFile
-    root: Path
+    tree: Tree
     labeller: Labeller
-    listed: ListedSplits
+    official: OfficialSplits
     projection: Filter
 
 
-def import_dataset(facts: FactFile, root: Path, *, projection: Filter = "frontal") -> Import:
+@dataclass(frozen=True)
+class _Labels:
+    """What the rows of one image say together."""
+
+    findings: Findings
+    notes: Notes
+    soft: dict[str, float]
+
+
+def import_dataset(facts: FactFile, root: Path | Sequence[Path], *, projection: Filter = "frontal") -> Import:
     """Return a row or a reject for each image that the source names, sorted by source.
 
     For tables those are the images in the tables and the image files that no table names; for folder trees the image
@@ -49,23 +64,24 @@ def import_dataset(facts: FactFile, root: Path, *, projection: Filter = "frontal
 
     Args:
         facts: What is known of the dataset.
-        root: The folder that holds it, at most 4 levels above its markers.
-        projection: ``frontal`` rejects every image that is not known to be PA or AP.
+        root: The folder that holds it, at most 4 levels above its markers; or several that hold it together.
+        projection: ``frontal`` rejects every image that is known to be neither PA nor AP, or not known at all.
 
     Raises:
         UsageError: If `root` is no folder.
         UserError: If it is empty, or if a table or list is missing or unreadable, or if it holds unknown labels.
     """
-    check_root(root)
-    home = home_of(facts, root)
-    files = _files(facts, root)
+    tree = Tree([root] if isinstance(root, Path) else root)
+    tree.include(facts.beside)
+    home = home_of(facts, tree)
     labeller = Labeller(facts)
-    context = _Context(facts, root, labeller, read_split_lists(facts, root), projection)
+    context = _Context(facts, tree, labeller, OfficialSplits(facts, tree), projection)
+    files = _files(facts, tree)
     rows: list[Row] = []
     rejects: list[Reject] = []
     seen: set[str] = set()
-    for records in _images(facts, root, home, files):
-        seen.add(records[0].source)
+    for records in _images(facts, tree, home, files):
+        seen.update(*((record.source, *record.others) for record in records))
         outcome = _judge(context, records)
         if isinstance(outcome, Row):
             rows.append(outcome)
@@ -75,7 +91,7 @@ def import_dataset(facts: FactFile, root: Path, *, projection: Filter = "frontal
     if files is not None:
         rejects += _unnamed(files, seen)
     _check_labels(facts, labeller)
-    rows = _with_validation(facts, rows)
+    rows = _with_validation(context, rows)
     crossing = crossing_patients((row.patient, row.split) for row in rows)
     if crossing:
         # The official lists win: changing them would make results incomparable with the literature's.
@@ -83,15 +99,15 @@ def import_dataset(facts: FactFile, root: Path, *, projection: Filter = "frontal
     return Import(sorted(rows, key=lambda row: row.source), sorted(rejects, key=lambda reject: reject.source))
 
 
-def _images(facts: FactFile, root: Path, home: str, files: ImageFiles | None) -> Iterator[list[Record]]:
+def _images(facts: FactFile, tree: Tree, home: str, files: ImageFiles | None) -> Iterator[list[Record]]:
     """Yield the records of each image, in the order of the first."""
     if isinstance(facts.layout, FolderLayout):
-        for record in folder_records(facts.layout, root, home):
+        for record in folder_records(facts, facts.layout, tree, home):
             yield [_rewritten(facts, record)]
         return
     grouped: dict[str, list[Record]] = {}
     assert files is not None
-    for record in table_records(facts, facts.layout, root, files):
+    for record in table_records(facts, facts.layout, tree, files):
         grouped.setdefault(record.source, []).append(_rewritten(facts, record))
     yield from grouped.values()
 
@@ -110,66 +126,100 @@ def _rewritten(facts: FactFile, record: Record) -> Record:
 
 def _judge(context: _Context, records: list[Record]) -> Row | Reject:
     facts, record = context.facts, records[0]
-    for column, allowed in facts.keep.items():
-        text = record.cells.get(column.lower())
-        if text is not None and text.lower() not in [value.lower() for value in allowed]:
-            return Reject(record.source, "excluded_by_source", f"another {column}")
+    excluded = next((column for column, allowed in facts.keep.items() if not _kept(record, column, allowed)), None)
+    if excluded is not None:
+        return Reject(record.source, "excluded_by_source", f"another {excluded}")
     labelled = _labels(context, records)
-    if labelled is None:
-        return Reject(record.source, "excluded_by_source", "the source leaves it unlabelled")
-    projection, frontal = read_projection(facts, record.cells)
-    if context.projection == "frontal" and not frontal:
-        return Reject(record.source, "projection_filtered", projection)
+    shown = read_projection(facts, record.cells)
+    patients = {read_id(facts.columns.patient, each.cells) or each.image for each in _counting(facts, records)}
+    official = context.official.of(record)
+    if isinstance(labelled, Unlabelled):
+        return Reject(record.source, labelled.reason, labelled.detail)
+    if context.projection == "frontal" and not (shown.frontal or shown.by_header):
+        return Reject(record.source, "projection_filtered", shown.projection)
     if not record.found:
         return Reject(record.source, "missing_file")
-    patient = read_id(facts.columns.patient, record.cells) or record.image
-    official = official_split(facts, record, context.listed)
-    if official is None and has_official(facts):
-        return Reject(record.source, "excluded_by_source", "in no official split")
-    findings, notes = labelled
-    if frontal and projection == "unknown":
+    if len(patients) > 1 or (official is None and context.official.exist):
+        return Reject(
+            record.source, "excluded_by_source", "of several patients" if len(patients) > 1 else "in no official split"
+        )
+    patient, notes = patients.pop(), labelled.notes
+    if shown.frontal and shown.projection == "unknown":
         notes["frontal"] = True
+    if shown.by_header:
+        notes["projection_from_header"] = True
     return Row(
         source=record.source,
-        path=context.root / record.source,
+        path=context.tree.path(record.source),
         patient=patient,
         study=read_id(facts.columns.study, record.cells) or record.image,
         split=official or carve_all(facts, patient),
-        findings=findings,
-        projection=projection,
-        sex=read_sex(facts.columns.sex, record.cells),
+        findings=labelled.findings,
+        projection=shown.projection,
+        sex=read_sex(facts, record.cells),
         age=read_age(facts.columns.age, record.cells),
         notes=notes,
+        pixels=facts.pixels.hints(record.cells),
+        origin=_origin(facts, record),
+        soft=labelled.soft,
     )
 
 
-def _labels(context: _Context, records: list[Record]) -> tuple[Findings, Notes] | None:
-    how = getattr(context.facts.layout, "readers", None)
-    readings = [context.labeller.findings(record.cells) for record in (records if how else records[:1])]
-    told = [reading for reading in readings if reading is not None]
+def _kept(record: Record, column: str, allowed: list[str]) -> bool:
+    text = record.cells.get(column.lower())
+    return text is None or text.lower() in [value.lower() for value in allowed]
+
+
+def _labels(context: _Context, records: list[Record]) -> _Labels | Unlabelled:
+    layout = context.facts.layout
+    how = layout.readers if isinstance(layout, TableLayout) else None
+    readers: dict[str, list[Findings]] = {}
+    problem = Unlabelled("no_label_row")
+    for number, record in enumerate(_counting(context.facts, records)):
+        reading = context.labeller.findings(record.cells) if record.labelled else problem
+        if isinstance(reading, Unlabelled):
+            problem = reading
+            continue
+        reader = record.cells.get((layout.reader or "").lower(), "") if isinstance(layout, TableLayout) else ""
+        readers.setdefault(reader or (str(number) if how else ""), []).append(reading)
+    told = [merge_rows(readings) for readings in readers.values()]
     if not told:
-        return None
+        return problem
     if how is None or len(told) == 1:
-        return told[0], {}
+        return _Labels(told[0], {}, shares(told) if how == "mean" else {})
     findings, no_majority = combine_readers(told, how)
     if no_majority and NO_FINDING in findings:
         findings[NO_FINDING] = 0  # somebody saw something: not normal, though nothing is agreed on
     notes: Notes = {"readers": len(told)}
     if no_majority:
         notes["no_majority"] = True
-    return findings, notes
+    return _Labels(findings, notes, shares(told) if how == "mean" else {})
+
+
+def _origin(facts: FactFile, record: Record) -> str | None:
+    if facts.origin is None:
+        return None
+    known = {text.lower(): word for text, word in facts.origin.words.items()}
+    return known.get(record.cells.get(facts.origin.column.lower(), "").lower(), OTHER_ORIGIN)
+
+
+def _counting(facts: FactFile, records: list[Record]) -> list[Record]:
+    """Return the records of one image that count: all where rows add up, else the first."""
+    layout = facts.layout
+    several = isinstance(layout, TableLayout) and (layout.readers or layout.repeats == "union")
+    return records if several else records[:1]
 
 
 def _surplus(facts: FactFile, records: list[Record]) -> list[Record]:
-    return [] if getattr(facts.layout, "readers", None) else records[1:]
+    return records[len(_counting(facts, records)) :]
 
 
-def _files(facts: FactFile, root: Path) -> ImageFiles | None:
+def _files(facts: FactFile, tree: Tree) -> ImageFiles | None:
     """Return the image files that tables can name; a folder tree names its own."""
     layout = facts.layout
     if isinstance(layout, FolderLayout):
         return None
-    return ImageFiles(root, parts=layout.match_parts, within=layout.within)
+    return ImageFiles(tree.files, parts=layout.match_parts, within=layout.within, suffixes=layout.suffixes)
 
 
 def _unnamed(files: ImageFiles, seen: set[str]) -> Iterator[Reject]:
@@ -179,20 +229,20 @@ def _unnamed(files: ImageFiles, seen: set[str]) -> Iterator[Reject]:
             yield Reject(path, "duplicate_row" if files.copies(path) in seen else "no_label_row")
 
 
-def _with_validation(facts: FactFile, rows: list[Row]) -> list[Row]:
+def _with_validation(context: _Context, rows: list[Row]) -> list[Row]:
     """Return `rows` with a validation split carved from the training patients, where the source has none."""
-    if not has_official(facts) or any(row.split == "val" for row in rows):
+    if not context.official.exist or any(row.split == "val" for row in rows):
         return rows
     splits: Iterable[Split] = (
-        carve_validation(facts, row.patient) if row.split == "train" else row.split for row in rows
+        carve_validation(context.facts, row.patient) if row.split == "train" else row.split for row in rows
     )
     return [replace(row, split=split) for row, split in zip(rows, splits, strict=True)]
 
 
 def _check_labels(facts: FactFile, labeller: Labeller) -> None:
     if labeller.unknown:
-        shown = ", ".join(repr(word) for word, _ in labeller.unknown.most_common(5))
-        raise UserError(
-            f"The labels of {facts.title} must be known to its fact file, got {len(labeller.unknown)} unknown ones: "
-            f"{shown}. Add them there to `findings` or to `others`."
+        raise UnknownLabelsError(
+            f"The labels of {facts.title} must be known to its fact file, got {len(labeller.unknown)} unknown ones. "
+            f"Add them there to `findings` or to `others`.",
+            labeller.unknown,
         )

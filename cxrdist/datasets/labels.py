@@ -1,16 +1,27 @@
 """From a source's codes to the four values of a finding: 1, 0, -1 (uncertain), None (not mentioned)."""
 
+import ast
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal
 
-from cxrdist.datasets.facts import ColumnLabels, FactFile, TokenLabels
+from cxrdist.datasets.codes import code
+from cxrdist.datasets.facts import ColumnLabels, FactFile, FindingSource, TokenLabels
+from cxrdist.datasets.readers import Cells
+from cxrdist.errors import RejectReason
 from cxrdist.findings import ABSENT, NO_FINDING, PRESENT, UNCERTAIN
 
 Findings = dict[str, int | None]
-Combine = Literal["majority", "any", "all"]
+Combine = Literal["majority", "any", "all", "mean"]
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Why an image has no labels."""
+
+    reason: RejectReason
+    detail: str = ""
 
 
 @dataclass
@@ -22,64 +33,87 @@ class Labeller:
 
     def __post_init__(self) -> None:
         self._sources = {
-            finding: [name.strip().lower() for name in source.names] for finding, source in self.facts.findings.items()
+            finding: [name.strip().lower() for name in source.names]
+            for finding, source in self.facts.findings.items()
+            if source.names
         }
+        self._derived = {finding: source for finding, source in self.facts.findings.items() if not source.names}
         labels = self.facts.labels
         if isinstance(labels, ColumnLabels):
-            self._codes = {_code(code): value for code, value in labels.values.items()}
+            common = {code(text): value for text, value in labels.values.items()}
+            self._codes = {
+                finding: {code(text): value for text, value in self.facts.findings[finding].values.items()} or common
+                for finding in self._sources
+            }
         else:
-            self._excluded = {word.lower() for word in labels.exclude}
+            self._excluded = _lower(labels.exclude)
+            self._unlabelled = _lower(labels.unlabelled)
+            self._open = _lower(labels.open)
             self._known = {word for words in self._sources.values() for word in words}
-            self._known |= {word.lower() for word in labels.others or []}
+            self._known |= self._excluded | self._unlabelled | self._open | _lower(labels.others or [])
 
-    def findings(self, cells: dict[str, str]) -> Findings | None:
-        """Return every finding of the dataset; None if the source leaves the image unlabelled on purpose."""
+    def findings(self, cells: Cells) -> Findings | Unlabelled:
+        """Return every finding of the dataset, or why the image has none."""
         labels = self.facts.labels
-        if isinstance(labels, ColumnLabels):
-            return self._from_columns(labels, cells)
-        return self._from_words(labels, cells)
+        found = (
+            self._from_columns(labels, cells) if isinstance(labels, ColumnLabels) else self._from_words(labels, cells)
+        )
+        return found if isinstance(found, Unlabelled) else self.complete(found)
 
-    def _from_columns(self, labels: ColumnLabels, cells: dict[str, str]) -> Findings:
-        findings: Findings = {}
-        for finding, columns in self._sources.items():
-            findings[finding] = union([self._value(labels, cells.get(column)) for column in columns])
-        return findings
+    def complete(self, findings: Findings) -> Findings:
+        """Return `findings` with those that are made of others, in the fact file's order."""
+        whole = findings | {name: _derive(source, findings) for name, source in self._derived.items()}
+        return {name: whole[name] for name in self.facts.findings}
 
-    def _value(self, labels: ColumnLabels, cell: str | None) -> int | None:
+    def _from_columns(self, labels: ColumnLabels, cells: Cells) -> Findings:
+        return {
+            finding: union([self._value(labels, finding, cells.get(column)) for column in columns])
+            for finding, columns in self._sources.items()
+        }
+
+    def _value(self, labels: ColumnLabels, finding: str, cell: str | None) -> int | None:
         if cell is None:
             return labels.blank
-        code = _code(cell)
-        if code in self._codes:
-            return self._codes[code]
+        known = self._codes[finding]
+        text = code(cell)
+        if text in known:
+            return known[text]
         if labels.others == "error":
             self.unknown[cell[:40]] += 1
             return None
         return labels.others
 
-    def _from_words(self, labels: TokenLabels, cells: dict[str, str]) -> Findings | None:
+    def _from_words(self, labels: TokenLabels, cells: Cells) -> Findings | Unlabelled:
         listed = set(words(labels, cells))
-        if not listed or listed & self._excluded:
-            return None
+        if listed & self._excluded:
+            return Unlabelled("excluded_by_source", "the source takes it out")
+        if listed & self._unlabelled or (not listed and labels.blank is None):
+            return Unlabelled("no_label_row")
         if labels.others is not None:
             self.unknown.update(listed - self._known)
-        normal = any(word in listed for word in self._sources.get(NO_FINDING, ()))
-        unlisted = ABSENT if normal else labels.unlisted
+        normal = not listed or any(self._says(NO_FINDING, word, listed) for word in self._sources.get(NO_FINDING, ()))
+        unlisted = ABSENT if normal else None if listed & self._open else labels.unlisted
         findings: Findings = {
-            finding: PRESENT if listed.intersection(names) else unlisted for finding, names in self._sources.items()
+            finding: PRESENT if any(self._says(finding, word, listed) for word in names) else unlisted
+            for finding, names in self._sources.items()
         }
-        if NO_FINDING in findings and not normal:
-            findings[NO_FINDING] = ABSENT  # something is listed
+        if NO_FINDING in findings:
+            findings[NO_FINDING] = PRESENT if normal else None if listed <= self._open else ABSENT
         return findings
 
+    def _says(self, finding: str, word: str, listed: set[str]) -> bool:
+        return word in listed and not (self.facts.findings[finding].alone and len(listed) > 1)
 
-def words(labels: TokenLabels, cells: dict[str, str]) -> list[str]:
+
+def words(labels: TokenLabels, cells: Cells) -> list[str]:
     """Return the whole words of a record's label columns in lower case.
 
     Never parts of words: "pericardial effusion" is no effusion, "pseudonodule" no nodule.
     """
-    found = []
+    found: list[str] = []
     for column in labels.columns:
-        parts = [cells.get(column.lower(), "")]
+        text = cells.get(column.lower(), "")
+        parts = _python_list(text) if labels.python_list else [text]
         for separator in labels.separators:
             parts = [piece for part in parts for piece in part.split(separator)]
         found += [part.strip().lower() for part in parts]
@@ -95,6 +129,16 @@ def union(values: Iterable[int | None]) -> int | None:
     return ABSENT
 
 
+def merge_rows(readings: Sequence[Findings]) -> Findings:
+    """Return the findings of an image with several rows, each of which says more of it (a row per box or mask)."""
+    if len(readings) == 1:
+        return readings[0]
+    findings = {finding: union([reading[finding] for reading in readings]) for finding in readings[0]}
+    if any(value == PRESENT for name, value in findings.items() if name != NO_FINDING) and NO_FINDING in findings:
+        findings[NO_FINDING] = ABSENT
+    return findings
+
+
 def combine_readers(readings: Sequence[Findings], how: Combine) -> tuple[Findings, bool]:
     """Return one value per finding, and whether the readers saw something on which no majority agrees.
 
@@ -102,11 +146,21 @@ def combine_readers(readings: Sequence[Findings], how: Combine) -> tuple[Finding
     """
     findings: Findings = {}
     for finding in readings[0]:
-        votes = [reading[finding] for reading in readings if reading[finding] is not None]
-        findings[finding] = _vote([int(vote == PRESENT) for vote in votes], how) if votes else None
+        votes = _votes(finding, readings)
+        findings[finding] = _vote(votes, how) if votes else None
     seen = any(value == PRESENT for reading in readings for name, value in reading.items() if name != NO_FINDING)
     agreed = any(value in (PRESENT, UNCERTAIN) for value in findings.values())
     return findings, seen and not agreed
+
+
+def shares(readings: Sequence[Findings]) -> dict[str, float]:
+    """Return the share of the readers who say present, for each finding that one mentions."""
+    votes = {finding: _votes(finding, readings) for finding in readings[0]}
+    return {finding: sum(says) / len(says) for finding, says in votes.items() if says}
+
+
+def _votes(finding: str, readings: Sequence[Findings]) -> list[int]:
+    return [int(reading[finding] == PRESENT) for reading in readings if reading[finding] is not None]
 
 
 def _vote(votes: list[int], how: Combine) -> int:
@@ -118,10 +172,22 @@ def _vote(votes: list[int], how: Combine) -> int:
     return UNCERTAIN if twice == len(votes) else int(twice > len(votes))
 
 
-@lru_cache(maxsize=1024)
-def _code(text: str) -> str:
-    """Return a number in one spelling (``1``, ``1.0`` and `` 1`` are the same code), any other text in lower case."""
+def _derive(source: FindingSource, findings: Findings) -> int | None:
+    """Return a finding that is made of others: any of them, or none of them."""
+    any_of = union([findings[part] for part in source.any_of or source.none_of])
+    if source.any_of or any_of is None or any_of == UNCERTAIN:
+        return any_of
+    return 1 - any_of
+
+
+def _python_list(text: str) -> list[str]:
+    """Return the texts of a list in Python's spelling; text that is none counts as one word, so that it is not lost."""
     try:
-        return f"{float(text):g}"
-    except ValueError:
-        return text.strip().lower()
+        parts = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [text]
+    return [str(part) for part in parts] if isinstance(parts, list | tuple | set) else [text]
+
+
+def _lower(names: Iterable[str]) -> set[str]:
+    return {name.strip().lower() for name in names}

@@ -1,16 +1,17 @@
 """Who is trained on, and who is tested: official splits first, the rest by a pure function of the patient."""
 
 import hashlib
+import re
 from collections.abc import Iterable
-from pathlib import Path
 
+from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import FactFile
+from cxrdist.datasets.layouts import TableLayout
+from cxrdist.datasets.readers import read_list
 from cxrdist.datasets.records import Split
-from cxrdist.datasets.tables import Record, read_list
-from cxrdist.datasets.tree import MARKER_LEVELS, find, stem, walk
+from cxrdist.datasets.tables import Record
+from cxrdist.datasets.tree import MARKER_LEVELS, Tree, find, stem
 from cxrdist.errors import UserError
-
-ListedSplits = dict[str, Split]
 
 
 def fraction_of(facts: FactFile, patient: str) -> float:
@@ -32,28 +33,46 @@ def carve_all(facts: FactFile, patient: str) -> Split:
     return "val" if place < facts.splits.test_fraction + facts.splits.val_fraction else "train"
 
 
-def read_split_lists(facts: FactFile, root: Path) -> ListedSplits:
-    """Return the split of each image that the official lists name, by name without suffix in lower case.
+class OfficialSplits:
+    """The source's own splits, as far as this copy of it has them.
 
     Raises:
         UserError: If a list is missing, or if an image is in two.
     """
-    near = list(walk(root, levels=MARKER_LEVELS)) if facts.splits.lists else []
-    listed: ListedSplits = {}
-    for split, names in facts.splits.lists.items():
-        path = next((found for name in names for found in find(near, name)), None)
-        if path is None:
-            raise UserError(
-                f"{facts.title} must have the list {' or '.join(names)} of its {split} images at most {MARKER_LEVELS} "
-                f"levels below `--root`, got none."
-            )
-        for line in read_list(root / path):
-            key = list_key(line)
-            if listed.setdefault(key, split) != split:
-                raise UserError(
-                    f"An image of {facts.title} must be in one split list, got one in both {listed[key]} and {split}."
-                )
-    return listed
+
+    def __init__(self, facts: FactFile, tree: Tree) -> None:
+        splits = facts.splits
+        self._listed: dict[str, Split] | None = None
+        self._column: str | None = None
+        self._folders: dict[Split, re.Pattern[str]] = {}
+        self._tables = False
+        if not splits.official:
+            return
+        if splits.lists:
+            self._listed = _read_lists(facts, tree)
+        elif splits.column:
+            self._column = splits.column.strip().lower()
+            self._values = {code(text): split for text, split in splits.values.items()}
+        else:
+            self._tables = isinstance(facts.layout, TableLayout) and any(table.split for table in facts.layout.tables)
+            patterns = {split: re.compile(pattern, re.IGNORECASE) for split, pattern in splits.folders.items()}
+            if any(pattern.search(path) for pattern in patterns.values() for path in tree.files):
+                self._folders = patterns
+
+    @property
+    def exist(self) -> bool:
+        """Whether this copy of the source has splits at all."""
+        return self._listed is not None or bool(self._column or self._folders or self._tables)
+
+    def of(self, record: Record) -> Split | None:
+        """Return the split that the source gives a record; None if it has none for it."""
+        if self._listed is not None:
+            return self._listed.get(list_key(record.source))
+        if self._column:
+            return self._values.get(code(record.cells.get(self._column, "")))
+        if self._folders:
+            return next((split for split, pattern in self._folders.items() if pattern.search(record.source)), None)
+        return record.split if self._tables else None
 
 
 def list_key(path: str) -> str:
@@ -61,25 +80,28 @@ def list_key(path: str) -> str:
     return stem(path.replace("\\", "/").rsplit("/", 1)[-1].lower())
 
 
-def official_split(facts: FactFile, record: Record, listed: ListedSplits) -> Split | None:
-    """Return the split that the source gives a record; None if it has none for it."""
-    if facts.splits.lists:
-        return listed.get(list_key(record.source))
-    if facts.splits.column:
-        value = record.cells.get(facts.splits.column.lower(), "").lower()
-        return {code.lower(): split for code, split in facts.splits.values.items()}.get(value)
-    return record.split
-
-
-def has_official(facts: FactFile) -> bool:
-    """Whether the source has splits at all."""
-    layout = facts.layout
-    tables = layout.kind == "table" and any(table.split for table in layout.tables)
-    return bool(facts.splits.lists or facts.splits.column or tables)
-
-
 def crossing_patients(splits: Iterable[tuple[str, Split]]) -> int:
     """Return how many patients are in more than one split, of (patient, split) pairs."""
     first: dict[str, Split] = {}
     crossing = {patient for patient, split in splits if first.setdefault(patient, split) != split}
     return len(crossing)
+
+
+def _read_lists(facts: FactFile, tree: Tree) -> dict[str, Split]:
+    """Return the split of each image that the official lists name, by name without suffix in lower case."""
+    near = tree.near()
+    listed: dict[str, Split] = {}
+    for split, names in facts.splits.lists.items():
+        path = next((found for name in names for found in find(near, name)), None)
+        if path is None:
+            raise UserError(
+                f"{facts.title} must have the list {' or '.join(names)} of its {split} images at most {MARKER_LEVELS} "
+                f"levels below `--root`, got none."
+            )
+        for line in read_list(tree.path(path)):
+            if listed.setdefault(list_key(line), split) != split:
+                raise UserError(
+                    f"An image of {facts.title} must be in one split list, got one in both {listed[list_key(line)]} "
+                    f"and {split}."
+                )
+    return listed

@@ -1,19 +1,20 @@
 """Layouts to records: cells by column name, and the image they speak of."""
 
-import csv
-import gzip
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 
-from cxrdist.datasets.facts import FactFile, FolderLayout, Table, TableLayout
+from cxrdist.datasets.codes import code
+from cxrdist.datasets.facts import FactFile, columns_read
+from cxrdist.datasets.layouts import FolderLayout, Join, TableFile, TableLayout, Text
+from cxrdist.datasets.readers import Cells, header_of, read_table, read_text
 from cxrdist.datasets.records import Split
-from cxrdist.datasets.tree import MARKER_LEVELS, ImageFiles, find, is_image, stem, walk
+from cxrdist.datasets.tree import MARKER_LEVELS, ImageFiles, Tree, find, is_image, stem
 from cxrdist.errors import UserError
 
-BLANK = ("", "nan", "none", "null", "n/a")
+LARGEST_TEXT = 2**20
 
 
 @dataclass(frozen=True)
@@ -25,117 +26,200 @@ class Record:
     image: str
     """What names the image in any copy of the dataset: no suffix, no folder above those that tell images apart."""
     found: bool
-    cells: dict[str, str]
+    cells: Cells
     """By column name in lower case; a blank cell is not there."""
     split: Split | None = None
     """The official split of the table that the row is in."""
+    labelled: bool = True
+    """False where a table that must have a row for it has none."""
+    others: tuple[str, ...] = ()
+    """Further files that the row itself names for the same image (DICOM and PNG)."""
 
 
-def read_table(path: Path, rename: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
-    """Yield each row's cells as text, by column name stripped and in lower case; blank cells are left out.
-
-    Text stays text: ids of 30 digits do not survive a float.
-
-    Raises:
-        UserError: If the file is no readable table.
-    """
-    csv.field_size_limit(2**27)  # radiology reports are longer than the default allows
-    renamed = {old.lower(): new.lower() for old, new in (rename or {}).items()}
-    rows = csv.reader(io.StringIO(_text(path), newline=""))
-    try:
-        header = [renamed.get(name.strip().lower(), name.strip().lower()) for name in next(rows, [])]
-        for row in rows:
-            cells = {}
-            for name, value in zip(header, row, strict=False):
-                text = value.strip()
-                if name and name not in cells and text.lower() not in BLANK:
-                    cells[name] = text
-            if cells:
-                yield cells
-    except csv.Error:
-        raise UserError(f"A table must be CSV, got an unreadable one [in {path.name}].") from None
-
-
-def header_of(path: Path) -> set[str]:
-    """Return the column names of a table, stripped and in lower case; nothing if it cannot be read."""
-    try:
-        with _open(path) as file:
-            line = file.readline(2**16).decode("utf-8-sig", errors="replace")
-    except (OSError, EOFError):
-        return set()
-    return {name.strip().lower() for name in next(csv.reader([line]), [])}
-
-
-def table_records(facts: FactFile, layout: TableLayout, root: Path, images: ImageFiles) -> Iterator[Record]:
+def table_records(facts: FactFile, layout: TableLayout, tree: Tree, images: ImageFiles) -> Iterator[Record]:
     """Yield a record per row of every table of the layout.
 
     Raises:
-        UserError: If a required table is missing.
+        UserError: If a required table is missing, or if there is none at all.
     """
-    near = list(walk(root, levels=MARKER_LEVELS))
+    near = tree.near()
+    joined = Joined(facts, layout.joins, tree, near)
+    wanted = columns_read(facts)
+    read = 0
     for table in layout.tables:
-        path = _find_table(table, layout, root, near)
-        if path is None:
-            if table.required:
-                raise UserError(
-                    f"{facts.title} must have a table {' or '.join(table.files)} with a column `{layout.image}` "
-                    f"at most {MARKER_LEVELS} levels below `--root`, got none."
-                )
-            continue
+        paths = _find_tables(table, layout.image, tree, near)
+        if not paths and table.required:
+            raise UserError(_lacks(facts, table.files, f"a column `{layout.image[0]}`"))
+        read += len(paths)
         other = table.unless is not None and bool(find(near, table.unless))
         split = table.split_then if other else table.split
-        for cells in read_table(root / path, table.rename):
-            named = cells.get(layout.image.lower())
-            if named is None:
-                continue  # a line without an image names none
-            source = images.find(named)
-            yield Record(source or named.replace("\\", "/"), images.name(named), source is not None, cells, split)
+        for path in paths:
+            for cells in read_table(tree.path(path), table, wanted):
+                named = [cells[column.lower()] for column in layout.image if column.lower() in cells]
+                if not named:
+                    continue  # a line without an image names none
+                found = _found(images, [_in_folder(table.folder, name) for name in named])
+                whole, labelled = joined.add(_interned(cells))
+                name = _in_folder(table.folder, named[0])
+                if found:
+                    yield Record(found[0], images.name(name), True, whole, split, labelled, tuple(found[1:]))
+                else:
+                    yield Record(name, images.name(name), False, whole, split, labelled)
+    if not read:
+        names = [name for table in layout.tables for name in table.files]
+        raise UserError(_lacks(facts, names, f"a column `{layout.image[0]}`"))
 
 
-def folder_records(layout: FolderLayout, root: Path, home: str) -> Iterator[Record]:
-    """Yield a record per image of a folder tree whose marker lies in the folder `home` below `root`.
+def folder_records(facts: FactFile, layout: FolderLayout, tree: Tree, home: str) -> Iterator[Record]:
+    """Yield a record per image of a folder tree whose marker lies in the folder `home`.
 
     A copy of the tree inside the tree does not fit the pattern from `home` on, and is passed over.
     """
-    pattern = re.compile(layout.path, re.IGNORECASE)
+    below = [path for path in tree.below(home) if is_image(path, layout.suffixes)]
+    patterns = [re.compile(path, re.IGNORECASE) for path in layout.path]
+    fitting = next((pattern for pattern in patterns if any(map(pattern.fullmatch, below))), patterns[0])
     names = [re.compile(name, re.IGNORECASE) for name in layout.names]
-    for path in walk(root / home):
-        match = pattern.fullmatch(path) if is_image(path) else None
+    texts = [_Texts(text, tree) for text in layout.texts]
+    joined = Joined(facts, layout.joins, tree, tree.near())
+    prefix = home if home.endswith(":") or not home else f"{home}/"
+    for path in below:
+        match = fitting.fullmatch(path)
         if match is None:
             continue
         name = stem(path.rsplit("/", 1)[-1])
         more = next((found for found in (pattern.fullmatch(name) for pattern in names) if found), None)
         groups = match.groupdict() | (more.groupdict() if more else {})
         cells = {group.lower(): text for group, text in groups.items() if text}
-        yield Record(f"{home}/{path}" if home else path, stem(path), True, cells)
+        for text in texts:
+            cells = text.cells(name) | cells
+        whole, labelled = joined.add({"name": name} | cells)
+        yield Record(prefix + path, stem(path), True, whole, None, labelled)
 
 
-def read_list(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file."""
-    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+class Joined:
+    """The tables that add columns to the images' own rows.
+
+    Several rows for one image: each column holds the different values, joined by ``|``.
+
+    Raises:
+        UserError: If a required table is missing.
+    """
+
+    def __init__(self, facts: FactFile, joins: list[Join], tree: Tree, near: list[str]) -> None:
+        self._joins: list[tuple[Join, dict[tuple[str, ...], Cells]]] = []
+        wanted = columns_read(facts)
+        for join in joins:
+            paths = _find_tables(join, join.on, tree, near)
+            if not paths and join.required:
+                raise UserError(_lacks(facts, join.files, f"columns {', '.join(join.on)}"))
+            if not paths:
+                continue
+            rows: dict[tuple[str, ...], Cells] = {}
+            for path in paths:
+                for cells in read_table(tree.path(path), join, wanted):
+                    key = _key(join, cells)
+                    if key:
+                        _merge(rows.setdefault(key, {}), _interned(cells))
+            self._joins.append((join, rows))
+
+    def add(self, cells: Cells) -> tuple[Cells, bool]:
+        """Return `cells` with those of every table, and whether every table that must have a row for them has one."""
+        labelled = True
+        for join, rows in self._joins:
+            key = _key(join, cells)
+            more = rows.get(key) if key else None
+            if more is None:
+                labelled = labelled and join.unmatched == "keep"
+            else:
+                cells = cells | more if join.overwrite else more | cells
+        return cells, labelled
 
 
-def _find_table(table: Table, layout: TableLayout, root: Path, near: list[str]) -> str | None:
-    column = layout.image.lower()
-    renamed = {old.lower() for old, new in table.rename.items() if new.lower() == column}
+class _Texts:
+    """Text files beside the images."""
+
+    def __init__(self, text: Text, tree: Tree) -> None:
+        self._tree = tree
+        self._patterns = [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in text.patterns]
+        wanted = text.folder.lower()
+        files = [path for path in tree.files if path.lower().endswith(".txt")]
+        self._files = {
+            path.lower().rsplit("/", 1)[-1].removesuffix(".txt"): path
+            for path in reversed(files)
+            if wanted in path.lower().split("/")[:-1]
+        }
+
+    def cells(self, name: str) -> Cells:
+        """Return what the text of the image `name` says; nothing where there is none, or it cannot be read."""
+        path = self._files.get(name.lower())
+        if path is None or self._tree.path(path).stat().st_size > LARGEST_TEXT:
+            return {}
+        try:
+            text = read_text(self._tree.path(path))
+        except UserError:
+            return {}
+        found: Cells = {}
+        for pattern in self._patterns:
+            match = pattern.search(text)
+            for group, value in (match.groupdict() if match else {}).items():
+                if value and value.strip():
+                    found.setdefault(group.lower(), value.strip())
+        return found
+
+
+def _found(images: ImageFiles, names: list[str]) -> list[str]:
+    return list(dict.fromkeys(path for path in map(images.find, names) if path))
+
+
+def _in_folder(folder: str, name: str) -> str:
+    name = name.replace("\\", "/")
+    return f"{folder}/{name}" if folder else name
+
+
+def _find_tables(table: TableFile, columns: list[str], tree: Tree, near: list[str]) -> list[str]:
+    """Return the files of a table: the best one that has (one of) the columns, or all, if the table says so."""
+    wanted = {column.lower() for column in columns}
+    wanted |= {old.lower() for old, new in table.rename.items() if new.lower() in wanted}
     for pattern in table.files:
-        for path in find(near, pattern):
-            if header_of(root / path) & {column, *renamed}:
-                return path
-    return None
+        paths = find(near, pattern)
+        if not (table.lines or table.xml or table.header):
+            paths = [path for path in paths if header_of_table(tree.path(path), table) & wanted]
+        if paths:
+            return sorted(paths) if table.every else paths[:1]
+    return []
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+def header_of_table(path: Path, table: TableFile) -> set[str]:
+    """Return the column names of a table, as `header_of`, for any separator."""
+    names = header_of(path)
+    if table.separator != ",":
+        names = {part.strip() for name in names for part in name.split(table.separator)}
+    # A COCO file's first line tells nothing of its rows.
+    return names | {"file_name", "categories"} if "images" in names else names
 
 
-def _text(path: Path) -> str:
-    try:
-        with _open(path) as file:
-            data = file.read()
-    except (OSError, EOFError):
-        raise UserError(f"A table must be a whole file, got a damaged one [in {path.name}].") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")  # hand-kept tables are saved by spreadsheets
+def _key(join: Join, cells: Cells) -> tuple[str, ...] | None:
+    values = [cells.get(column.strip().lower()) for column in join.on]
+    return tuple(code(value) for value in values if value) if all(values) else None
+
+
+def _merge(into: Cells, cells: Cells) -> None:
+    for column, value in cells.items():
+        old = into.get(column)
+        if old is None:
+            into[column] = value
+        elif value not in old.split("|"):
+            into[column] = f"{old}|{value}"
+
+
+def _interned(cells: Cells) -> Cells:
+    # Tables of hundreds of thousands of rows repeat a few values.
+    return {name: intern(value) if len(value) < 16 else value for name, value in cells.items()}
+
+
+def _lacks(facts: FactFile, files: list[str], what: str) -> str:
+    names = " or ".join(dict.fromkeys(files))
+    return (
+        f"{facts.title} must have a table {names} with {what} at most {MARKER_LEVELS} levels below `--root`, got none. "
+        f"Where it lies elsewhere, name that folder by a further `--root`."
+    )

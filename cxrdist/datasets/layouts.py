@@ -1,0 +1,165 @@
+"""The part of a fact file that says where images and tables lie and how tables are written.
+
+A layout turns files into *records*: cells by column name, and the image they speak of.  A table has columns of its own;
+a folder tree gets them from a pattern over its paths.  Everything behind (patient, projection, labels, splits) reads
+cells and does not know where they came from.
+"""
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cxrdist.config import Config
+from cxrdist.datasets.records import Split
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dcm.gz")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+class Marker(Config):
+    """What tells that a folder holds the dataset; all of `paths` must lie in one folder, up to 4 levels down."""
+
+    paths: list[str] = Field(min_length=1)
+    """File or folder patterns (``*``), case-insensitive; ``.gz`` may follow."""
+    columns: list[str] = []
+    """Columns that the first of `paths`, a table, must have."""
+
+
+class Xml(Config):
+    """How rows are read out of XML files."""
+
+    record: str
+    """Path of the elements that are one row each, in the limited XPath of Python's ElementTree."""
+    cells: dict[str, str]
+    """``{column: path}`` from the record, or from the top with a leading ``/``; ``path@name`` reads an attribute."""
+
+
+class TableFile(Config):
+    """How a table is found and read.  The format is CSV, Parquet, JSON, JSON Lines or COCO by the name, unless said."""
+
+    files: list[str] = Field(min_length=1)
+    """Name patterns, best first; case-insensitive, ``.gz`` may follow, up to 4 levels down."""
+    every: bool = False
+    """Read all files that match the first pattern with a match, instead of one."""
+    separator: str = ","
+    """Between the cells of a row; ``\\t`` for tabs."""
+    header: list[str] = []
+    """Names of the columns, where the file has no line of them."""
+    lines: list[str] = []
+    """Patterns of a whole line, tried in order; named groups are the cells.  For text that is no table."""
+    xml: Xml | None = None
+    rename: dict[str, str] = {}
+    """Columns that have another name in this table: ``{name here: name in the facts}``."""
+    where: dict[str, list[str]] = {}
+    """``{column: values}``: other rows do not count, where the table has that column at all."""
+
+    @field_validator("lines")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        return [_pattern(text) for text in value]
+
+
+class Table(TableFile):
+    """A table that names images, or one that can stand for it in another release."""
+
+    split: Split | None = None
+    """The official split of every row."""
+    unless: str | None = None
+    """A name pattern: where such a file exists too, the rows go to `split_then` instead."""
+    split_then: Split | None = None
+    folder: str = ""
+    """Folder that the images of this table lie in, put before their names."""
+    required: bool = True
+    """False: it may be missing, as long as one table of the layout is there."""
+
+
+class Join(TableFile):
+    """A table whose columns are added to the images' own rows."""
+
+    on: list[str] = Field(min_length=1)
+    """Columns that the two must have in common, under these names."""
+    required: bool = True
+    """Whether the table must be there."""
+    unmatched: Literal["keep", "reject"] = "keep"
+    """What becomes of an image without a row in this table; reject: ``no_label_row``."""
+    overwrite: bool = False
+    """Whether its cells replace those that are there already."""
+
+
+class Text(Config):
+    """Small text files, one beside each image, that say more of it."""
+
+    folder: str
+    """Name of the folder that holds them; they have the image's name, and the suffix .txt."""
+    patterns: list[str]
+    """Searched in the text; named groups are cells."""
+
+
+class _Images(Config):
+    joins: list[Join] = []
+    suffixes: list[str] = list(IMAGE_SUFFIXES)
+    """Endings of the images' names; ``""``: any name at all, inside `within`."""
+
+
+class TableLayout(_Images):
+    """Images named by tables."""
+
+    kind: Literal["table"]
+    tables: list[Table] = Field(min_length=1)
+    image: list[str] = Field(min_length=1)
+    """Columns with the image's path, name or id; the first that names a file on the disk counts."""
+    match_parts: int = Field(1, ge=1)
+    """How many of the last parts of the path find the file; the folders above differ between copies."""
+    within: str = ""
+    """Pattern of the images' paths below the root; what does not match is none of the dataset's images."""
+    repeats: Literal["reject", "union"] = "reject"
+    """What a second row of an image is: a reject, or more findings of the same image (a row per box or mask)."""
+    readers: Literal["majority", "any", "all", "mean"] | None = None
+    """How several readers of an image become one; mean: majority, and the share of the readers as a soft label."""
+    reader: str | None = None
+    """Column that tells readers apart, where one reader has several rows; else each row is a reader."""
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return _as_list(value)
+
+    @model_validator(mode="after")
+    def _reader_needs_readers(self) -> Self:
+        if self.reader and not self.readers:
+            raise ValueError("`reader` needs `readers`, got none")
+        return self
+
+
+class FolderLayout(_Images):
+    """Images that say by their path what they are."""
+
+    kind: Literal["folders"]
+    path: list[str] = Field(min_length=1)
+    """Patterns of an image's whole path below the marker's folder; the first that any image fits counts, and its named
+    groups are the cells."""
+    names: list[str] = []
+    """Patterns of the file's name without suffix, the first that matches gives more cells."""
+    texts: list[Text] = []
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return _as_list(value)
+
+    @field_validator("path", "names")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        return [_pattern(text) for text in value]
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, got {text!r} ({error})") from None
+    return text

@@ -1,0 +1,218 @@
+"""Table files to rows of text cells: CSV, Parquet, JSON, JSON Lines, COCO, XML, and lines by pattern.
+
+Text stays text: ids of 30 digits do not survive a float.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from cxrdist.datasets.layouts import TableFile, Xml
+from cxrdist.errors import UserError
+
+Cells = dict[str, str]
+BLANK = ("", "nan", "none", "null", "n/a")
+LIST_SEPARATOR = "|"
+"""Between the entries of a list, where a table's cell holds one (JSON)."""
+LARGEST_XML = 2**24
+"""Bytes of one XML file; a report is a few thousand."""
+
+
+def read_table(path: Path, how: TableFile | None = None, columns: set[str] | None = None) -> Iterator[Cells]:
+    """Yield each row's cells as text, by column name stripped and in lower case; blank cells are left out.
+
+    Args:
+        path: The file; ``.gz`` is inflated.
+        how: How it is written; by default the name says it.
+        columns: The columns wanted, in lower case; None wants all.
+
+    Raises:
+        UserError: If the file is no readable table.
+    """
+    how = how or TableFile(files=[path.name])
+    renamed = {old.strip().lower(): new.strip().lower() for old, new in how.rename.items()}
+    allowed = {column.lower(): {value.lower() for value in values} for column, values in how.where.items()}
+    if columns is not None:
+        columns = columns | set(allowed)
+    for row in _rows(path, how):
+        cells: Cells = {}
+        for column, value in row:
+            name = column.strip().lower()
+            name = renamed.get(name, name)
+            text = value.strip()
+            if name and name not in cells and text.lower() not in BLANK and (columns is None or name in columns):
+                cells[name] = text
+        if cells and all(column not in cells or cells[column].lower() in allowed[column] for column in allowed):
+            yield cells
+
+
+def header_of(path: Path) -> set[str]:
+    """Return the column names of a table, stripped and in lower case; nothing if it cannot be read."""
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        if name.endswith(".parquet"):
+            import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, and most tables are CSV
+
+            return {str(column).strip().lower() for column in pq.read_schema(path).names}
+        with _open(path) as file:
+            line = file.readline(2**16).decode("utf-8-sig", errors="replace")
+    except Exception:  # whatever a damaged file does to the library, it is no table with these columns
+        return set()
+    if name.endswith((".json", ".jsonl")):
+        return {match.lower() for match in re.findall(r'"([^"\\]{1,80})"\s*:', line)}
+    try:
+        return {column.strip().lower() for column in next(csv.reader([line]), [])}
+    except csv.Error:
+        return set()
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the non-empty lines of a text file."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, in UTF-8 with or without a byte-order mark, or in Latin-1.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with _open(path) as file:
+            data = file.read()
+    except (OSError, EOFError):
+        raise UserError(f"A table must be a whole file, got a damaged one [in {path.name}].") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")  # hand-kept tables are saved by spreadsheets
+
+
+def _rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]]:
+    name = path.name.lower().removesuffix(".gz")
+    if how.xml:
+        yield from _xml_rows(path, how.xml)
+    elif how.lines:
+        yield from _line_rows(path, how)
+    elif name.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    elif name.endswith((".json", ".jsonl")):
+        yield from (_flat(row) for row in _json_rows(path))
+    else:
+        yield from _csv_rows(path, how)
+
+
+def _csv_rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]]:
+    csv.field_size_limit(2**27)  # radiology reports are longer than the default allows
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=how.separator)
+    try:
+        header = how.header or next(rows, [])
+        for row in rows:
+            yield zip(header, row, strict=False)
+    except csv.Error:
+        raise UserError(f"A table must be CSV, got an unreadable one [in {path.name}].") from None
+
+
+def _line_rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]]:
+    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in how.lines]
+    strange = 0
+    for line in read_list(path):
+        match = next((found for found in (pattern.fullmatch(line) for pattern in patterns) if found), None)
+        if match is None:
+            strange += 1
+            continue
+        yield [(name, value or "") for name, value in match.groupdict().items()]
+    if strange:
+        raise UserError(
+            f"Each line must be of a form that the fact file knows, got {strange} that are not [in {path.name}]. "
+            f"Add a pattern to `lines`."
+        )
+
+
+def _parquet_rows(path: Path) -> Iterator[Iterable[tuple[str, str]]]:
+    import pyarrow as pa  # noqa: PLC0415 - slow to import, and most tables are CSV
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from (_flat(row) for row in batch.to_pylist())
+    except (OSError, pa.ArrowException):
+        raise UserError(f"A table must be Parquet, got an unreadable one [in {path.name}].") from None
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield objects of a list, of lines, or of a COCO file: there an image with its annotations' categories."""
+    text = read_text(path)
+    wrong = UserError(f"A table must be JSON with an object per row, got an unreadable one [in {path.name}].")
+    try:
+        tree = json.loads(text)
+        rows = tree if isinstance(tree, list) else _coco(tree) if "images" in tree else [tree]
+    except (ValueError, TypeError, RecursionError):
+        try:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            raise wrong from None
+    except (KeyError, AttributeError):
+        raise wrong from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise wrong
+    yield from rows
+
+
+def _coco(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per image: its own fields, and ``categories``, the names of its annotations."""
+    names = {category["id"]: category["name"] for category in tree.get("categories", [])}
+    found: dict[Any, list[str]] = {}
+    for annotation in tree.get("annotations", []):
+        name = names[annotation["category_id"]]
+        listed = found.setdefault(annotation["image_id"], [])
+        if name not in listed:
+            listed.append(name)
+    return [{**image, "categories": found.get(image["id"], [])} for image in tree["images"]]
+
+
+def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in row.items():
+        if isinstance(value, list | tuple):
+            texts = [_scalar(part) for part in value if not isinstance(part, list | tuple | dict)]
+            yield str(name), LIST_SEPARATOR.join(dict.fromkeys(texts))
+        elif not isinstance(value, dict):
+            yield str(name), _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    return "" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _xml_rows(path: Path, how: Xml) -> Iterator[Iterable[tuple[str, str]]]:
+    try:
+        with _open(path) as file:
+            data = file.read(LARGEST_XML + 1)
+        if len(data) > LARGEST_XML or b"<!ENTITY" in data:  # a small file can name itself into gigabytes
+            raise ValueError
+        top = ElementTree.fromstring(data)
+    except (OSError, EOFError, ValueError, ElementTree.ParseError):
+        raise UserError("An XML report must be a whole file without entities, got a damaged one.") from None
+    for record in top.findall(how.record):
+        yield [
+            (name, LIST_SEPARATOR.join(_xml_values(top if where.startswith("/") else record, where.lstrip("/"))))
+            for name, where in how.cells.items()
+        ]
+
+
+def _xml_values(element: ElementTree.Element, where: str) -> Iterator[str]:
+    path, _, attribute = where.partition("@")
+    found = element.findall(path) if path else [element]
+    for part in found:
+        yield (part.get(attribute, "") if attribute else "".join(part.itertext())).strip()
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
