@@ -46,11 +46,33 @@ class Samples:
         return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0), np.float32)
 
     def targets(self, findings: Sequence[str], policy: LabelPolicy) -> np.ndarray:
-        """Return (N, K) float32 of 1, 0 or NaN (masked) under `policy`."""
+        """Return (N, K) float32 of 1, 0 or NaN (masked) under `policy`; never the shares of readers."""
         no_finding = np.full(len(self), np.nan, np.float32)
         if NO_FINDING in self.findings():
             no_finding = self.values([NO_FINDING])[:, 0]
         return apply_policy(self.values(findings), findings, policy, no_finding=no_finding)
+
+    def training_targets(self, findings: Sequence[str], policy: LabelPolicy) -> np.ndarray:
+        """Return (N, K) float32 in [0, 1] or NaN (masked): `targets`, but shares where `policy.soft` and there are any.
+
+        A share wins over the value, also over a masked one: half of the readers is 0.5 and not uncertain.
+
+        Raises:
+            UserError: If `policy` asks for shares and none of these findings has one here.
+        """
+        targets = self.targets(findings, policy)
+        if not policy.soft:
+            return targets
+        shares = np.full_like(targets, np.nan)
+        for column, name in enumerate(findings):
+            if f"s_{name}" in self.table.columns:
+                shares[:, column] = self.table[f"s_{name}"].to_numpy(dtype=np.float32, na_value=np.nan)
+        if np.isnan(shares).all():
+            raise UserError(
+                "`labels.soft` needs shards with shares of readers, got none in the training images. Set it to false, "
+                "or pack with a fact file that combines its readers by `mean`."
+            )
+        return np.where(np.isnan(shares), targets, shares)
 
     def image(self, sample: int) -> np.ndarray:
         """Return the packed image of one sample, (H, W) uint8 or uint16.

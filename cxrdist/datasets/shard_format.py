@@ -141,6 +141,8 @@ class Manifest(Config):
     rejects: dict[str, int]
     """Images left out, by reason."""
     findings: list[str]
+    soft: list[str] = []
+    """Findings of which samples may carry the share of their readers who say present."""
     preprocessing: Preprocessing
     facts: str
     """Hash of the fact file's content."""
@@ -172,6 +174,11 @@ def finding_column(finding: str) -> str:
     return f"y_{finding}"
 
 
+def soft_column(finding: str) -> str:
+    """Return the index column of the share of readers who say present."""
+    return f"s_{finding}"
+
+
 def is_frontal(projection: str, *, noted: bool, packed: Literal["frontal", "all"]) -> bool:
     """Return whether an image is known to be PA or AP, even where nobody says which.
 
@@ -188,10 +195,15 @@ def source_allows(name: str, value: object) -> bool:
     return words.fullmatch(value) is not None if isinstance(words, re.Pattern) else value in (words or ())
 
 
-def index_columns(findings: Sequence[str], *, format_version: int = FORMAT_VERSION) -> list[str]:
-    """Return all columns of the index of a dataset that annotates `findings`, as folders of a format have them."""
+def index_columns(
+    findings: Sequence[str], soft: Sequence[str] = (), *, format_version: int = FORMAT_VERSION
+) -> list[str]:
+    """Return all columns of the index of a dataset that annotates `findings`, as folders of a format have them.
+
+    `soft` are those of the findings with shares of readers.
+    """
     source = SOURCE_COLUMNS if format_version > 1 else ()
-    return [*INDEX_COLUMNS, *source, *map(finding_column, findings)]
+    return [*INDEX_COLUMNS, *source, *map(finding_column, findings), *map(soft_column, soft)]
 
 
 def read_manifest(shards: Path) -> Manifest:
@@ -238,7 +250,8 @@ def read_index(shards: Path) -> "pd.DataFrame":
     """Return the index: a row per sample in the order of the tars, columns `index_columns`.
 
     Offsets, sizes and `crc32` are int64, `frontal` is bool, `age` is Int16, `height` and `width` int32, `bits` is Int8,
-    findings Int8 (1, 0, -1, null).  Columns that an older format lacks are there, all null.
+    findings Int8 (1, 0, -1, null), shares of readers float32 (0 to 1, NaN).  Columns that an older format lacks are
+    there, all null.
 
     Raises:
         UsageError, UserError: As `read_manifest`; also if the index does not fit the manifest.
@@ -253,10 +266,10 @@ def read_index(shards: Path) -> "pd.DataFrame":
         table = pq.read_table(shards / INDEX)
     except (OSError, pa.ArrowException):
         raise UserError(f"{INDEX} in {str(shards)!r} is missing or damaged. {way_out}") from None
-    wanted = index_columns(manifest.findings, format_version=manifest.format_version)
+    wanted = index_columns(manifest.findings, manifest.soft, format_version=manifest.format_version)
     if table.column_names != wanted or table.num_rows != manifest.samples:
         raise UserError(f"{INDEX} in {str(shards)!r} must fit its manifest, got other columns or rows. {way_out}")
-    for place, name in enumerate(index_columns(manifest.findings)):
+    for place, name in enumerate(index_columns(manifest.findings, manifest.soft)):
         if name not in table.column_names:
             table = table.add_column(place, name, pa.nulls(len(table), pa.int8() if name == "bits" else pa.string()))
     nullable = {pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype()}

@@ -47,6 +47,10 @@ class LabelPolicy(Config):
     not_mentioned: Literal["ignore", "zeros", "zeros_if_no_finding"] = "zeros"
     """Null becomes masked, 0, or 0 only in images whose `no_finding` is 1."""
 
+    soft: bool = False
+    """Train towards the share of readers who say present, where the shards have it; elsewhere towards the value above.
+    Validation, test and class weights go by the values always: a metric needs a yes or a no."""
+
 
 def apply_policy(
     values: np.ndarray, names: Sequence[str], policy: LabelPolicy, *, no_finding: np.ndarray

@@ -54,7 +54,14 @@ class FinetuneConfig(Config):
             raise ValueError(f"must name each finding once, got {', '.join(twice)} twice.")
         return names
 
+    @field_validator("eval_labels")
+    @classmethod
+    def _hard(cls, policy: LabelPolicy | None) -> LabelPolicy | None:
+        if policy is not None and policy.soft:
+            raise ValueError("must not have `soft` true: a metric needs a yes or a no. Set it in `labels` alone.")
+        return policy
+
     def evaluation_policy(self) -> LabelPolicy:
         """Return the policy of validation and test."""
-        masked = self.labels.model_copy(update={"uncertain": "ignore", "uncertain_by_finding": {}})
+        masked = self.labels.model_copy(update={"uncertain": "ignore", "uncertain_by_finding": {}, "soft": False})
         return self.eval_labels or masked

@@ -72,8 +72,9 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
             "A training split must have a finding with both values, in validation too, got none "
             f"[in {config.shards.name}]. Pack more images or name `findings`."
         )
-    task = _build_task(config, train_samples, findings)
-    images = TrainingImages(train_samples, train_samples.targets(findings, config.labels), config.input, config.seed)
+    targets = train_samples.training_targets(findings, config.labels)
+    task = _build_task(config, train_samples, findings, targets)
+    images = TrainingImages(train_samples, targets, config.input, config.seed)
     val_images = EvaluationImages(val_samples, val_samples.targets(findings, val_policy), config.input)
 
     def logits_of(module: nn.Module) -> np.ndarray:
@@ -143,11 +144,10 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     return _write_split(folder, split, samples, findings, images.targets, logits)
 
 
-def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str]) -> FinetuneTask:
+def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str], targets: np.ndarray) -> FinetuneTask:
     model = build_model(config.model, num_classes=len(findings), image_size=config.input.image_size, seed=config.seed)
     if config.model.weights is not None:
         load_weights(model.net, config.model.weights)
-    targets = samples.targets(findings, config.labels)
     unknown = [name for name, none in zip(findings, np.isnan(targets).all(axis=0), strict=True) if none]
     if unknown:
         raise UserError(
@@ -155,7 +155,7 @@ def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str]) -
             f"[in {config.shards.name}]. Take it out of `findings` or change `labels`."
         )
     balanced = config.class_weights == "balanced"
-    weights = balanced_weights(targets) if balanced else np.ones(len(findings))
+    weights = balanced_weights(samples.targets(findings, config.labels)) if balanced else np.ones(len(findings))
     return FinetuneTask(model, pos_weight=weights, known_share=float((~np.isnan(targets)).mean()))
 
 

@@ -22,6 +22,7 @@ from cxrdist.datasets.shard_format import (
     Shard,
     finding_column,
     is_frontal,
+    soft_column,
     source_allows,
 )
 from cxrdist.pack.render import OLDEST
@@ -159,7 +160,7 @@ def _check_image(data: bytes, fields: dict[str, Any] | None, manifest: Manifest)
 
 
 def _check_fields(fields: dict[str, Any], key: str, manifest: Manifest) -> Iterator[str]:
-    if sorted(fields) != sorted(JSON_FIELDS):
+    if sorted(fields.keys() - {"soft"}) != sorted(JSON_FIELDS):
         yield f"the JSON has not exactly the fields {', '.join(JSON_FIELDS)}"
         return
     if fields["image_id"] != key:
@@ -177,6 +178,11 @@ def _check_fields(fields: dict[str, Any], key: str, manifest: Manifest) -> Itera
         yield "`findings` are not those of the manifest"
     elif any(value is not None and value not in (1, 0, -1) for value in findings.values()):
         yield "a finding is not 1, 0, -1 or null"
+    soft = fields.get("soft", {})
+    if not isinstance(soft, dict) or not soft.keys() <= set(manifest.soft):
+        yield "`soft` has other findings than the manifest's"
+    elif any(type(share) not in (int, float) or not 0 <= share <= 1 for share in soft.values()):
+        yield "a share of readers in `soft` is not a number from 0 to 1"
     source = fields["source"]
     if not isinstance(source, dict) or not all(source_allows(name, value) for name, value in source.items()):
         yield "`source` has a field that is not on the allow-list"
@@ -203,6 +209,8 @@ def _check_line(
     same = ("image_id", "patient_id", "study_id", "projection", "sex", "age", "height", "width")
     told = {name: fields.get(name) for name in same}
     told |= {finding_column(finding): fields["findings"].get(finding) for finding in task.manifest.findings}
+    if isinstance(soft := fields.get("soft", {}), dict):
+        told |= {soft_column(finding): _float32(soft.get(finding)) for finding in task.manifest.soft}
     source = fields.get("source")
     told["frontal"] = is_frontal(
         str(fields.get("projection")),
@@ -214,6 +222,11 @@ def _check_line(
     different = [name for name, value in told.items() if line[name] != value]
     if different:
         yield f"the index and the JSON differ in {', '.join(different)}"
+
+
+def _float32(share: object) -> object:
+    """Return a share as the index holds it."""
+    return float(np.float32(share)) if isinstance(share, int | float) else share
 
 
 def _read_json(data: bytes) -> dict[str, Any] | None:

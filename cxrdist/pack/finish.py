@@ -31,6 +31,7 @@ from cxrdist.datasets.shard_format import (
     index_columns,
     is_frontal,
     shard_name,
+    soft_column,
 )
 from cxrdist.pack.build import SampleRecord, ShardRecord, Tar, tar_path, write_file, write_shard
 from cxrdist.pack.plan import Left, Plan, PlannedShard
@@ -137,6 +138,7 @@ def finish(plan: Plan, records: Records, work: Path, shards: Path) -> tuple[Mani
         splits={split: sum(entry.samples for entry in entries if entry.split == split) for split in SPLITS},
         rejects=dict(sorted(Counter(left.reason for left in rejects).items())),
         findings=list(plan.findings),
+        soft=list(plan.soft),
         preprocessing=how,
         facts=plan.dataset.facts,
         code_version=__version__,
@@ -207,8 +209,12 @@ def _index(plan: Plan, samples: list[tuple[Shard, SampleRecord]]) -> bytes:
             finding_column(finding): (pa.int8(), [image.row.findings.get(finding) for image in images])
             for finding in plan.findings
         },
+        **{
+            soft_column(finding): (pa.float32(), [image.row.soft.get(finding) for image in images])
+            for finding in plan.soft
+        },
     }
-    assert list(values) == index_columns(plan.findings)
+    assert list(values) == index_columns(plan.findings, plan.soft)
     table = pa.table({name: pa.array(column, kind) for name, (kind, column) in values.items()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", version="2.6", store_schema=False)

@@ -69,6 +69,8 @@ class Plan:
     pseudonyms: Pseudonyms
     findings: tuple[str, ...]
     """All findings the dataset annotates, in the canonical order."""
+    soft: tuple[str, ...]
+    """Those of them with shares of readers."""
     shards: tuple[PlannedShard, ...]
     rejects: tuple[tuple[Reject, Left], ...]
     """What the importer left out, and repeated rows."""
@@ -158,8 +160,11 @@ def make_plan(dataset: DatasetName, found: Import, options: PackOptions, pseudon
     annotated = {finding for row in found.rows for finding in row.findings}
     findings = tuple(finding for finding in titles() if finding in annotated)
     assert len(findings) == len(annotated), "importers hand on canonical findings only"
+    shared = {finding for row in found.rows for finding in row.soft}
+    assert shared <= annotated, "a share of readers is one of an annotated finding"
+    soft = tuple(finding for finding in findings if finding in shared)
     inputs = pseudonyms.keyed_hash(_inputs(shards, [left for _, left in rejects]))
-    return Plan(dataset, options, pseudonyms, findings, tuple(shards), tuple(rejects), length, inputs)
+    return Plan(dataset, options, pseudonyms, findings, soft, tuple(shards), tuple(rejects), length, inputs)
 
 
 def _refuse_free_text(dataset: DatasetName, rows: list[Row]) -> None:
@@ -177,7 +182,8 @@ def _inputs(shards: list[PlannedShard], rejects: list[Left]) -> bytes:
     rows = [
         (
             *(image.image_id, image.patient_id, image.study_id, image.row.split, image.row.projection, image.row.sex),
-            *(image.row.age, image.row.findings, image.row.notes, image.row.origin, _size(image.row)),
+            *(image.row.age, image.row.findings, image.row.notes, image.row.origin, image.row.soft),
+            _size(image.row),
         )
         for shard in shards
         for image in shard.images

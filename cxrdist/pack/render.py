@@ -93,6 +93,7 @@ def _fields(
 ) -> dict[str, Any]:
     row = planned.row
     age = row.age if row.age is not None else radiograph.age
+    soft = {"soft": row.soft} if row.soft else {}
     return {
         "image_id": planned.image_id,
         "patient_id": planned.patient_id,
@@ -101,6 +102,7 @@ def _fields(
         "sex": row.sex if row.sex != "unknown" else radiograph.sex or "unknown",
         "age": None if age is None else min(int(age), OLDEST),
         "findings": {finding: row.findings.get(finding) for finding in findings},
+        **soft,
         "height": int(pixels.shape[0]),
         "width": int(pixels.shape[1]),
         "source": _source(radiograph, row),
