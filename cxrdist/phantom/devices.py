@@ -1,5 +1,7 @@
 """Tubes, lines and wires: what `support_devices` stands for."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cxrdist.phantom.canvas import band, curve, ellipse, moved
@@ -26,8 +28,8 @@ def add_devices(scene: Scene) -> None:
     scene.metal += np.float32(0.35 + 0.65 * min(strength, 1.0)) * metal
 
 
-def _tube(scene: Scene, points: list[tuple[float, float]], width: float, density: float) -> np.ndarray:
-    """A hollow tube: two walls, and a radio-opaque stripe along one of them."""
+def tube(scene: Scene, points: Sequence[tuple[float, float]] | np.ndarray, width: float, density: float) -> np.ndarray:
+    """Return the map (cm of water) of a hollow tube through `points`: two walls, and an opaque stripe along one."""
     line = curve(np.array(points))
     outer = scene.frame.mask(band(line, width / 2))
     inner = scene.frame.mask(band(line, width * 0.3))
@@ -45,7 +47,7 @@ def _central_line(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 def _breathing_tube(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     tip = rng.uniform(3.2, 6.0)
-    return _tube(scene, [(0.3, -9), (0.1, -4), (0.1, 0), (0.2, tip)], 1.0, 1.3)
+    return tube(scene, [(0.3, -9), (0.1, -4), (0.1, 0), (0.2, tip)], 1.0, 1.3)
 
 
 def _stomach_tube(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -59,7 +61,7 @@ def _stomach_tube(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         (5, dome + 4),
         (rng.uniform(7, 9), dome + 4.5),
     ]
-    return _tube(scene, points, 0.55, 1.4)
+    return tube(scene, points, 0.55, 1.4)
 
 
 def _leads(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -113,4 +115,4 @@ def _port(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def _chest_drain(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     side = affected_sides(scene.exam, "pneumothorax", both=0)[0]
     points = [(side * 19, 17.5), (side * 14, 14.5), (side * 11.8, 9), (side * 8.5, rng.uniform(2.5, 4))]
-    return _tube(scene, points, 0.9, 1.3)
+    return tube(scene, points, 0.9, 1.3)

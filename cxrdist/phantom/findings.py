@@ -121,6 +121,27 @@ def pneumonia(scene: Scene, strength: float, rng: np.random.Generator) -> None:
         scene.fill(_patches(scene, rng, side, 0.4, 0.97, 5), 0.14 + 0.62 * strength)
 
 
+def bacterial_pneumonia(scene: Scene, strength: float, rng: np.random.Generator) -> None:
+    """One lobe, or much of it, filled and without loss of volume; its bronchi keep their air."""
+    consolidation(scene, strength, rng)
+
+
+def viral_pneumonia(scene: Scene, strength: float, rng: np.random.Generator) -> None:
+    """Streaks that fan out from both hila, with a fine net between them; no lobe is filled."""
+    frame = scene.frame
+    for side, share in zip((-1, 1), rng.uniform(0.8, 1.0, 2), strict=True):
+        near = np.exp(-(((side * scene.x - 4.5) / 5.5) ** 2) - ((scene.y - 11.5) / 7.0) ** 2)
+        weight = near * scene.lungs[side] * np.float32(share)
+        streaks = frame.zeros()
+        for angle in rng.normal(np.linspace(-1.1, 1.2, 7), 0.12):
+            way, reach = np.array((np.cos(angle), np.sin(angle))), rng.uniform(4.0, 7.5)
+            streaks += frame.stroke((np.array((3.0, 10.6)) + way * np.array([[2.4], [reach]])) * (side, 1), 0.3)
+        weight *= np.minimum(scene.air / np.float32(6), 1)  # not before or behind the heart
+        scene.tissue += (0.3 + 1.9 * strength) * _network(scene, rng, 1.1) * weight
+        scene.tissue += (0.15 + 0.7 * strength) * frame.blur(streaks, 0.14) * weight
+        scene.fill(weight, 0.06 + 0.3 * strength)
+
+
 def infiltration(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """Faint, ill-defined, streaky clouding on both sides."""
     for side in (-1, 1):
@@ -302,6 +323,8 @@ DRAWERS: dict[str, Drawer] = {
     "infiltration": infiltration,
     "pneumonia": pneumonia,
     "consolidation": consolidation,
+    "bacterial_pneumonia": bacterial_pneumonia,
+    "viral_pneumonia": viral_pneumonia,
     "tuberculosis": tuberculosis,
     "fibrosis": fibrosis,
     "interstitial_lung_disease": interstitial_lung_disease,

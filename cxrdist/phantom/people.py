@@ -3,7 +3,7 @@
 Everything is drawn from `cxrdist.seeds.stream`, keyed by site, patient and image, so any image can be drawn alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Literal
 
@@ -119,6 +119,29 @@ def draw_patient(key: Key, *, age_mean: float = 56.0) -> Patient:
         scoliosis=float(rng.normal(0, 0.35)),
         aorta=float(1.35 + 0.006 * (age - 50) + 0.1 * rng.standard_normal()),
         markings=float(rng.uniform(0.8, 1.2)),
+    )
+
+
+def draw_child(key: Key, months: int) -> Patient:
+    """Return the anatomy of patient `key.patient` at an age of `months`, below 12 years.
+
+    The field is set to the child, so its chest fills the picture as an adult's does.  What differs is the shape: a short,
+    broad chest with level ribs, and a heart that takes up to 0.54 of it; most so in the youngest.
+    """
+    rng = key.lasting(Draw.PATIENT, 1)
+    adult = draw_patient(key)
+    young = 1 - min(months, 143) / 144  # 1 newborn .. 0 at 12 years
+    return replace(
+        adult,
+        age=months // 12,
+        size=float(np.clip(0.97 + 0.03 * rng.standard_normal(), 0.9, 1.05)),
+        chest_width=float(np.clip(0.98 + 0.03 * rng.standard_normal(), 0.9, 1.06)),
+        chest_height=float(np.clip(0.95 - 0.15 * young + 0.025 * rng.standard_normal(), 0.76, 1.0)),
+        habitus=float(np.clip(-0.3 + 0.35 * rng.standard_normal(), -1, 0.6)),
+        heart_ratio=float(np.clip(0.46 + 0.06 * young + 0.015 * rng.standard_normal(), 0.43, 0.54)),
+        rib_slope=float(adult.rib_slope * (1 - 0.45 * young)),
+        scoliosis=0.4 * adult.scoliosis,
+        aorta=float(1.15 - 0.25 * young + 0.05 * rng.standard_normal()),
     )
 
 

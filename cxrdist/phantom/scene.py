@@ -49,12 +49,7 @@ class Scene:
 
     def place(self, rng: np.random.Generator, side: int, low: float = 0.15, high: float = 0.85) -> tuple[float, float]:
         """Return a point inside the lung of `side`, between two shares of its height (0 apex, 1 dome)."""
-        dome = self.shape.domes[0 if side < 0 else 1]
-        y = dome * rng.uniform(low, high)
-        wall = float(self.shape.half_width(y))
-        inner = 3.4 if y < 11 else 5.2 if side < 0 else 7.0
-        x = inner + (wall - 1.2 - inner) * rng.uniform(0.1, 0.95)
-        return side * x, float(y)
+        return self.shape.place(rng, side, low, high)
 
     def water(self) -> np.ndarray:
         """Return the water-equivalent thickness (cm) that the beam crosses."""
@@ -126,7 +121,7 @@ def _soft_parts(frame: Frame, exam: Exam, shape: Shape, tissue: np.ndarray, rng:
         tissue -= 2.2 * frame.blur(
             frame.ball(spot, (rng.uniform(0.8, 2.0), rng.uniform(0.7, 1.2)), rng.uniform(-1, 1)), 0.2
         )
-    if exam.patient.sex == "F":
+    if exam.patient.sex == "F" and exam.patient.age >= 12:
         _breasts(frame, exam, tissue, rng)
     # Sternocleidomastoid and the skin fold over the clavicles.
     for side in (-1, 1):

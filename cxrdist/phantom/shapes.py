@@ -46,6 +46,15 @@ class Shape:
         """Return the half width of the inner chest at depth `y`."""
         return np.interp(y, self.wall[:, 1], self.wall[:, 0])
 
+    def place(self, rng: np.random.Generator, side: int, low: float, high: float) -> tuple[float, float]:
+        """Return a point inside the lung of `side`, between two shares of its height (0 apex, 1 dome)."""
+        dome = self.domes[0 if side < 0 else 1]
+        y = dome * rng.uniform(low, high)
+        wall = float(self.half_width(y))
+        inner = 3.4 if y < 11 else 5.2 if side < 0 else 7.0
+        x = inner + (wall - 1.2 - inner) * rng.uniform(0.1, 0.95)
+        return side * x, float(y)
+
 
 def heart_ratio(exam: Exam) -> float:
     """Return the true cardiothoracic ratio: above 0.55 with cardiomegaly, below 0.48 without."""
