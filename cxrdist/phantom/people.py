@@ -125,8 +125,8 @@ def draw_patient(key: Key, *, age_mean: float = 56.0) -> Patient:
 def draw_child(key: Key, months: int) -> Patient:
     """Return the anatomy of patient `key.patient` at an age of `months`, below 12 years.
 
-    The field is set to the child, so its chest fills the picture as an adult's does.  What differs is the shape: a short,
-    broad chest with level ribs, and a heart that takes up to 0.54 of it; most so in the youngest.
+    The field is set to the child, so its chest fills the picture as an adult's does.  What differs is the shape: a
+    short, broad chest with level ribs, and a heart that takes up to 0.54 of it; most so in the youngest.
     """
     rng = key.lasting(Draw.PATIENT, 1)
     adult = draw_patient(key)
