@@ -7,6 +7,8 @@ HOMES = {
     "chexpert": "chexpert.LAYOUT",
     "nih14": "nih14.LAYOUT",
     "vindr_cxr": "vindr_cxr.LAYOUT",
+    "mimic_cxr": "mimic.DICOM",
+    "mimic_cxr_jpg": "mimic.JPG",
 }
 """Where each layout lives: a module of this package and the name of its `Layout`.
 
