@@ -5,27 +5,37 @@ from collections.abc import Sequence
 import numpy as np
 
 from cxrdist.phantom.canvas import band, curve, ellipse, moved
-from cxrdist.phantom.people import Draw
+from cxrdist.phantom.people import Draw, Exam
 from cxrdist.phantom.scene import Scene
 from cxrdist.phantom.shapes import affected_sides
 
 
 def add_devices(scene: Scene) -> None:
-    """Draw one to three devices if the exam has `support_devices`: tubes in bed, pacemakers and wires upright."""
-    strength = scene.exam.findings.get("support_devices")
-    if strength is None:
-        return
+    """Draw the devices of `device_names`, each an opaque thing that lies in the chest or on it."""
     rng = scene.exam.key.lasting(Draw.DEVICE)
-    bed = scene.exam.projection == "AP"
-    choices = [_central_line, _breathing_tube, _stomach_tube, _leads] if bed else [_pacemaker, _wires, _port]
+    names = device_names(scene.exam, rng)
+    if not names:
+        return
+    metal = scene.frame.zeros()
+    for name in names:
+        metal += _DRAWERS[name](scene, rng)
+    scene.metal += np.float32(0.35 + 0.65 * min(scene.exam.findings["support_devices"], 1.0)) * metal
+
+
+def device_names(exam: Exam, rng: np.random.Generator | None = None) -> list[str]:
+    """Return which one to four devices an exam with `support_devices` has: tubes in bed, pacemakers and wires upright.
+
+    The draws are the first of the stream that places them; `rng`, where it is given, is that stream.
+    """
+    if "support_devices" not in exam.findings:
+        return []
+    rng = rng or exam.key.lasting(Draw.DEVICE)
+    bed = exam.projection == "AP"
+    choices = _IN_BED if bed else _UPRIGHT
     order = rng.permutation(len(choices))
     count = 2 + int(rng.random() < 0.5) if bed else 1 + int(rng.random() < 0.25)
-    metal = scene.frame.zeros()
-    for k in order[:count]:
-        metal += choices[k](scene, rng)
-    if "pneumothorax" in scene.exam.findings and bed:
-        metal += _chest_drain(scene, rng)
-    scene.metal += np.float32(0.35 + 0.65 * min(strength, 1.0)) * metal
+    drain = ["chest_drain"] if bed and "pneumothorax" in exam.findings else []
+    return [choices[k] for k in order[:count]] + drain
 
 
 def tube(scene: Scene, points: Sequence[tuple[float, float]] | np.ndarray, width: float, density: float) -> np.ndarray:
@@ -116,3 +126,17 @@ def _chest_drain(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     side = affected_sides(scene.exam, "pneumothorax", both=0)[0]
     points = [(side * 19, 17.5), (side * 14, 14.5), (side * 11.8, 9), (side * 8.5, rng.uniform(2.5, 4))]
     return tube(scene, points, 0.9, 1.3)
+
+
+_IN_BED = ("central_line", "breathing_tube", "stomach_tube", "leads")
+_UPRIGHT = ("pacemaker", "wires", "port")
+_DRAWERS = {
+    "central_line": _central_line,
+    "breathing_tube": _breathing_tube,
+    "stomach_tube": _stomach_tube,
+    "leads": _leads,
+    "pacemaker": _pacemaker,
+    "wires": _wires,
+    "port": _port,
+    "chest_drain": _chest_drain,
+}
