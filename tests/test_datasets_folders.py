@@ -2,38 +2,10 @@
 
 from collections import Counter
 
-import cv2
-import numpy as np
 import pytest
 
 from cxrdist.datasets import detect, import_dataset
-
-KAGGLE = [
-    "train/NORMAL/IM-0115-0001.jpeg",
-    "train/NORMAL/NORMAL2-IM-1427-0001.jpeg",
-    "train/NORMAL/NORMAL2-IM-1427-0002.jpeg",
-    "train/PNEUMONIA/person1_bacteria_1.jpeg",
-    "train/PNEUMONIA/person1_bacteria_2.jpeg",
-    "train/PNEUMONIA/person2_virus_6.jpeg",
-    "val/PNEUMONIA/person1_bacteria_9.jpeg",
-    "val/NORMAL/NORMAL2-IM-1438-0001.jpeg",
-    "test/NORMAL/IM-0115-0001.jpeg",
-    "test/PNEUMONIA/person1_virus_7.jpeg",
-]
-
-
-def write(folder, paths):
-    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8))[1].tobytes()
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-
-
-def make_kaggle(root):
-    write(root / "chest_xray", KAGGLE)
-    write(root / "chest_xray/chest_xray", KAGGLE)  # the archive holds the tree twice
-    write(root / "chest_xray/__MACOSX/chest_xray", KAGGLE)
-    write(root / "chest_xray", ["train/NORMAL/.DS_Store", "train/NORMAL/._IM-0115-0001.jpeg", "README.jpeg"])
+from tests.trees.kermany import KAGGLE, make_kaggle, make_mendeley, write
 
 
 @pytest.mark.parametrize("below", ["", "chest_xray"])
@@ -68,15 +40,7 @@ def test_kermanys_validation_is_carved_from_the_pool_by_patient(tmp_path):
 
 
 def test_mendeleys_names_are_known_too(tmp_path):
-    write(
-        tmp_path / "CHEST XRAY",
-        [
-            "train/NORMAL/NORMAL-1003233-0001.jpeg",
-            "train/PNEUMONIA/BACTERIA-1135262-0001.jpeg",
-            "train/PNEUMONIA/BACTERIA-1135262-0002.jpeg",
-            "test/PNEUMONIA/VIRUS-1980593-0001.jpeg",
-        ],
-    )
+    make_mendeley(tmp_path)
     found = import_dataset(detect(tmp_path), tmp_path)
     assert len({row.patient for row in found.rows}) == 3
     bacterial = [row.findings["bacterial_pneumonia"] for row in found.rows]

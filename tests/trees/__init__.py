@@ -1,0 +1,19 @@
+"""A small tree of every dataset, in its real layout and with the traps of the real copies.
+
+Each module makes the trees of one family.  A maker writes below a folder, and returns how many images the dataset then
+has: those that its tables name, and the image files that none of them does.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.trees import chexpert, covid, kermany, nih14, vindr
+
+TREES: dict[str, Callable[[Path], int]] = {
+    **chexpert.TREES,
+    **covid.TREES,
+    **kermany.TREES,
+    **nih14.TREES,
+    **vindr.TREES,
+}
+"""By dataset; ``dataset/form`` are further forms of it."""
