@@ -105,7 +105,7 @@ WRONG = [
     (["shards", "info", "gone"], 2, "must exist, got 'gone'"),
     (["shards", "verify", "gone"], 2, "must exist, got 'gone'"),
     (["shards", "info", "."], 1, "is not a shard folder"),
-    (["shards", "repair", ".", "--root", "gone"], 2, "`--root` must be a folder"),
+    (["shards", "repair", ".", "--root", "gone"], 2, "`--root` must be an existing folder"),
     (["train", "gone.yaml"], 2, "must exist, got 'gone.yaml'"),
     (["train", "."], 2, "must exist, got '.'"),
     (["pretrain", "gone.yaml"], 2, "must exist, got 'gone.yaml'"),

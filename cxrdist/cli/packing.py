@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrdist.cli.show import print_table
-from cxrdist.errors import UsageError
 from cxrdist.phantom.layouts import HOMES
 
 if TYPE_CHECKING:
@@ -52,15 +51,24 @@ def phantom(
         typer.echo(f"Next: cxrdist pack {layout} --root {summary.root} --out {out.parent / (out.name + '-shards')}")
 
 
-def datasets(as_json: Json = False) -> None:
+def datasets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one's fact file.")] = None,
+    as_json: Json = False,
+) -> None:
     """List the datasets that can be packed: what marks them, how they are labelled, where to get them.
 
-    Example: `cxrdist datasets`
+    With a name, print that dataset's fact file, to read or to start an own one from. Example: `cxrdist datasets`
     """
     import json
 
-    from cxrdist.datasets import describe_markers, list_facts
+    from cxrdist.config import shipped
+    from cxrdist.datasets import describe_markers, list_facts, read_facts
 
+    if name is not None:
+        facts = read_facts(name)
+        path = Path(name) if name != facts.name else shipped("shards") / f"{name}.yaml"
+        typer.echo(facts.model_dump_json(indent=2) if as_json else path.read_text(encoding="utf-8"), nl=as_json)
+        return
     if as_json:
         entries = [
             {
@@ -69,6 +77,9 @@ def datasets(as_json: Json = False) -> None:
                 "marked_by": describe_markers(facts),
                 "labels": facts.coding,
                 "overlaps": facts.overlaps,
+                "variants": {variant: changes["about"] for variant, changes in facts.variants.items()},
+                "findings": list(facts.findings),
+                "verified": facts.verified,
                 "licence": facts.licence,
                 "home": facts.home,
             }
@@ -83,13 +94,26 @@ def datasets(as_json: Json = False) -> None:
         typer.echo(f"  licence:   {facts.licence}")
         typer.echo(f"  home:      {facts.home}")
         if facts.overlaps:
-            typer.echo(f"  overlaps:  {'; '.join(f'{name} ({how})' for name, how in facts.overlaps.items())}")
+            typer.echo(f"  overlaps:  {'; '.join(f'{other} ({how})' for other, how in facts.overlaps.items())}")
+        for variant, changes in facts.variants.items():
+            typer.echo(f"  variant:   {variant}: {changes['about']}")
+        if not facts.verified:
+            typer.echo("  The layout is as far as known, and not yet tried on a real copy.")
 
 
 def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, a fact file, or `auto`.")],
-    root: Annotated[Path, typer.Option(metavar="RAW", help="Folder of the dataset as downloaded.")],
+    root: Annotated[
+        list[Path],
+        typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it."),
+    ],
     out: Annotated[Path, typer.Option(metavar="SHARDS", help="Shard folder to write.")],
+    variant: Annotated[
+        str | None, typer.Option(help="Another reading of the dataset; `datasets NAME` lists them.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a fact, e.g. splits.seed=1.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Shorter side, pixels; nothing is enlarged.")] = 512,
     image_format: Annotated[str, typer.Option("--format", help="jpeg or png.")] = "jpeg",
     bits: Annotated[int, typer.Option(help="8, or 16 with png.")] = 8,
@@ -103,8 +127,10 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Pack raw radiographs into WebDataset shards, once: correct pixels, pseudonyms, every exclusion accounted for.
 
-    Interrupted, the same command goes on. Example: `cxrdist pack nih14 --root raw/nih --out shards/nih14 --workers 8`
+    Interrupted, the same command goes on. Where tables and images lie apart, name both folders, the tables' first.
+    Example: `cxrdist pack nih14 --root raw/nih --out shards/nih14 --workers 8`
     """
+    from cxrdist.config import parse_settings
     from cxrdist.datasets import detect, read_facts
     from cxrdist.pack import PackOptions
     from cxrdist.pack.dataset import pack_dataset
@@ -123,7 +149,8 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
         },
         where="the options",
     )
-    facts = detect(root) if name == "auto" else read_facts(name)
+    found = detect(root).name if name == "auto" else name
+    facts = read_facts(found, variant=variant, changes=parse_settings(settings or []))
     manifest = pack_dataset(facts, root, out, options)
     if as_json:
         typer.echo(manifest.model_dump_json())
@@ -220,7 +247,10 @@ def verify(folder: ShardFolder, workers: Workers = 1, as_json: Json = False) -> 
 @shards.command()
 def repair(
     folder: ShardFolder,
-    root: Annotated[Path, typer.Option(metavar="RAW", help="Folder of the dataset as downloaded.")],
+    root: Annotated[
+        list[Path],
+        typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it."),
+    ],
     name: Annotated[str | None, typer.Option(help="The dataset's name or fact file. Default: as packed.")] = None,
     id_key: Annotated[Path | None, typer.Option(help="The key it was packed with.")] = None,
     workers: Workers = 1,
@@ -232,13 +262,14 @@ def repair(
     """
     from cxrdist.datasets import read_facts
     from cxrdist.datasets.shard_format import read_manifest
+    from cxrdist.datasets.tree import check_root
     from cxrdist.pack.dataset import repair_dataset
 
-    if not root.is_dir():
-        raise UsageError(f"`--root` must be a folder, got {str(root)!r}. Check the path.")
-    manifest = repair_dataset(
-        read_facts(name or read_manifest(folder).dataset), root, folder, id_key=id_key, workers=workers
-    )
+    for each in root:
+        check_root(each)
+    packed = read_manifest(folder)
+    facts = read_facts(name or packed.dataset, variant=packed.variant, changes=packed.changes)
+    manifest = repair_dataset(facts, root, folder, id_key=id_key, workers=workers)
     if as_json:
         typer.echo(manifest.model_dump_json())
     else:

@@ -2,7 +2,7 @@
 
 from cxrdist.datasets.detect import describe_markers, detect
 from cxrdist.datasets.facts import FactFile, fact_hash, list_facts, read_facts
-from cxrdist.datasets.importer import import_dataset
+from cxrdist.datasets.importer import UnknownLabelsError, import_dataset
 from cxrdist.datasets.records import Import, Reject, Row
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Import",
     "Reject",
     "Row",
+    "UnknownLabelsError",
     "describe_markers",
     "detect",
     "fact_hash",

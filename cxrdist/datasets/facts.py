@@ -216,6 +216,10 @@ class FactFile(Config):
     """Datasets with the same images or patients, and how they overlap."""
     variants: dict[str, dict[str, Any]] = {}
     """Other readings of the same copy, by name: ``about`` in a sentence, and the facts that differ (dotted names)."""
+    variant: str | None = None
+    """The variant that these facts are; `read_facts` writes it here."""
+    changes: dict[str, Any] = {}
+    """What a user changed by hand, dotted names; `read_facts` writes it here."""
 
     @property
     def has_patient_ids(self) -> bool:
@@ -267,7 +271,8 @@ def read_facts(name_or_path: str, *, variant: str | None = None, changes: Mappin
         if variant not in variants:
             raise UsageError(unknown(f"A variant of {tree.get('name')}", variant, variants or ["none"]))
         tree = override(tree, {name: value for name, value in variants[variant].items() if name != "about"})
-    return FactFile.build(override(tree, changes or {}), where=where)
+    tree = override(tree, changes or {})
+    return FactFile.build(tree | {"variant": variant, "changes": dict(changes or {})}, where=where)
 
 
 @cache
@@ -278,7 +283,9 @@ def list_facts() -> list[FactFile]:
 
 def fact_hash(facts: FactFile) -> str:
     """Return the SHA-256 of the resolved facts: the same for any spelling of the same content."""
-    return hashlib.sha256(json.dumps(facts.tree(), sort_keys=True).encode()).hexdigest()
+    # A variant is what it changes, not what it is called, and the others beside it do not matter.
+    tree = {name: value for name, value in facts.tree().items() if name not in ("variants", "variant", "changes")}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def columns_read(facts: FactFile) -> set[str]:

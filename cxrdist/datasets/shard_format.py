@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from cxrdist.config import Config
 from cxrdist.datasets.records import FRONTAL, Split
 from cxrdist.errors import UsageError, UserError
+from cxrdist.findings import LabelPolicy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,6 +147,12 @@ class Manifest(Config):
     preprocessing: Preprocessing
     facts: str
     """Hash of the fact file's content."""
+    variant: str | None = None
+    """The fact file's variant, if one was named."""
+    changes: dict[str, Any] = {}
+    """Facts that the user changed by hand."""
+    policy: LabelPolicy = LabelPolicy()
+    """What becomes of uncertain and unmentioned findings, where a run does not say."""
     code_version: str
     samples_per_shard: int
     inputs: str

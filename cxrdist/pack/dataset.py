@@ -1,18 +1,23 @@
 """Packing and repairing a dataset as it lies on the disk."""
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from cxrdist.datasets import FactFile, fact_hash, import_dataset
+from cxrdist.datasets import FactFile, Import, UnknownLabelsError, fact_hash, import_dataset
 from cxrdist.datasets.shard_format import Manifest, read_manifest
 from cxrdist.dispatch import Map
+from cxrdist.errors import UserError
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.plan import DatasetName
+from cxrdist.pack.pseudonyms import default_id_key
 from cxrdist.pack.run import pack_rows
 
 
 def pack_dataset(
     facts: FactFile,
-    root: Path,
+    root: Path | Sequence[Path],
     out: Path,
     options: PackOptions | None = None,
     *,
@@ -26,7 +31,7 @@ def pack_dataset(
 
     Args:
         facts: What the dataset looks like on disk.
-        root: The dataset's folder.
+        root: The dataset's folder, or the folders that hold it together.
         out: New, empty, an interrupted pack, or a finished one.
         options: How to pack; see `PackOptions`.
         spread: The map that builds the shards, in any order; None is one over `options.workers` processes.
@@ -36,13 +41,28 @@ def pack_dataset(
         UserError: If there is nothing to pack, too much of it is broken, or `out` holds something else.
     """
     options = options or PackOptions()
-    dataset = DatasetName(facts.name, facts.title, facts.namespace, fact_hash(facts))
-    found = import_dataset(facts, root, projection=options.projection)
+    title = f"{facts.title} ({facts.variant})" if facts.variant else facts.title
+    dataset = DatasetName(
+        facts.name,
+        title,
+        facts.namespace,
+        fact_hash(facts),
+        variant=facts.variant,
+        changes=facts.changes,
+        policy=facts.policy,
+    )
+    found = _import(facts, root, options)
     return pack_rows(dataset, found, out, options, spread=spread, shown=shown)
 
 
 def repair_dataset(
-    facts: FactFile, root: Path, shards: Path, *, id_key: Path | None = None, workers: int = 1, shown: bool = True
+    facts: FactFile,
+    root: Path | Sequence[Path],
+    shards: Path,
+    *,
+    id_key: Path | None = None,
+    workers: int = 1,
+    shown: bool = True,
 ) -> Manifest:
     """Build the broken and missing shards of the finished folder `shards` again, as they were.
 
@@ -53,3 +73,26 @@ def repair_dataset(
     how = {name: value for name, value in manifest.preprocessing.model_dump().items() if value is not None}
     options = PackOptions(**how, samples_per_shard=manifest.samples_per_shard, id_key=id_key, workers=workers)
     return pack_dataset(facts, root, shards, options, shown=shown)
+
+
+def _import(facts: FactFile, root: Path | Sequence[Path], options: PackOptions) -> Import:
+    try:
+        return import_dataset(facts, root, projection=options.projection)
+    except UnknownLabelsError as error:
+        words, message = error.words, str(error)
+    private = (options.id_key or default_id_key()).parent / f"{facts.name}.unknown_labels.txt"
+    _write_private(private, words)
+    raise UserError(f"{message} They are listed in {str(private)!r}, which only you can read.")
+
+
+def _write_private(path: Path, words: Counter[str]) -> None:
+    """Write the words and how often each occurs, for the owner's eyes alone: a label cell can hold a name."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.writelines(f"{count}\t{word}\n" for word, count in words.most_common())
+    except OSError as error:
+        raise UserError(
+            f"The list of unknown labels must be writable, got {error.strerror!r} [in {str(path)!r}]."
+        ) from None

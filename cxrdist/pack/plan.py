@@ -4,14 +4,15 @@ So the bytes of a shard depend on its rows alone: not on the number of workers, 
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from cxrdist import __version__
 from cxrdist.datasets.records import SPLITS, Import, Reject, Row, Split
 from cxrdist.datasets.shard_format import FORMAT_VERSION, ORIGIN, Manifest
 from cxrdist.errors import UserError
-from cxrdist.findings import titles
+from cxrdist.findings import LabelPolicy, titles
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.pseudonyms import Pseudonyms
 
@@ -25,6 +26,10 @@ class DatasetName:
     namespace: str
     facts: str
     """Hash of the fact file's content."""
+    variant: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    policy: LabelPolicy = field(default_factory=LabelPolicy)
+    """Its default for training."""
 
 
 @dataclass(frozen=True)
