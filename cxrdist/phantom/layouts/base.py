@@ -13,7 +13,8 @@ import numpy as np
 from cxrdist.phantom.acquisition import Beam
 from cxrdist.phantom.disease import draw_findings, implied
 from cxrdist.phantom.draw import draw_exam_picture
-from cxrdist.phantom.people import Draw, Key, Patient, Projection, draw_exam, draw_patient
+from cxrdist.phantom.people import Draw, Exam, Key, Patient, Projection, draw_exam, draw_patient
+from cxrdist.phantom.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,23 @@ def held_out_patients(order: Order, code: int) -> set[int]:
     return set(rng.permutation(order.patients)[:count].tolist())
 
 
-def site_picture(item: Item, beam: Beam, shape: tuple[int, int], *, age_mean: float = 56.0) -> np.ndarray:
-    """Return the display picture of an item, before its site's processing."""
-    exam = draw_exam(item.key, patient_of(item, age_mean=age_mean), item.projection, dict(item.findings))
-    return draw_exam_picture(exam, beam, shape=shape)
+def exam_of(item: Item, *, age_mean: float = 56.0, patient: Patient | None = None) -> Exam:
+    """Return the exposure of an item; `patient` where it is another than `patient_of` gives (a child)."""
+    patient = patient or patient_of(item, age_mean=age_mean)
+    return draw_exam(item.key, patient, item.projection, dict(item.findings))
+
+
+def site_picture(
+    item: Item,
+    beam: Beam,
+    shape: tuple[int, int],
+    *,
+    age_mean: float = 56.0,
+    patient: Patient | None = None,
+    extra: Callable[[Scene], None] | None = None,
+) -> np.ndarray:
+    """Return the display picture of an item, before its site's processing; for `extra` see `draw_exam_picture`."""
+    return draw_exam_picture(exam_of(item, age_mean=age_mean, patient=patient), beam, shape=shape, extra=extra)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
