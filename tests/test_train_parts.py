@@ -17,6 +17,7 @@ from cxrdist.data.samples import read_samples
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.findings import LabelPolicy
+from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
@@ -182,3 +183,16 @@ def test_several_ranks_need_to_know_where_rank_0_is(monkeypatch):
         process_group(World(0, 2)),
     ):
         pass
+
+
+def test_labels_that_a_run_does_not_set_follow_the_packed_datasets_default(tmp_path):
+    shards = make_shards(tmp_path, patients=6)
+    path = shards / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["policy"] = {"uncertain": "ones", "not_mentioned": "ignore"}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    config = FinetuneConfig.build({"shards": shards, "labels": {"uncertain": "zeros"}}, where="x")
+    resolved = config.resolved()
+    assert resolved.labels == LabelPolicy(uncertain="zeros", not_mentioned="ignore")
+    assert resolved.evaluation_policy() == LabelPolicy(uncertain="ignore", not_mentioned="ignore")
+    assert FinetuneConfig.build(resolved.tree(), where="x").resolved() == resolved

@@ -1,12 +1,13 @@
 """One fine-tuning as a file."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import InputConfig
+from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.findings import LabelPolicy, check_names
 from cxrdist.models.config import ModelConfig
@@ -23,7 +24,7 @@ class FinetuneConfig(Config):
     """What to predict; empty is every finding with both values in the training and the validation split."""
 
     labels: LabelPolicy = LabelPolicy()
-    """What becomes of uncertain and not-mentioned labels in training."""
+    """What becomes of uncertain and not-mentioned labels in training; what is not set is the dataset's own default."""
 
     eval_labels: LabelPolicy | None = None
     """The same for validation and test; null is `labels` with every uncertain label masked."""
@@ -61,7 +62,16 @@ class FinetuneConfig(Config):
             raise ValueError("must not have `soft` true: a metric needs a yes or a no. Set it in `labels` alone.")
         return policy
 
+    def resolved(self) -> Self:
+        """Return the configuration with what the shards' manifest decides written out.
+
+        Raises:
+            UsageError, UserError: If the shards cannot be read.
+        """
+        own = {name: getattr(self.labels, name) for name in self.labels.model_fields_set}
+        return self.model_copy(update={"labels": read_manifest(self.shards).policy.model_copy(update=own)})
+
     def evaluation_policy(self) -> LabelPolicy:
         """Return the policy of validation and test."""
-        masked = self.labels.model_copy(update={"uncertain": "ignore", "uncertain_by_finding": {}, "soft": False})
-        return self.eval_labels or masked
+        masked = {"uncertain": "ignore", "uncertain_by_finding": {}, "soft": False}
+        return self.eval_labels or self.labels.model_copy(update=masked)

@@ -15,7 +15,6 @@ from torch import nn
 
 from cxrdist.data.loader import EvaluationImages, TrainingImages, training_batches
 from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
-from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
@@ -42,7 +41,7 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
         Interrupted: After a stop signal, resumable.
     """
     folder = RunFolder(out)
-    read_manifest(config.shards)
+    config = config.resolved()
     if world.world_size == 1:
         # Before the engine is imported, so that a wrong folder is refused at once.
         folder.check(config, resume=resume, shards=[config.shards])

@@ -205,6 +205,7 @@ def _projection_areas(config: FinetuneConfig, findings: Sequence[str]) -> dict[s
     train, test = (
         read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "test")
     )
+    config = config.resolved()
     seen, known = train.targets(findings, config.labels), test.targets(findings, config.evaluation_policy())
     areas = {}
     for column, finding in enumerate(findings):
