@@ -9,11 +9,13 @@ import pytest
 
 from cxrdist.dicom import read_radiograph
 from cxrdist.errors import ImageRejectedError, UsageError, UserError
-from cxrdist.phantom import LAYOUTS, write_phantoms
+from cxrdist.phantom import write_phantoms
 from cxrdist.phantom.layouts import chexpert, nih14, vindr_cxr
 
 SIDE = 64
 PATIENTS = 48
+FIRST = ("chexpert", "nih14", "vindr_cxr")
+"""The layouts that are tested here; the others have files of their own."""
 
 CHEXPERT_HEADER = (
     "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,"
@@ -44,12 +46,12 @@ def files_in(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("phantoms")
-    for name in LAYOUTS:
+    for name in FIRST:
         write_phantoms(name, top / name, patients=PATIENTS, size=SIDE, shown=False)
-    return {name: top / name for name in LAYOUTS}
+    return {name: top / name for name in FIRST}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FIRST)
 def test_the_number_of_workers_does_not_change_a_byte(layout, tmp_path):
     options = {"patients": 20, "size": 48, "seed": 5, "shown": False}
     alone = write_phantoms(layout, tmp_path / "alone", **options)
@@ -110,7 +112,7 @@ def test_only_the_findings_asked_for_are_drawn(tmp_path):
     assert 0.25 < summary.findings["cardiomegaly"] / summary.images < 0.75
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FIRST)
 def test_the_held_out_share_is_as_asked(layout, tmp_path):
     few = write_phantoms(layout, tmp_path, patients=20, size=48, held_out=0.1, traps=False, shown=False)
     many = write_phantoms(layout, tmp_path, patients=20, size=48, held_out=0.6, traps=False, shown=False)
@@ -203,7 +205,7 @@ def test_vindr_files_hold_white_listed_tags_in_every_variant(roots):
     assert {bits for _, _, bits in seen} == {12, 14}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FIRST)
 def test_every_file_decodes_to_bright_spine_and_dark_lungs(layout, roots):
     unreadable = 0
     for path in sorted(roots[layout].rglob("*")):
@@ -224,7 +226,7 @@ def test_every_file_decodes_to_bright_spine_and_dark_lungs(layout, roots):
     assert unreadable == 1, "one planted file is cut short"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FIRST)
 def test_traps_are_planted_or_left_out(layout, roots, tmp_path):
     def names(folder: Path) -> set[str]:
         return {path.name for path in folder.rglob("*")}
