@@ -7,11 +7,20 @@ HOMES = {
     "chexpert": "chexpert.LAYOUT",
     "nih14": "nih14.LAYOUT",
     "vindr_cxr": "vindr_cxr.LAYOUT",
+    "shenzhen": "nlm_tb.SHENZHEN",
+    "montgomery": "nlm_tb.MONTGOMERY",
+    "kermany": "kermany.LAYOUT",
+    "jsrt": "jsrt.LAYOUT",
+    "openi": "openi.LAYOUT",
+    "vindr_pcxr": "vindr_pcxr.LAYOUT",
+    "ranzcr_clip": "ranzcr_clip.LAYOUT",
+    "tb_portals": "tb_portals.LAYOUT",
     "mimic_cxr": "mimic.DICOM",
     "mimic_cxr_jpg": "mimic.JPG",
 }
 """Where each layout lives: a module of this package and the name of its `Layout`.
 
 A new module takes a `CODE` (the site in the random streams) of its own.  1 to 9 belong to chexpert, nih14, vindr_cxr,
-mimic, padchest, uka_cxr, rsna_pneumonia, siim_ptx and brax; the next free one is 10.
+mimic, padchest, uka_cxr, rsna_pneumonia, siim_ptx and brax; 10 to 17 to shenzhen, montgomery, kermany, jsrt, openi,
+vindr_pcxr, ranzcr_clip and tb_portals; the next free one is 18.
 """
