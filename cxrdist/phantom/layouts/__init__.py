@@ -17,6 +17,11 @@ HOMES = {
     "tb_portals": "tb_portals.LAYOUT",
     "mimic_cxr": "mimic.DICOM",
     "mimic_cxr_jpg": "mimic.JPG",
+    "padchest": "padchest.LAYOUT",
+    "uka_cxr": "uka_cxr.LAYOUT",
+    "rsna_pneumonia": "rsna_pneumonia.LAYOUT",
+    "siim_ptx": "siim_ptx.LAYOUT",
+    "brax": "brax.LAYOUT",
 }
 """Where each layout lives: a module of this package and the name of its `Layout`.
 
