@@ -75,6 +75,9 @@ def read_age(age: Age | None, cells: Cells) -> int | None:
             r"(\d+(?:\.\d+)?)\s*([YMWD]?)(?:\s*(?:years?|yrs?|or more|or older|\+))*", text, re.IGNORECASE
         )
         years = float(match[1]) * YEARS[match[2].upper() or UNITS[age.unit]] if match else None
+        if years is not None and age.since:
+            then, now = (_year(cells.get((column or "").strip().lower(), "")) for column in (age.since, age.at))
+            years = None if then is None or now is None else years + now - then
     if years is None or not 0 <= years <= MAX_AGE or (years == 0 and age.zero_is_missing):
         return None
     return min(int(years), TOP_AGE)

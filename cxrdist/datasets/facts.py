@@ -34,7 +34,9 @@ class Age(Config):
     born: bool = False
     """The column holds a year or date of birth, and the age is that at `at`."""
     at: str | None = None
-    """Column with the year or date of the examination, for `born`."""
+    """Column with the year or date of the examination, for `born` and `since`."""
+    since: str | None = None
+    """Column with the year or date when the age was as `column` says; the years up to `at` are added."""
 
 
 class Columns(Config):
@@ -165,6 +167,9 @@ class Splits(Config):
     """Patterns of the images' paths, where a copy keeps the splits in folders of their own."""
     official: bool = True
     """False: the source's own splits are put aside, and all are carved by patient."""
+    crossing: Literal["keep", "reject"] = "keep"
+    """What becomes of a patient's images where some are held out and others are not; reject: only those of the most
+    held-out split stay.  Keep: the source's splits are taken as they are, so that results compare, with a warning."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training patients who become validation, where the source has no validation split."""
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -294,11 +299,12 @@ def columns_read(facts: FactFile) -> set[str]:
     layout = facts.layout
     if isinstance(layout, TableLayout):
         names += [*layout.image, *([layout.reader] if layout.reader else [])]
+        names += [column for table in layout.tables if table.named_by for column in table.named_by.on]
     names += [column for join in layout.joins for column in join.on]
     columns = facts.columns
     names += [cell.column for cell in _cells(columns)]
     if columns.age:
-        names += [columns.age.column, *([columns.age.at] if columns.age.at else [])]
+        names += [name for name in (columns.age.column, columns.age.at, columns.age.since) if name]
     if isinstance(facts.labels, TokenLabels):
         names += facts.labels.columns
     else:

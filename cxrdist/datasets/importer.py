@@ -11,7 +11,7 @@ from cxrdist.datasets.detect import home_of
 from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.labels import Findings, Labeller, Unlabelled, combine_readers, merge_rows, shares
 from cxrdist.datasets.layouts import FolderLayout, TableLayout
-from cxrdist.datasets.records import Import, Reject, Row, Split
+from cxrdist.datasets.records import SPLITS, Import, Reject, Row, Split
 from cxrdist.datasets.splits import OfficialSplits, carve_all, carve_validation, crossing_patients
 from cxrdist.datasets.tables import Record, folder_records, table_records
 from cxrdist.datasets.tree import ImageFiles, Tree
@@ -88,9 +88,12 @@ def import_dataset(facts: FactFile, root: Path | Sequence[Path], *, projection: 
         else:
             rejects.append(outcome)
         rejects += [Reject(record.source, "duplicate_row") for record in _surplus(facts, records)]
-    if files is not None:
+    if files is not None and isinstance(facts.layout, TableLayout) and facts.layout.unnamed == "reject":
         rejects += _unnamed(files, seen)
     _check_labels(facts, labeller)
+    if facts.splits.crossing == "reject":
+        rows, crossed = _without_crossing(rows)
+        rejects += crossed
     rows = _with_validation(context, rows)
     crossing = crossing_patients((row.patient, row.split) for row in rows)
     if crossing:
@@ -227,6 +230,16 @@ def _unnamed(files: ImageFiles, seen: set[str]) -> Iterator[Reject]:
     for path in files.paths:
         if path not in seen:
             yield Reject(path, "duplicate_row" if files.copies(path) in seen else "no_label_row")
+
+
+def _without_crossing(rows: list[Row]) -> tuple[list[Row], list[Reject]]:
+    """Return the rows of each patient's most held-out split, and a reject for each other row."""
+    held_out: dict[str, int] = {}
+    for row in rows:
+        held_out[row.patient] = max(held_out.get(row.patient, 0), SPLITS.index(row.split))
+    kept = [row for row in rows if SPLITS.index(row.split) == held_out[row.patient]]
+    lost = [row for row in rows if SPLITS.index(row.split) < held_out[row.patient]]
+    return kept, [Reject(row.source, "excluded_by_source", "the patient is held out") for row in lost]
 
 
 def _with_validation(context: _Context, rows: list[Row]) -> list[Row]:

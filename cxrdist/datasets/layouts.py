@@ -63,9 +63,20 @@ class TableFile(Config):
         return [_pattern(text) for text in value]
 
 
+class _Keyed(TableFile):
+    on: list[str] = Field(min_length=1)
+    """Columns that the two tables must have in common, under these names."""
+
+
+class NamedBy(_Keyed):
+    """A table that names the images of another table's rows."""
+
+
 class Table(TableFile):
     """A table that names images, or one that can stand for it in another release."""
 
+    named_by: NamedBy | None = None
+    """The table that names the images, where this one speaks of whole studies: each image gets its study's row."""
     split: Split | None = None
     """The official split of every row."""
     unless: str | None = None
@@ -77,11 +88,9 @@ class Table(TableFile):
     """False: it may be missing, as long as one table of the layout is there."""
 
 
-class Join(TableFile):
+class Join(_Keyed):
     """A table whose columns are added to the images' own rows."""
 
-    on: list[str] = Field(min_length=1)
-    """Columns that the two must have in common, under these names."""
     required: bool = True
     """Whether the table must be there."""
     unmatched: Literal["keep", "reject"] = "keep"
@@ -116,6 +125,8 @@ class TableLayout(_Images):
     """How many of the last parts of the path find the file; the folders above differ between copies."""
     within: str = ""
     """Pattern of the images' paths below the root; what does not match is none of the dataset's images."""
+    unnamed: Literal["reject", "ignore"] = "reject"
+    """What an image file is that no table names; ignore: another dataset's, whose folder this one shares."""
     repeats: Literal["reject", "union"] = "reject"
     """What a second row of an image is: a reject, or more findings of the same image (a row per box or mask)."""
     readers: Literal["majority", "any", "all", "mean"] | None = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from cxrdist.datasets.codes import code
 from cxrdist.datasets.layouts import TableFile, Xml
 from cxrdist.errors import UserError
 
@@ -37,7 +38,7 @@ def read_table(path: Path, how: TableFile | None = None, columns: set[str] | Non
     """
     how = how or TableFile(files=[path.name])
     renamed = {old.strip().lower(): new.strip().lower() for old, new in how.rename.items()}
-    allowed = {column.lower(): {value.lower() for value in values} for column, values in how.where.items()}
+    allowed = {column.lower(): {code(value) for value in values} for column, values in how.where.items()}
     if columns is not None:
         columns = columns | set(allowed)
     for row in _rows(path, how):
@@ -48,7 +49,7 @@ def read_table(path: Path, how: TableFile | None = None, columns: set[str] | Non
             text = value.strip()
             if name and name not in cells and text.lower() not in BLANK and (columns is None or name in columns):
                 cells[name] = text
-        if cells and all(column not in cells or cells[column].lower() in allowed[column] for column in allowed):
+        if cells and all(column not in cells or code(cells[column]) in allowed[column] for column in allowed):
             yield cells
 
 

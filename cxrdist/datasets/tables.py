@@ -1,14 +1,14 @@
 """Layouts to records: cells by column name, and the image they speak of."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 
 from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import FactFile, columns_read
-from cxrdist.datasets.layouts import FolderLayout, Join, TableFile, TableLayout, Text
+from cxrdist.datasets.layouts import FolderLayout, Join, NamedBy, TableFile, TableLayout, Text
 from cxrdist.datasets.readers import Cells, header_of, read_table, read_text
 from cxrdist.datasets.records import Split
 from cxrdist.datasets.tree import MARKER_LEVELS, ImageFiles, Tree, find, is_image, stem
@@ -47,14 +47,17 @@ def table_records(facts: FactFile, layout: TableLayout, tree: Tree, images: Imag
     wanted = columns_read(facts)
     read = 0
     for table in layout.tables:
-        paths = _find_tables(table, layout.image, tree, near)
+        columns = table.named_by.on if table.named_by else layout.image
+        paths = _find_tables(table, columns, tree, near)
         if not paths and table.required:
-            raise UserError(_lacks(facts, table.files, f"a column `{layout.image[0]}`"))
+            raise UserError(_lacks(facts, table.files, f"a column `{columns[0]}`"))
         read += len(paths)
         other = table.unless is not None and bool(find(near, table.unless))
         split = table.split_then if other else table.split
+        studies = ImagesOfStudies(facts, table.named_by, tree, near) if table.named_by and paths else None
         for path in paths:
-            for cells in read_table(tree.path(path), table, wanted):
+            rows = read_table(tree.path(path), table, wanted)
+            for cells in studies.named(rows) if studies else rows:
                 named = [cells[column.lower()] for column in layout.image if column.lower() in cells]
                 if not named:
                     continue  # a line without an image names none
@@ -135,6 +138,33 @@ class Joined:
         return cells, labelled
 
 
+class ImagesOfStudies:
+    """The table that names the images of another table's rows.
+
+    Raises:
+        UserError: If it is missing.
+    """
+
+    def __init__(self, facts: FactFile, named_by: NamedBy, tree: Tree, near: list[str]) -> None:
+        paths = _find_tables(named_by, named_by.on, tree, near)
+        if not paths:
+            raise UserError(_lacks(facts, named_by.files, f"columns {', '.join(named_by.on)}"))
+        self._on = named_by
+        self._images: dict[tuple[str, ...], list[Cells]] = {}
+        for path in paths:
+            for cells in read_table(tree.path(path), named_by, columns_read(facts)):
+                key = _key(named_by, cells)
+                if key:
+                    self._images.setdefault(key, []).append(_interned(cells))
+
+    def named(self, rows: Iterable[Cells]) -> Iterator[Cells]:
+        """Yield each row once for every image of its study, with that image's cells."""
+        for cells in rows:
+            key = _key(self._on, cells)
+            for image in self._images.get(key, []) if key else []:
+                yield image | cells
+
+
 class _Texts:
     """Text files beside the images."""
 
@@ -198,7 +228,7 @@ def header_of_table(path: Path, table: TableFile) -> set[str]:
     return names | {"file_name", "categories"} if "images" in names else names
 
 
-def _key(join: Join, cells: Cells) -> tuple[str, ...] | None:
+def _key(join: Join | NamedBy, cells: Cells) -> tuple[str, ...] | None:
     values = [cells.get(column.strip().lower()) for column in join.on]
     return tuple(code(value) for value in values if value) if all(values) else None
 
