@@ -22,6 +22,8 @@ HOMES = {
     "rsna_pneumonia": "rsna_pneumonia.LAYOUT",
     "siim_ptx": "siim_ptx.LAYOUT",
     "brax": "brax.LAYOUT",
+    "reflacx": "mimic_derived.REFLACX_LAYOUT",
+    "edema_severity": "mimic_derived.EDEMA_LAYOUT",
 }
 """Where each layout lives: a module of this package and the name of its `Layout`.
 
