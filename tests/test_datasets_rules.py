@@ -90,3 +90,13 @@ def test_rows_are_chosen_by_numbers_in_any_spelling(tmp_path):
     tables = [{"files": ["labels.csv"], "where": {"Fold": ["0", "2"]}}]
     found = import_dataset(build(layout={"kind": "table", "tables": tables, "image": "file"}), tmp_path)
     assert [row.source for row in found.rows] == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize(("either", "values"), [(False, [None, 1, None]), (True, [0, 1, None])])
+def test_columns_of_different_releases_stand_for_one_finding(tmp_path, either, values):
+    rows = [{"file": "a.png", "Fluid": "0"}, {"file": "b.png", "Water": "1"}, {"file": "c.png"}]
+    table(tmp_path / "labels.csv", ["file", "Fluid", "Water"], rows)
+    for name in "abc":
+        picture(tmp_path / f"{name}.png")
+    found = import_dataset(build(findings={"effusion": {"names": ["Fluid", "Water"], "either": either}}), tmp_path)
+    assert [row.findings["effusion"] for row in found.rows] == values

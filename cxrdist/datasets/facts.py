@@ -11,18 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cxrdist.config import Config, Tree, override, read_yaml, shipped
-from cxrdist.datasets.layouts import FolderLayout, Marker, TableLayout
+from cxrdist.datasets.layouts import Cell, FolderLayout, Marker, TableLayout, as_cell
 from cxrdist.datasets.records import Sex, Split
 from cxrdist.dicom.hints import PixelHints, RawImage
 from cxrdist.errors import UsageError, unknown
 from cxrdist.findings import LabelPolicy, check_names
-
-
-class Cell(Config):
-    """Where a fact about an image is read: a column, or the part of it that group 1 of `pattern` matches."""
-
-    column: str
-    pattern: str | None = None
 
 
 class Age(Config):
@@ -53,12 +46,12 @@ class Columns(Config):
     @field_validator("patient", "study", "projection", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [_cell(part) for part in (value if isinstance(value, list) else [value])]
+        return [as_cell(part) for part in (value if isinstance(value, list) else [value])]
 
     @field_validator("sex", "age", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        return _cell(value)
+        return as_cell(value)
 
 
 class Origin(Config):
@@ -125,6 +118,8 @@ class TokenLabels(Config):
     """Strings between the words of a cell."""
     python_list: bool = False
     """A cell is a list as Python writes it: ``['a', ' b']``."""
+    part: str | None = None
+    """Pattern of the part of a word that counts, from its beginning on (``[^/]*`` of ``Opacity/lung/base``)."""
     unlisted: Literal[0] | None = None
     """0: what is not listed is absent (closed world).  Null: it is not mentioned, but for images of `no_finding`."""
     blank: Literal[0] | None = None
@@ -147,6 +142,8 @@ class FindingSource(Config):
     """The source's meaning against ours: the same, near, narrower, broader."""
     values: dict[str, Literal[-1, 0, 1] | None] = {}
     """Codes of these columns, instead of those in `labels`."""
+    either: bool = False
+    """The names are columns of different releases: blank ones do not count where another is filled."""
     alone: bool = False
     """A word that counts only where it is the only one."""
     none_of: list[str] = []
@@ -159,6 +156,7 @@ class Splits(Config):
     """Where an image's split comes from, and what is carved where there is none."""
 
     column: str | None = None
+    """Where it is blank, the table's own split counts."""
     values: dict[str, Split] = {}
     """The split that each value of `column` stands for; an image with another value is a reject."""
     lists: dict[Split, list[str]] = {}
@@ -209,6 +207,8 @@ class FactFile(Config):
     """Cells to rewrite before anything reads them: ``{column: {old: new}}``."""
     keep: dict[str, list[str]] = {}
     """``{column: values}``: an image with another value is no radiograph of this dataset, and a reject."""
+    drop: dict[str, list[str]] = {}
+    """``{column: values}``: an image with one of these values is a reject."""
     labels: Annotated[ColumnLabels | TokenLabels, Field(discriminator="coding")]
     policy: LabelPolicy = LabelPolicy()
     """What becomes of uncertain and unmentioned findings in training, where a run does not say."""
@@ -295,14 +295,15 @@ def fact_hash(facts: FactFile) -> str:
 
 def columns_read(facts: FactFile) -> set[str]:
     """Return every column that anything reads, in lower case; the others never come into memory."""
-    names: list[str] = [*facts.keep, *facts.replace]
+    names: list[str] = [*facts.keep, *facts.drop, *facts.replace]
     layout = facts.layout
     if isinstance(layout, TableLayout):
-        names += [*layout.image, *([layout.reader] if layout.reader else [])]
+        names += [*columns_of(layout.image), *([layout.reader] if layout.reader else [])]
         names += [column for table in layout.tables if table.named_by for column in table.named_by.on]
     names += [column for join in layout.joins for column in join.on]
     columns = facts.columns
-    names += [cell.column for cell in _cells(columns)]
+    names += columns_of([*columns.patient, *columns.study, *columns.projection])
+    names += columns_of([columns.sex] if columns.sex else [])
     if columns.age:
         names += [name for name in (columns.age.column, columns.age.at, columns.age.since) if name]
     if isinstance(facts.labels, TokenLabels):
@@ -315,10 +316,9 @@ def columns_read(facts: FactFile) -> set[str]:
     return {name.strip().lower() for name in names}
 
 
-def _cells(columns: Columns) -> Iterable[Cell]:
-    yield from (*columns.patient, *columns.study, *columns.projection)
-    if columns.sex:
-        yield columns.sex
+def columns_of(cells: Iterable[Cell]) -> list[str]:
+    """Return every column that `cells` are read from."""
+    return [column for cell in cells for column in (cell.column, *cell.otherwise)]
 
 
 def _source(name_or_path: str) -> tuple[Tree, str]:
@@ -333,10 +333,6 @@ def _source(name_or_path: str) -> tuple[Tree, str]:
             f"A dataset must be one of {', '.join(paths)} or the path of a fact file, got {name_or_path!r}.{near}"
         )
     return read_yaml(paths[name_or_path]), paths[name_or_path].name
-
-
-def _cell(value: Any) -> Any:
-    return {"column": value} if isinstance(value, str) else value
 
 
 def _finding_source(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """From a source's codes to the four values of a finding: 1, 0, -1 (uncertain), None (not mentioned)."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -67,9 +68,15 @@ class Labeller:
 
     def _from_columns(self, labels: ColumnLabels, cells: Cells) -> Findings:
         return {
-            finding: union([self._value(labels, finding, cells.get(column)) for column in columns])
-            for finding, columns in self._sources.items()
+            finding: union([self._value(labels, finding, cells.get(column)) for column in self._told(finding, cells)])
+            for finding in self._sources
         }
+
+    def _told(self, finding: str, cells: Cells) -> list[str]:
+        """Return the columns that a finding is made of in this record's table."""
+        columns = self._sources[finding]
+        filled = [column for column in columns if column in cells] if self.facts.findings[finding].either else []
+        return filled or columns
 
     def _value(self, labels: ColumnLabels, finding: str, cell: str | None) -> int | None:
         if cell is None:
@@ -116,8 +123,13 @@ def words(labels: TokenLabels, cells: Cells) -> list[str]:
         parts = _python_list(text) if labels.python_list else [text]
         for separator in labels.separators:
             parts = [piece for part in parts for piece in part.split(separator)]
-        found += [part.strip().lower() for part in parts]
+        found += [_part(labels, part.strip().lower()) for part in parts]
     return [word for word in found if word]
+
+
+def _part(labels: TokenLabels, word: str) -> str:
+    match = re.match(labels.part, word, re.IGNORECASE) if labels.part else None
+    return match[0].strip() if match else word
 
 
 def union(values: Iterable[int | None]) -> int | None:
