@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cxrdist.datasets.codes import code
-from cxrdist.datasets.facts import Age, Cell, FactFile
+from cxrdist.datasets.facts import Age, FactFile
+from cxrdist.datasets.layouts import Cell
 from cxrdist.datasets.readers import Cells
 from cxrdist.datasets.records import Projection, Sex
 
@@ -33,12 +34,17 @@ def read_id(parts: Sequence[Cell], cells: Cells) -> str | None:
 
 
 def read_cell(cell: Cell, cells: Cells) -> str | None:
-    """Return the cell's text, or the part of it that its pattern matches."""
-    text = cells.get(cell.column.strip().lower())
-    if text is None or cell.pattern is None:
-        return text
-    match = re.search(cell.pattern, text, re.IGNORECASE)
-    return match[1] if match else None
+    """Return the cell's text, or the part of it that its pattern matches; of the first of its columns that has it."""
+    for column in (cell.column, *cell.otherwise):
+        text = cells.get(column.strip().lower())
+        if text is None or cell.pattern is None:
+            found = text
+        else:
+            match = re.search(cell.pattern, text, re.IGNORECASE)
+            found = match[1] if match else None
+        if found is not None:
+            return found
+    return None
 
 
 def read_projection(facts: FactFile, cells: Cells) -> ProjectionCell:

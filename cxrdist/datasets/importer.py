@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxrdist.datasets.cells import read_age, read_id, read_projection, read_sex
+from cxrdist.datasets.codes import code
 from cxrdist.datasets.detect import home_of
 from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.labels import Findings, Labeller, Unlabelled, combine_readers, merge_rows, shares
@@ -129,9 +130,10 @@ def _rewritten(facts: FactFile, record: Record) -> Record:
 
 def _judge(context: _Context, records: list[Record]) -> Row | Reject:
     facts, record = context.facts, records[0]
-    excluded = next((column for column, allowed in facts.keep.items() if not _kept(record, column, allowed)), None)
-    if excluded is not None:
-        return Reject(record.source, "excluded_by_source", f"another {excluded}")
+    excluded = [f"another {column}" for column, values in facts.keep.items() if _is(record, column, values) is False]
+    excluded += [f"by {column}" for column, values in facts.drop.items() if _is(record, column, values)]
+    if excluded:
+        return Reject(record.source, "excluded_by_source", excluded[0])
     labelled = _labels(context, records)
     shown = read_projection(facts, record.cells)
     patients = {read_id(facts.columns.patient, each.cells) or each.image for each in _counting(facts, records)}
@@ -168,9 +170,10 @@ def _judge(context: _Context, records: list[Record]) -> Row | Reject:
     )
 
 
-def _kept(record: Record, column: str, allowed: list[str]) -> bool:
+def _is(record: Record, column: str, values: list[str]) -> bool | None:
+    """Return whether the column holds one of the values; None where it is blank."""
     text = record.cells.get(column.lower())
-    return text is None or text.lower() in [value.lower() for value in allowed]
+    return None if text is None else code(text) in {code(value) for value in values}
 
 
 def _labels(context: _Context, records: list[Record]) -> _Labels | Unlabelled:

@@ -16,8 +16,22 @@ from cxrdist.datasets.records import Split
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dcm.gz")
 
 
+def as_cell(value: Any) -> Any:
+    """Return what stands for a cell in a fact file: a name alone is a column's."""
+    return {"column": value} if isinstance(value, str) else value
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
+
+
+class Cell(Config):
+    """Where a fact about an image is read: a column, or the part of it that group 1 of `pattern` matches."""
+
+    column: str
+    pattern: str | None = None
+    otherwise: list[str] = []
+    """Columns that are read the same way where `column` says nothing."""
 
 
 class Marker(Config):
@@ -119,8 +133,8 @@ class TableLayout(_Images):
 
     kind: Literal["table"]
     tables: list[Table] = Field(min_length=1)
-    image: list[str] = Field(min_length=1)
-    """Columns with the image's path, name or id; the first that names a file on the disk counts."""
+    image: list[Cell] = Field(min_length=1)
+    """Columns with the image's path, name or id, or parts of them; the first that names a file on the disk counts."""
     match_parts: int = Field(1, ge=1)
     """How many of the last parts of the path find the file; the folders above differ between copies."""
     within: str = ""
@@ -137,7 +151,7 @@ class TableLayout(_Images):
     @field_validator("image", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return _as_list(value)
+        return [as_cell(part) for part in (value if isinstance(value, list) else [value])]
 
     @model_validator(mode="after")
     def _reader_needs_readers(self) -> Self:

@@ -62,10 +62,11 @@ def header_of(path: Path) -> set[str]:
 
             return {str(column).strip().lower() for column in pq.read_schema(path).names}
         with _open(path) as file:
-            line = file.readline(2**16).decode("utf-8-sig", errors="replace")
+            json_like = name.endswith((".json", ".jsonl"))  # often one name or bracket per line
+            line = (file.read if json_like else file.readline)(2**16).decode("utf-8-sig", errors="replace")
     except Exception:  # whatever a damaged file does to the library, it is no table with these columns
         return set()
-    if name.endswith((".json", ".jsonl")):
+    if json_like:
         return {match.lower() for match in re.findall(r'"([^"\\]{1,80})"\s*:', line)}
     try:
         return {column.strip().lower() for column in next(csv.reader([line]), [])}

@@ -69,7 +69,8 @@ class OfficialSplits:
         if self._listed is not None:
             return self._listed.get(list_key(record.source))
         if self._column:
-            return self._values.get(code(record.cells.get(self._column, "")))
+            cell = record.cells.get(self._column)
+            return record.split if cell is None and "" not in self._values else self._values.get(code(cell or ""))
         if self._folders:
             return next((split for split, pattern in self._folders.items() if pattern.search(record.source)), None)
         return record.split if self._tables else None

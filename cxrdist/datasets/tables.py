@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 
+from cxrdist.datasets.cells import read_cell
 from cxrdist.datasets.codes import code
-from cxrdist.datasets.facts import FactFile, columns_read
+from cxrdist.datasets.facts import FactFile, columns_of, columns_read
 from cxrdist.datasets.layouts import FolderLayout, Join, NamedBy, TableFile, TableLayout, Text
 from cxrdist.datasets.readers import Cells, header_of, read_table, read_text
 from cxrdist.datasets.records import Split
@@ -47,7 +48,7 @@ def table_records(facts: FactFile, layout: TableLayout, tree: Tree, images: Imag
     wanted = columns_read(facts)
     read = 0
     for table in layout.tables:
-        columns = table.named_by.on if table.named_by else layout.image
+        columns = table.named_by.on if table.named_by else columns_of(layout.image)
         paths = _find_tables(table, columns, tree, near)
         if not paths and table.required:
             raise UserError(_lacks(facts, table.files, f"a column `{columns[0]}`"))
@@ -58,7 +59,7 @@ def table_records(facts: FactFile, layout: TableLayout, tree: Tree, images: Imag
         for path in paths:
             rows = read_table(tree.path(path), table, wanted)
             for cells in studies.named(rows) if studies else rows:
-                named = [cells[column.lower()] for column in layout.image if column.lower() in cells]
+                named = [name for name in (read_cell(cell, cells) for cell in layout.image) if name]
                 if not named:
                     continue  # a line without an image names none
                 found = _found(images, [_in_folder(table.folder, name) for name in named])
@@ -70,7 +71,7 @@ def table_records(facts: FactFile, layout: TableLayout, tree: Tree, images: Imag
                     yield Record(name, images.name(name), False, whole, split, labelled)
     if not read:
         names = [name for table in layout.tables for name in table.files]
-        raise UserError(_lacks(facts, names, f"a column `{layout.image[0]}`"))
+        raise UserError(_lacks(facts, names, f"a column `{layout.image[0].column}`"))
 
 
 def folder_records(facts: FactFile, layout: FolderLayout, tree: Tree, home: str) -> Iterator[Record]:
@@ -224,8 +225,8 @@ def header_of_table(path: Path, table: TableFile) -> set[str]:
     names = header_of(path)
     if table.separator != ",":
         names = {part.strip() for name in names for part in name.split(table.separator)}
-    # A COCO file's first line tells nothing of its rows.
-    return names | {"file_name", "categories"} if "images" in names else names
+    # The beginning of a COCO file may tell nothing of its rows.
+    return names | {"file_name", "categories"} if names & {"images", "annotations"} else names
 
 
 def _key(join: Join | NamedBy, cells: Cells) -> tuple[str, ...] | None:
