@@ -1,0 +1,45 @@
+"""What holds for every layout: the same bytes in any order of drawing, files where the plan says, traps if asked."""
+
+import pytest
+
+from cxrdist.findings import check_names
+from cxrdist.phantom import LAYOUTS, write_phantoms
+from cxrdist.phantom.layouts import HOMES
+from tests.phantoms import files_in, plan_of
+
+CLUTTER = {".DS_Store", "Thumbs.db", "index.html", "__MACOSX"}
+DRAWN = {".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".img"}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_images_do_not_depend_on_the_order_they_are_drawn_in(name, tmp_path):
+    write_phantoms(name, tmp_path / "there", patients=4, size=48, seed=8, shown=False)
+    items, order = plan_of(tmp_path / "there")
+    for item in reversed(items):
+        path = tmp_path / "back" / item.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        LAYOUTS[name].write_image(item, order, path)
+    back, there = files_in(tmp_path / "back"), files_in(tmp_path / "there")
+    assert {item.path for item in items} <= set(back)
+    same = set(back) & set(there)
+    assert len(same) >= len(back) - 1, "a layout may take one file away as a trap of its own"
+    assert [path for path in same if back[path] != there[path]] == []
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_without_traps_nothing_is_missing_and_nothing_lies_about(name, tmp_path):
+    summary = write_phantoms(name, tmp_path, patients=13, size=48, traps=False, prevalence={}, shown=False)
+    items, _ = plan_of(tmp_path)
+    assert len(items) == summary.images >= 13
+    assert len({item.path.lower() for item in items}) == len(items)
+    assert not [item.path for item in items if not (tmp_path / item.path).is_file()]
+    assert not CLUTTER & {path.name for path in tmp_path.rglob("*")}
+    assert {(tmp_path / item.path).suffix.lower() for item in items} <= DRAWN
+
+
+def test_codes_of_sites_are_distinct_but_for_the_forms_of_one_site():
+    mimic = LAYOUTS["mimic_cxr"].code
+    others = [layout.code for layout in LAYOUTS.values() if layout.code != mimic]
+    assert len(set(others)) == len(others)
+    assert list(HOMES) == [layout.name for layout in LAYOUTS.values()]
+    check_names(sorted({finding for layout in LAYOUTS.values() for finding in layout.prevalence}))
