@@ -56,7 +56,7 @@ def test_colour_becomes_luminance_with_bt_601_weights(tmp_path):
     image = np.zeros((4, 3, 3), np.uint8)
     image[:, 0, 0] = image[:, 1, 1] = image[:, 2, 2] = 255
     got = read_radiograph(save(tmp_path / "a.png", Image.fromarray(image)))
-    np.testing.assert_allclose(got.pixels[0], [0.299, 0.587, 0.114], rtol=1e-6)
+    np.testing.assert_allclose(got.pixels[0], [0.299, 0.587, 0.114], atol=1 / 65535)
 
 
 def test_transparent_parts_are_black_but_an_empty_alpha_channel_is_ignored(tmp_path):

@@ -95,7 +95,7 @@ def test_what_is_no_plain_grey_image_is_refused(tmp_path, tags, expected):
 
 def test_burned_in_text_can_be_allowed(tmp_path):
     path = make_dicom(tmp_path / "a.dcm", noise(), BurnedInAnnotation="YES")
-    assert read_radiograph(path, allow_burned_in=True).pixels.shape == (64, 64)
+    assert read_radiograph(path, declared_text="flag").pixels.shape == (64, 64)
 
 
 def test_a_constant_image_is_refused(tmp_path):

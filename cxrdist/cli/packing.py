@@ -122,6 +122,10 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     id_key: Annotated[Path | None, typer.Option(help="Key of the pseudonyms; made if it is not there.")] = None,
     id_map: Annotated[Path | None, typer.Option(help="Private table of source files and pseudonyms.")] = None,
     projection: Annotated[str, typer.Option(help="frontal or all.")] = "frontal",
+    equalize: Annotated[str, typer.Option(help="none, global, clahe or tayebi2024 (a study's own).")] = "none",
+    burned_in_text: Annotated[
+        str | None, typer.Option(help="Images with text in them: reject, flag or mask. Default: the dataset's.")
+    ] = None,
     max_reject: Annotated[float, typer.Option(help="Stop when a larger share cannot be read.")] = 0.05,
     as_json: Json = False,
 ) -> None:
@@ -145,6 +149,8 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
             "id_key": id_key,
             "id_map": id_map,
             "projection": projection,
+            "equalize": equalize,
+            "burned_in_text": burned_in_text,
             "max_reject": max_reject,
         },
         where="the options",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cxrdist.config import Config
 from cxrdist.datasets.records import FRONTAL, Split
+from cxrdist.dicom.choices import BurnedInPolicy, Equalize
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy
 
@@ -54,10 +55,10 @@ PILLOW_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YC
 ORIGIN = re.compile(r"[a-z0-9_]{1,40}")
 """An origin is a word that a fact file made up, so never a name as the source writes it."""
 SOURCE_FIELDS: dict[str, frozenset[str] | re.Pattern[str] | None] = {
-    "kind": frozenset({"dicom", "png", "jpeg"}),
+    "kind": frozenset({"dicom", "png", "jpeg", "raw"}),
     "transfer_syntax": re.compile(r"[A-Z][A-Za-z0-9 ,()\[\]&-]{0,99}"),  # a name; an unknown UID begins with a digit
     "guessed_syntax": None,
-    "photometric": MONOCHROME | COLOUR | PILLOW_MODES,
+    "photometric": MONOCHROME | COLOUR | PILLOW_MODES | {"PALETTE COLOR"},
     "polarity_conflict": None,
     "bits": None,
     "bits_stored": None,
@@ -65,6 +66,9 @@ SOURCE_FIELDS: dict[str, frozenset[str] | re.Pattern[str] | None] = {
     "spacing_mm": None,
     "spacing_from": frozenset({"PixelSpacing", "ImagerPixelSpacing"}),
     "resampled_aspect": None,
+    "secondary": None,
+    "burned_in_text": frozenset({"declared", "seen", "masked"}),
+    "equalize": frozenset({"global", "clahe", "tayebi2024"}),
     "frontal": None,
     "readers": None,
     "no_majority": None,
@@ -105,12 +109,17 @@ class Preprocessing(Config):
     """What was done to every image between its source and the shard."""
 
     size: int
-    """Pixels of the shorter side at most; smaller images keep their size."""
+    """Pixels of the shorter side at most; smaller images keep their size.  With `equalize` tayebi2024 of both sides."""
     format: Literal["jpeg", "png"]
     bits: Literal[8, 16]
     quality: int | None
     """JPEG quality; null for PNG."""
     projection: Literal["frontal", "all"]
+    equalize: Equalize = "none"
+    burned_in_text: BurnedInPolicy | None = None
+    """What became of images with text in their pixels; null in older folders: nobody looked."""
+    declared_text: BurnedInPolicy = "reject"
+    """What became of images whose header says that they have text."""
 
 
 class Shard(Config):

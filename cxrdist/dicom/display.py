@@ -127,8 +127,21 @@ def _voi(values: np.ndarray, seen: np.ndarray, voi: Lut | Window | None, *, full
             return shown, "window"
     if full_range:  # eight bits without a window are made for the screen, as in a PNG
         return (values - values[0]) / (len(values) - 1), "none"
+    return robust_levels(values, seen), "range"
+
+
+def robust_levels(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return (V,) `values` in [0, 1], black and white where `ROBUST_RANGE` has them.
+
+    Args:
+        values: (V,) float64, in any order.
+        seen: (V,) pixels that hold each value.
+
+    Raises:
+        ImageRejectedError: `constant_image` if all pixels hold one value.
+    """
     low, high = _robust_range(values, seen)
-    return np.clip((values - low) / (high - low), 0.0, 1.0), "range"
+    return np.clip((values - low) / (high - low), 0.0, 1.0)
 
 
 def _varies(shown: np.ndarray, seen: np.ndarray) -> bool:

@@ -1,15 +1,13 @@
-"""DICOM files: decoding to stored values, for every transfer syntax that archives of radiographs hold."""
+"""DICOM files: the data set found and parsed, and the chain from its stored values to a picture (PS3.3 C.7.6, C.11)."""
 
 import io
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
-from pydicom.pixels import get_decoder
+from pydicom.pixels import apply_color_lut
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
@@ -17,106 +15,127 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEGExtended12Bit,
-    RLELossless,
 )
 
-from cxrdist.dicom.codestream import codestream_header, is_whole
-from cxrdist.dicom.display import DisplayTable, display_table
+from cxrdist.dicom.content import DEFLATE, inflate
+from cxrdist.dicom.decode import PIXEL_DATA, decode, keeps_high_bit, stored_values
+from cxrdist.dicom.display import display_table
 from cxrdist.dicom.header import ALLOWED, Header, parse_header
-from cxrdist.dicom.jpeg12 import decode_jpeg12
-from cxrdist.dicom.raster import luminance
-from cxrdist.dicom.resize import resample
+from cxrdist.dicom.picture import Notes, Picture, colour_picture, count_words
+from cxrdist.dicom.raster import LUMINANCE
 from cxrdist.errors import ImageRejectedError
 
-PIXEL_DATA, SYNTAX = Tag("PixelData"), Tag("TransferSyntaxUID")
-JPEG_2000 = "1.2.840.10008.1.2.4.9"
-HTJ2K = "1.2.840.10008.1.2.4.20"
-# Pinned, so that the same file gives the same pixels on every machine; the next is taken where one is not installed.
-PLUGINS = {"jpeg2000": ("pylibjpeg", "gdcm", "pillow"), "rle": ("pylibjpeg", "pydicom"), "jpeg": ("gdcm", "pillow")}
+SYNTAX = Tag("TransferSyntaxUID")
 
 
 @dataclass(frozen=True)
-class DicomImage:
-    """A decoded DICOM file."""
+class DicomFile:
+    """A parsed DICOM file whose pixels are not decoded yet."""
 
-    pixels: np.ndarray
-    """(H, W) float32 in [0, 1], bright = dense."""
-    bits: int
     header: Header
-    notes: dict[str, str | int | float]
+    syntax: UID
+    guessed: bool
+    """Whether the file does not say its transfer syntax."""
+    dataset: Dataset
+    """The pixel data and allow-listed tags."""
+
+    def picture(self) -> Picture:
+        """Return the decoded picture.
+
+        Raises:
+            ImageRejectedError: `unreadable`, `unsupported` or `constant_image`.
+        """
+        words = decode(self.dataset, self.syntax, self.header)
+        if self.header.samples == 3:
+            picture = colour_picture(words, self.header.bits_stored, self._notes())
+        else:
+            picture = _grey_picture(words, self.header, self._notes(), shifted=keeps_high_bit(self.syntax))
+        return replace(picture, aspect=self.header.aspect)
+
+    def _notes(self) -> Notes:
+        header = self.header
+        notes: Notes = {
+            "kind": "dicom",
+            "transfer_syntax": self.syntax.name,
+            "photometric": header.photometric,
+            "bits_stored": header.bits_stored,
+        }
+        if self.guessed:
+            notes["guessed_syntax"] = 1
+        if header.secondary:
+            notes["secondary"] = 1
+        if header.spacing:
+            notes["spacing_from"], notes["spacing_mm"] = header.spacing
+        return notes
 
 
 def is_dicom(data: bytes) -> bool:
     """Whether `data` begins like a DICOM file, with its preamble or without (group 0002 or 0008 first)."""
-    return data[128:132] == b"DICM" or data[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+    return has_preamble(data) or data[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
-def read_dicom(data: bytes, *, max_pixels: int, allow_burned_in: bool = False) -> DicomImage:
-    """Return the display-ready image in the bytes of a DICOM file.
+def has_preamble(data: bytes) -> bool:
+    """Whether `data` begins with the 132 bytes that only a DICOM file has."""
+    return data[128:132] == b"DICM"
+
+
+def open_dicom(data: bytes, *, max_pixels: int, limit: int) -> DicomFile:
+    """Return the DICOM file in `data`; a deflated one is inflated to `limit` bytes at most.
 
     Raises:
         ImageRejectedError: See `cxrdist.dicom.read_radiograph`.
     """
-    body = _body(data, limit=6 * max_pixels + 2**26)
+    body = _body(data, limit=limit)
     header = parse_header(body.parse(pixels=False), max_pixels=max_pixels)
-    if header.burned_in and not allow_burned_in:
-        raise ImageRejectedError("burned_in_text", "(0028,0301) says so")
-    values = _decode(body.parse(pixels=True), body.syntax, header)
-    notes: dict[str, str | int | float] = {
-        "kind": "dicom",
-        "transfer_syntax": body.name,
-        "photometric": header.photometric,
-        "bits_stored": header.bits_stored,
-    }
-    if body.guessed:
-        notes["guessed_syntax"] = 1
-    if header.spacing:
-        notes["spacing_from"], notes["spacing_mm"] = header.spacing
-    if header.samples == 3:
-        pixels = luminance(values, 2**header.bits_allocated - 1)
-        notes["voi"] = "none"
-    else:
-        stored = stored_values(values, header, native=not body.syntax.is_encapsulated)
-        lowest = -(2 ** (header.bits_stored - 1)) if header.signed else 0
-        table = _table(stored, lowest, header)
-        pixels = table.levels[stored - lowest]
-        notes["voi"] = table.voi
-        if header.presentation and header.invert != (header.photometric == "MONOCHROME1"):
-            notes["polarity_conflict"] = 1
-    if not 0.99 < header.aspect < 1.01:
-        pixels = _square(pixels, header.aspect)
-        notes["resampled_aspect"] = round(header.aspect, 4)
-    return DicomImage(pixels, min(max(header.bits_stored, 8), 16), header, notes)
+    return DicomFile(header, body.syntax, body.guessed, body.parse(pixels=True))
 
 
-def stored_values(values: np.ndarray, header: Header, *, native: bool) -> np.ndarray:
-    """Return (H, W) int32: `values` without the bits that are no part of the pixel (PS3.5 8.1.1).
-
-    Old files may hold overlays or other dirt above BitsStored, and keep the pixel above bit 0 (HighBit).
-    """
-    bits = header.bits_stored
-    stored = values.astype(np.int32)
-    shift = header.high_bit + 1 - bits
-    if native and 0 < shift <= header.bits_allocated - bits:
-        stored = (stored & (2**header.bits_allocated - 1)) >> shift
-    stored = stored & (2**bits - 1)
-    return np.where(stored >= 2 ** (bits - 1), stored - 2**bits, stored) if header.signed else stored
-
-
-def _table(stored: np.ndarray, lowest: int, header: Header) -> DisplayTable:
-    counts = np.bincount((stored - lowest).ravel(), minlength=2**header.bits_stored)
-    return display_table(
-        counts, lowest, modality=header.modality, voi=header.voi, invert=header.invert, padding=header.padding
+def _grey_picture(words: np.ndarray, header: Header, notes: Notes, *, shifted: bool) -> Picture:
+    """Return the picture of (H, W) words of one sample a pixel: the chain of `display_table`, or a palette."""
+    counts = count_words(words)
+    stored = stored_values(np.arange(len(counts)), header, shifted=shifted)
+    bits = min(max(header.bits_stored, 8), 16)
+    if header.palette is not None:
+        levels = _palette_levels(header.palette, stored)
+        visible = levels[counts > 0]
+        if visible.min() == visible.max():
+            raise ImageRejectedError("constant_image", "every pixel has the same value")
+        top = 2**bits - 1
+        values = np.rint(levels * top).astype(np.uint8 if bits == 8 else np.uint16)
+        return Picture(words, levels.astype(np.float32), values, bits, {**notes, "voi": "none"})
+    lowest = -(2 ** (header.bits_stored - 1)) if header.signed else 0
+    table = display_table(
+        np.bincount(stored - lowest, weights=counts, minlength=2**header.bits_stored).astype(np.int64),
+        lowest,
+        modality=header.modality,
+        voi=header.voi,
+        invert=header.invert,
+        padding=header.padding,
+    )
+    notes = {**notes, "voi": table.voi}
+    if header.presentation and header.invert != header.monochrome1:
+        notes["polarity_conflict"] = 1
+    padded = None
+    if header.padding is not None:
+        padded = (stored >= header.padding[0]) & (stored <= header.padding[1])
+    return Picture(
+        words,
+        table.levels[stored - lowest],
+        stored.astype(np.int16 if header.signed else words.dtype),
+        bits,
+        notes,
+        inverted=header.monochrome1,
+        padding=padded if padded is not None and counts[padded].any() else None,
     )
 
 
-def _square(pixels: np.ndarray, aspect: float) -> np.ndarray:
-    """Return `pixels` with square pixels: the finer axis gives way, so nothing is invented."""
-    height, width = pixels.shape
-    if aspect > 1:
-        return resample(pixels, max(round(width / aspect), 1), height)
-    return resample(pixels, width, max(round(height * aspect), 1))
+def _palette_levels(palette: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Return the luminance in [0, 1] that a palette gives each of (W,) `stored` values (PS3.3 C.7.6.3.1.6); float64."""
+    try:
+        colours = apply_color_lut(stored, palette)[:, :3]
+        return (colours.astype(np.int64) @ LUMINANCE) / (1000 * np.iinfo(colours.dtype).max)
+    except Exception:  # absent tables, or numbers that do not fit each other
+        raise ImageRejectedError("unsupported", "a colour palette that cannot be read") from None
 
 
 @dataclass(frozen=True)
@@ -125,7 +144,6 @@ class _Body:
 
     data: bytes
     syntax: UID
-    name: str
     guessed: bool
     implicit: bool
     little: bool
@@ -143,7 +161,7 @@ class _Body:
 def _body(data: bytes, *, limit: int) -> _Body:
     """Return the data set of a DICOM file; deflated ones are inflated to `limit` bytes at most."""
     file = io.BytesIO(data)
-    file.seek(132 if data[128:132] == b"DICM" else 0)
+    file.seek(132 if has_preamble(data) else 0)
     try:
         syntax = read_dataset(file, False, True, stop_when=_after_meta, specific_tags=[SYNTAX]).get("TransferSyntaxUID")
     except Exception:
@@ -151,15 +169,15 @@ def _body(data: bytes, *, limit: int) -> _Body:
     start = file.tell()
     if syntax:
         uid = UID(str(syntax))
-        body = _inflate(data[start:], limit) if uid == DeflatedExplicitVRLittleEndian else data[start:]
-        return _Body(body, uid, uid.name, False, uid == ImplicitVRLittleEndian, uid != ExplicitVRBigEndian)
+        body = inflate(data[start:], DEFLATE, limit=limit) if uid == DeflatedExplicitVRLittleEndian else data[start:]
+        return _Body(body, uid, False, uid == ImplicitVRLittleEndian, uid != ExplicitVRBigEndian)
     try:
         ds = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=[Tag("Rows")])
     except Exception:
         raise ImageRejectedError("unreadable", "the DICOM header cannot be parsed") from None
     implicit, little = ds.original_encoding
     uid = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    return _Body(data[start:], uid, uid.name, True, bool(implicit), bool(little))
+    return _Body(data[start:], uid, True, bool(implicit), bool(little))
 
 
 def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -168,81 +186,3 @@ def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
     return tag >> 16 != 2
-
-
-def _inflate(data: bytes, limit: int) -> bytes:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        body = inflater.decompress(data, limit)
-    except zlib.error:
-        raise ImageRejectedError("unreadable", "the deflated data set is damaged") from None
-    if inflater.unconsumed_tail:
-        raise ImageRejectedError("too_large", "the deflated data set is larger than the largest image allowed")
-    if not inflater.eof:
-        raise ImageRejectedError("unreadable", "the deflated data set is truncated")
-    return body
-
-
-def _decode(ds: Dataset, syntax: UID, header: Header) -> np.ndarray:
-    """Return (H, W) or (H, W, 3) values as stored, with the decoder that `PLUGINS` names first."""
-    whole = _pixel_module(ds, header)
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise ImageRejectedError("unsupported", "an unknown transfer syntax") from None
-    if not decoder.is_available:
-        raise ImageRejectedError("unsupported", f"no decoder for {syntax.name} is installed")
-    frame = _checked_frame(whole.PixelData, header) if syntax.is_encapsulated and syntax != RLELossless else b""
-    try:
-        if syntax == JPEGExtended12Bit and header.samples == 1 and 8 < header.bits_stored <= 12:
-            return decode_jpeg12(frame, header.rows, header.columns, signed=header.signed)
-        # pydicom's own masking forgets HighBit: `stored_values` does it.
-        values, _ = decoder.as_array(
-            whole, decoding_plugin=_plugin(syntax, decoder.available_plugins), correct_unused_bits=False
-        )
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException:  # decoders in Rust panic with an exception that is no `Exception`
-        raise ImageRejectedError("unreadable", f"the pixel data ({syntax.name}) is damaged or truncated") from None
-    if values.shape[:2] != (header.rows, header.columns):
-        raise ImageRejectedError("unreadable", "the pixel data is not of the size the header names")
-    return values
-
-
-def _pixel_module(ds: Dataset, header: Header) -> Dataset:
-    """Return the pixel data with the checked header around it: complete, and without what is broken or left over."""
-    whole = Dataset()
-    whole.Rows, whole.Columns, whole.NumberOfFrames = header.rows, header.columns, 1
-    whole.SamplesPerPixel, whole.PhotometricInterpretation = header.samples, header.photometric
-    whole.BitsAllocated, whole.BitsStored, whole.HighBit = header.bits_allocated, header.bits_stored, header.high_bit
-    whole.PixelRepresentation = int(header.signed)
-    if header.samples > 1:
-        whole.PlanarConfiguration = header.planar
-    try:
-        whole.add(ds[PIXEL_DATA])
-    except Exception:  # absent, or an element that cannot be parsed
-        raise ImageRejectedError("unreadable", "no pixel data") from None
-    if not whole.PixelData:
-        raise ImageRejectedError("unreadable", "no pixel data")
-    return whole
-
-
-def _checked_frame(data: bytes, header: Header) -> bytes:
-    """Return the one frame, whole and of the size the header names."""
-    try:
-        frame = next(generate_frames(data, number_of_frames=1))
-    except Exception:
-        raise ImageRejectedError("unreadable", "the compressed pixel data is damaged or truncated") from None
-    own = codestream_header(frame)
-    if own is None or own[:3] != (header.rows, header.columns, header.samples):
-        raise ImageRejectedError("unreadable", "the compressed pixel data is not of the size the header names")
-    if not 1 < own.bits <= header.bits_allocated:
-        raise ImageRejectedError("unreadable", f"the compressed pixel data has {own.bits} bits")
-    if not is_whole(frame):
-        raise ImageRejectedError("unreadable", "the compressed pixel data is truncated")
-    return frame
-
-
-def _plugin(syntax: UID, available: tuple[str, ...]) -> str:
-    family = "jpeg2000" if syntax.startswith((JPEG_2000, HTJ2K)) else "rle" if syntax == RLELossless else "jpeg"
-    return next((plugin for plugin in PLUGINS[family] if plugin in available), "")

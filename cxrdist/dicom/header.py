@@ -24,9 +24,16 @@ PIXEL_TAGS = (
     "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction",
     "PresentationLUTShape",
 )
+PALETTE_TAGS = tuple(
+    f"{segmented}{colour}PaletteColorLookupTable{part}"
+    for colour in ("Red", "Green", "Blue")
+    for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+)
+ORIGIN_TAGS = ("SOPClassUID", "Modality", "ConversionType", "DetectorType")
+"""Read for `Header.secondary` alone; what they say goes nowhere."""
 PERSON_TAGS = ("ViewPosition", "ViewCodeSequence", "PatientOrientation", "PatientSex", "PatientAge")
 # fmt: on
-ALLOWED = [Tag(keyword) for keyword in (*PIXEL_TAGS, *PERSON_TAGS)]
+ALLOWED = [Tag(keyword) for keyword in (*PIXEL_TAGS, *PALETTE_TAGS, *ORIGIN_TAGS, *PERSON_TAGS)]
 
 # PS3.3 C.7.6.3.1.2, retired ones included.
 PHOTOMETRIC_WORDS = (
@@ -40,6 +47,13 @@ VIEW_CODES = {
     "399348003": "AP", "272479007": "PA", "399067008": "lateral", "399173006": "lateral",
 }  # fmt: skip
 MAX_AGE, TOP_AGE = 120, 90
+
+# Secondary Capture (PS3.4 B.5: one class, and four by frames and colour), retired hardcopies, photographs.
+SECONDARY_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.(4\.1\.1\.7(\.[1-4])?|1\.(29|30)|4\.1\.1\.77\.1\.4)")
+CONVERSIONS = ("DV", "DI", "DF", "WSD", "SD", "SI")
+"""PS3.3 C.8.6.1: digitised video, interface, film, workstation, scanned document, scanned image."""
+FILM_MODALITIES = ("RG", "HC", "XC")
+"""PS3.3 C.7.3.1.1.1: film and screen, hardcopy, photograph by a camera."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,11 @@ class Header:
     spacing: tuple[str, float] | None
     """Tag that says it, and millimetres between rows."""
     burned_in: bool
+    """Whether the header says that text is burned into the pixels."""
+    secondary: bool
+    """Whether the image was made from a picture (film, screen, paper) and not by a detector: text is likelier."""
+    palette: Dataset | None
+    """The colour tables of a palette image."""
     projection: str | None
     sex: Literal["F", "M"] | None
     age: int | None
@@ -75,6 +94,11 @@ class Header:
         # The two are redundant: obeying both would invert twice.
         if self.presentation in ("INVERSE", "IDENTITY"):
             return self.presentation == "INVERSE"
+        return self.monochrome1
+
+    @property
+    def monochrome1(self) -> bool:
+        """Whether the photometric interpretation says that small values are bright."""
         return self.photometric == "MONOCHROME1"
 
 
@@ -87,7 +111,7 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
     rows, columns, samples = _whole(ds, "Rows"), _whole(ds, "Columns"), _whole(ds, "SamplesPerPixel", 1)
     if rows < 1 or columns < 1:
         raise ImageRejectedError("unreadable", "the DICOM header names no rows or no columns")
-    if rows * columns > max_pixels:
+    if rows * columns * (1 if samples == 1 else 2) > max_pixels:
         raise ImageRejectedError("too_large", f"{columns} x {rows} pixels")
     if _whole(ds, "NumberOfFrames", 1) > 1:
         raise ImageRejectedError("unsupported", "several frames in one file")
@@ -98,7 +122,8 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
     if not 1 < stored <= allocated:
         raise ImageRejectedError("unreadable", f"{stored} bits stored in {allocated} allocated")
     photometric = (_text(ds, "PhotometricInterpretation") or ("MONOCHROME2" if samples == 1 else "RGB")).upper()
-    if (samples, photometric == "PALETTE COLOR") not in ((1, False), (3, False)):
+    palette = photometric == "PALETTE COLOR"
+    if (samples, palette) not in ((1, False), (1, True), (3, False)):
         # A reason stands in a file that is passed on, and a header can hold a person's name in any field.
         word = photometric if photometric in PHOTOMETRIC_WORDS else "an unknown kind"
         raise ImageRejectedError("unsupported", f"{samples} samples per pixel of {word}")
@@ -121,6 +146,8 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
         aspect=_aspect(ds),
         spacing=spacing,
         burned_in=_text(ds, "BurnedInAnnotation") == "YES",
+        secondary=_secondary(ds),
+        palette=_palette(ds) if palette else None,
         projection=_projection(ds),
         sex={"F": "F", "M": "M"}.get(_text(ds, "PatientSex") or ""),  # type: ignore[arg-type]
         age=parse_age(_text(ds, "PatientAge")),
@@ -220,6 +247,25 @@ def _aspect(ds: Dataset) -> float:
         if pair:
             return pair[0] / pair[1]
     return 1.0
+
+
+def _secondary(ds: Dataset) -> bool:
+    return (
+        SECONDARY_CLASS.fullmatch(_text(ds, "SOPClassUID") or "") is not None
+        or _text(ds, "ConversionType") in CONVERSIONS
+        or _text(ds, "Modality") in FILM_MODALITIES
+        or _text(ds, "DetectorType") == "FILM"
+    )
+
+
+def _palette(ds: Dataset) -> Dataset:
+    """Return the colour tables alone."""
+    tables = Dataset()
+    for name in PALETTE_TAGS:
+        value = _raw(ds, name)
+        if value is not None:
+            setattr(tables, name, value)
+    return tables
 
 
 def _projection(ds: Dataset) -> str | None:

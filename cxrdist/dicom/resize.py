@@ -20,6 +20,21 @@ def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
     return resample(pixels, *target)
 
 
+def is_square(aspect: float) -> bool:
+    """Return whether pixels of this height over width count as square."""
+    return 0.99 < aspect < 1.01
+
+
+def square(pixels: np.ndarray, aspect: float) -> np.ndarray:
+    """Return an image, whose pixels have height over width `aspect`, with square ones; the finer axis gives way."""
+    height, width = pixels.shape
+    if is_square(aspect):
+        return pixels
+    if aspect > 1:
+        return resample(pixels, max(round(width / aspect), 1), height)
+    return resample(pixels, width, max(round(height * aspect), 1))
+
+
 def resample(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Return `pixels` averaged to (height, width); neither may grow."""
     smaller = cv2.resize(np.ascontiguousarray(pixels, np.float32), (width, height), interpolation=cv2.INTER_AREA)

@@ -50,6 +50,7 @@ def pack_dataset(
         variant=facts.variant,
         changes=facts.changes,
         policy=facts.policy,
+        burned_in_text=facts.burned_in_text,
     )
     found = _import(facts, root, options)
     return pack_rows(dataset, found, out, options, spread=spread, shown=shown)
@@ -71,6 +72,9 @@ def repair_dataset(
     """
     manifest = read_manifest(shards)
     how = {name: value for name, value in manifest.preprocessing.model_dump().items() if value is not None}
+    # A policy that the user named is that of both kinds of text; else the fact file decides again.
+    if how.pop("declared_text") != how.get("burned_in_text"):
+        how.pop("burned_in_text", None)
     options = PackOptions(**how, samples_per_shard=manifest.samples_per_shard, id_key=id_key, workers=workers)
     return pack_dataset(facts, root, shards, options, shown=shown)
 

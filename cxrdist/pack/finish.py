@@ -104,7 +104,7 @@ def move_shard(work: Path, shards: Path, final: Final, extension: str) -> tuple[
 
 def finish(plan: Plan, records: Records, work: Path, shards: Path) -> tuple[Manifest, dict[str, Left]]:
     """Write everything but the private map and the manifest; return the manifest and all rejects by image id."""
-    how = plan.options.preprocessing()
+    how = plan.how
     duplicates = find_duplicates(records)
     finals = place_finals(plan, records, duplicates)
     entries: list[Shard] = []
@@ -180,7 +180,7 @@ def _reject_table(rejects: list[Left]) -> bytes:
 def _index(plan: Plan, samples: list[tuple[Shard, SampleRecord]]) -> bytes:
     planned = {image.image_id: image for image in plan.images}
     images = [planned[sample.place.key] for _, sample in samples]
-    how = plan.options.preprocessing()
+    how = plan.how
     values = {
         "key": (pa.string(), [sample.place.key for _, sample in samples]),
         "split": (pa.string(), [entry.split for entry, _ in samples]),

@@ -5,12 +5,13 @@ So the bytes of a shard depend on its rows alone: not on the number of workers, 
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from cxrdist import __version__
 from cxrdist.datasets.records import SPLITS, Import, Reject, Row, Split
-from cxrdist.datasets.shard_format import FORMAT_VERSION, ORIGIN, Manifest
+from cxrdist.datasets.shard_format import FORMAT_VERSION, ORIGIN, Manifest, Preprocessing
+from cxrdist.dicom import BurnedInPolicy
 from cxrdist.errors import UserError
 from cxrdist.findings import LabelPolicy, titles
 from cxrdist.pack.options import PackOptions
@@ -30,6 +31,8 @@ class DatasetName:
     changes: Mapping[str, Any] = field(default_factory=dict)
     policy: LabelPolicy = field(default_factory=LabelPolicy)
     """Its default for training."""
+    burned_in_text: BurnedInPolicy = "reject"
+    """What becomes of images in which text is seen, where the user does not say."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Plan:
         """Number of images the source names."""
         return self.image_count + len(self.rejects)
 
+    @property
+    def how(self) -> Preprocessing:
+        """What is done to every image."""
+        return self.options.preprocessing(self.dataset.burned_in_text)
+
     def recipe(self) -> dict[str, object]:
         """Return what decides the bytes of the shard folder, in words a user knows."""
         return {
@@ -106,7 +114,7 @@ class Plan:
             "code version": __version__,
             "shard format": FORMAT_VERSION,
             "id key": self.pseudonyms.fingerprint,
-            **self.options.preprocessing().model_dump(),
+            **self.how.model_dump(),
             "samples per shard": self.shard_length,
             "input files": self.inputs,
         }
@@ -188,7 +196,7 @@ def _inputs(shards: list[PlannedShard], rejects: list[Left]) -> bytes:
         (
             *(image.image_id, image.patient_id, image.study_id, image.row.split, image.row.projection, image.row.sex),
             *(image.row.age, image.row.findings, image.row.notes, image.row.origin, image.row.soft),
-            _size(image.row),
+            *(astuple(image.row.pixels), _size(image.row)),
         )
         for shard in shards
         for image in shard.images

@@ -10,7 +10,7 @@ import numpy as np
 
 from cxrdist.datasets.records import FRONTAL, PROJECTIONS, Row
 from cxrdist.datasets.shard_format import EXTENSIONS, Preprocessing, source_allows
-from cxrdist.dicom import Radiograph, quantise, read_radiograph, shrink
+from cxrdist.dicom import Radiograph, quantise, read_radiograph
 from cxrdist.errors import ImageRejectedError
 from cxrdist.pack.plan import Planned
 
@@ -41,9 +41,16 @@ def render(planned: Planned, findings: tuple[str, ...], how: Preprocessing) -> R
         ImageRejectedError: If it cannot become a sample.  Nothing else is raised for anything a file may hold.
     """
     try:
-        radiograph = read_radiograph(planned.row.path)
+        radiograph = read_radiograph(
+            planned.row.path,
+            hints=planned.row.pixels,
+            equalize=how.equalize,
+            size=how.size,
+            burned_in_text=how.burned_in_text or "reject",
+            declared_text=how.declared_text,
+        )
         projection = _projection(planned.row, radiograph, how)
-        pixels = quantise(shrink(radiograph.pixels, how.size), how.bits)
+        pixels = quantise(radiograph.pixels, how.bits)
     except ImageRejectedError:
         raise
     except Exception as error:
@@ -79,6 +86,8 @@ def _projection(row: Row, radiograph: Radiograph, how: Preprocessing) -> str:
     if row.projection != "unknown":
         return row.projection
     header = radiograph.projection if radiograph.projection in PROJECTIONS else None
+    if header is None and how.projection == "frontal" and row.notes.get("projection_from_header"):
+        raise ImageRejectedError("projection_filtered", "unknown")  # the dataset left it to the header alone
     if header is None or header in FRONTAL:
         return header or "unknown"
     if row.notes.get("frontal"):  # the dataset knows that much

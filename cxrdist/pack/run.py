@@ -85,7 +85,7 @@ def _build(plan: Plan, work: Path, out: Path, spread: Map, *, shown: bool) -> Re
     """Build what an earlier start has not built; return the records of all planned shards, in their order."""
     records = dict(_finished(plan, work, out))
     guard = _RejectGuard(plan)
-    how = plan.options.preprocessing()
+    how = plan.how
     tasks = [Task(shard, plan.findings, how, work) for shard in plan.shards if shard.name not in records]
     with progress(f"pack {plan.dataset.name}", plan.image_count, shown=shown) as bar:
         for shard, record in records.values():

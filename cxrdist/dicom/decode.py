@@ -1,0 +1,133 @@
+"""From the pixel data of a DICOM file to stored values, for every transfer syntax archives of radiographs hold."""
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
+from pydicom.tag import Tag
+from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
+
+from cxrdist.dicom.codestream import codestream_header, is_whole
+from cxrdist.dicom.header import Header
+from cxrdist.dicom.jpeg12 import decode_jpeg12
+from cxrdist.dicom.raster import luminance
+from cxrdist.errors import ImageRejectedError
+
+PIXEL_DATA = Tag("PixelData")
+JPEG_2000 = "1.2.840.10008.1.2.4.9"
+HTJ2K = "1.2.840.10008.1.2.4.20"
+# Pinned, so that the same file gives the same pixels on every machine; the next is taken where one is not installed.
+PLUGINS = {"jpeg2000": ("pylibjpeg", "gdcm", "pillow"), "rle": ("pylibjpeg", "pydicom"), "jpeg": ("gdcm", "pillow")}
+
+
+def decode(ds: Dataset, syntax: UID, header: Header) -> np.ndarray:
+    """Return the one frame of `ds`: (H, W) uint8 or uint16 words, for colour the luminance in [0, 65535].
+
+    Words of signed images are two's complement; bits above BitsStored are as the file has them.
+
+    Raises:
+        ImageRejectedError: `unsupported` or `unreadable`.
+    """
+    values, photometric = _decode(ds, syntax, header)
+    if values.shape[:2] != (header.rows, header.columns) or values.dtype.kind not in "ui":
+        raise ImageRejectedError("unreadable", "the pixel data is not of the size the header names")
+    if values.ndim == 3:
+        return _grey(values, photometric, header)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+
+
+def stored_values(words: np.ndarray, header: Header, *, shifted: bool) -> np.ndarray:
+    """Return int64: `words` without the bits that are no part of the pixel (PS3.5 8.1.1), and with their sign.
+
+    Old files may hold overlays or other dirt above BitsStored.  `shifted` says that the pixel is kept where HighBit
+    says, which decoders of JPEG and its kin undo.
+    """
+    bits = header.bits_stored
+    stored = words.astype(np.int64)
+    shift = header.high_bit + 1 - bits
+    if shifted and 0 < shift <= header.bits_allocated - bits:
+        stored >>= shift
+    stored &= 2**bits - 1
+    return np.where(stored >= 2 ** (bits - 1), stored - 2**bits, stored) if header.signed else stored
+
+
+def keeps_high_bit(syntax: UID) -> bool:
+    """Return whether pixel data of this syntax holds its container's bits as they were."""
+    return not syntax.is_encapsulated or syntax == RLELossless
+
+
+def _decode(ds: Dataset, syntax: UID, header: Header) -> tuple[np.ndarray, str]:
+    """Return the values, and what their three channels mean, with the decoder that `PLUGINS` names first."""
+    whole = _pixel_module(ds, header)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise ImageRejectedError("unsupported", "an unknown transfer syntax") from None
+    if not decoder.is_available:
+        raise ImageRejectedError("unsupported", f"no decoder for {syntax.name} is installed")
+    frame = _checked_frame(whole.PixelData, header) if syntax.is_encapsulated and syntax != RLELossless else b""
+    try:
+        if syntax == JPEGExtended12Bit and header.samples == 1 and 8 < header.bits_stored <= 12:
+            values = decode_jpeg12(frame, header.rows, header.columns, signed=header.signed)
+            return values, header.photometric
+        values, told = decoder.as_array(
+            whole,
+            raw=True,  # YBR stays YBR: its first channel is all that is wanted, and turning it takes memory
+            view_only=True,
+            decoding_plugin=_plugin(syntax, decoder.available_plugins),
+            correct_unused_bits=False,  # it forgets HighBit: `stored_values` does it
+            allow_excess_frames=False,
+        )
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:  # decoders in Rust panic with an exception that is no `Exception`
+        raise ImageRejectedError("unreadable", f"the pixel data ({syntax.name}) is damaged or truncated") from None
+    return values, str(told["photometric_interpretation"])
+
+
+def _grey(values: np.ndarray, photometric: str, header: Header) -> np.ndarray:
+    """Return (H, W) uint16 luminance of (H, W, 3) `values`; the Y of YBR is the luminance."""
+    mask = values.dtype.type(2**header.bits_stored - 1)
+    channels = slice(0, 1) if photometric.startswith("YBR") else slice(None)
+    return luminance(lambda start, stop: values[start:stop, :, channels] & mask, values.shape[:2], int(mask))
+
+
+def _pixel_module(ds: Dataset, header: Header) -> Dataset:
+    """Return the pixel data with the checked header around it: complete, and without what is broken or left over."""
+    whole = Dataset()
+    whole.Rows, whole.Columns, whole.NumberOfFrames = header.rows, header.columns, 1
+    whole.SamplesPerPixel, whole.PhotometricInterpretation = header.samples, header.photometric
+    whole.BitsAllocated, whole.BitsStored, whole.HighBit = header.bits_allocated, header.bits_stored, header.high_bit
+    whole.PixelRepresentation = int(header.signed)
+    if header.samples > 1:
+        whole.PlanarConfiguration = header.planar
+    try:
+        whole.add(ds[PIXEL_DATA])
+    except Exception:  # absent, or an element that cannot be parsed
+        raise ImageRejectedError("unreadable", "no pixel data") from None
+    if not whole.PixelData:
+        raise ImageRejectedError("unreadable", "no pixel data")
+    return whole
+
+
+def _checked_frame(data: bytes, header: Header) -> bytes:
+    """Return the one frame, whole and of the size the header names."""
+    try:
+        frame = next(generate_frames(data, number_of_frames=1))
+    except Exception:
+        raise ImageRejectedError("unreadable", "the compressed pixel data is damaged or truncated") from None
+    own = codestream_header(frame)
+    if own is None or own[:3] != (header.rows, header.columns, header.samples):
+        raise ImageRejectedError("unreadable", "the compressed pixel data is not of the size the header names")
+    if not 1 < own.bits <= header.bits_allocated:
+        raise ImageRejectedError("unreadable", f"the compressed pixel data has {own.bits} bits")
+    if not is_whole(frame):
+        raise ImageRejectedError("unreadable", "the compressed pixel data is truncated")
+    return frame
+
+
+def _plugin(syntax: UID, available: tuple[str, ...]) -> str:
+    family = "jpeg2000" if syntax.startswith((JPEG_2000, HTJ2K)) else "rle" if syntax == RLELossless else "jpeg"
+    return next((plugin for plugin in PLUGINS[family] if plugin in available), "")
