@@ -156,11 +156,23 @@ class _Loader(yaml.SafeLoader):
         # PyYAML keeps the last of two equal names, so the first would be a setting without effect.
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (
+                key.tag == "tag:yaml.org,2002:bool"
+            ):  # a name is text: `on` and `NO` too, which YAML 1.1 takes for truths
+                key.tag = "tag:yaml.org,2002:str"
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+
+# YAML 1.1 reads on, off, yes and no as truth values: an option called `on`, a column that says No.
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 # YAML 1.1 reads 3e-4 as text (it wants 3.0e-4); nobody types a learning rate that way.
 _Loader.add_implicit_resolver(

@@ -219,6 +219,10 @@ def test_merge_keys_and_anchors_of_yaml_still_work():
     assert load_yaml("a: &a {x: 1e-1}\nb: {<<: *a, y: 2}")["b"] == {"x": 0.1, "y": 2}
 
 
+def test_on_and_no_are_words_and_true_and_false_are_not():
+    assert load_yaml("on: [no, Yes, off]\nb: [true, False]") == {"on": ["no", "Yes", "off"], "b": [True, False]}
+
+
 def test_the_nearest_name_is_offered_only_when_it_is_near():
     assert nearest("lerning", ["learning", "rate"]) == " Did you mean 'learning'?"
     assert nearest("xyz", ["learning"]) == ""
@@ -243,3 +247,7 @@ def _spoil(tree):
         elif isinstance(value, list):
             value.append("spoiled")
     tree["spoiled"] = True
+
+
+def test_names_are_text_also_where_yaml_takes_the_word_for_a_truth():
+    assert load_yaml("{on: [a], NO: 0, yes: true, x: off}") == {"on": ["a"], "NO": 0, "yes": True, "x": False}
