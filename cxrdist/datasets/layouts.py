@@ -90,7 +90,7 @@ class Table(TableFile):
     """A table that names images, or one that can stand for it in another release."""
 
     named_by: NamedBy | None = None
-    """The table that names the images, where this one speaks of whole studies: each image gets its study's row."""
+    """The table that names the images, where a row speaks of a whole study: each of its images gets the row."""
     split: Split | None = None
     """The official split of every row."""
     unless: str | None = None

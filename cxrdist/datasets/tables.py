@@ -9,7 +9,7 @@ from sys import intern
 from cxrdist.datasets.cells import read_cell
 from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import FactFile, columns_of, columns_read
-from cxrdist.datasets.layouts import FolderLayout, Join, NamedBy, TableFile, TableLayout, Text
+from cxrdist.datasets.layouts import Cell, FolderLayout, Join, NamedBy, TableFile, TableLayout, Text
 from cxrdist.datasets.readers import Cells, header_of, read_table, read_text
 from cxrdist.datasets.records import Split
 from cxrdist.datasets.tree import MARKER_LEVELS, ImageFiles, Tree, find, is_image, stem
@@ -55,7 +55,7 @@ def table_records(facts: FactFile, layout: TableLayout, tree: Tree, images: Imag
         read += len(paths)
         other = table.unless is not None and bool(find(near, table.unless))
         split = table.split_then if other else table.split
-        studies = ImagesOfStudies(facts, table.named_by, tree, near) if table.named_by and paths else None
+        studies = ImagesOfStudies(facts, table.named_by, layout.image, tree, near) if table.named_by and paths else None
         for path in paths:
             rows = read_table(tree.path(path), table, wanted)
             for cells in studies.named(rows) if studies else rows:
@@ -140,28 +140,31 @@ class Joined:
 
 
 class ImagesOfStudies:
-    """The table that names the images of another table's rows.
+    """The table that names the images of another table's rows; a row that names its image itself needs none."""
 
-    Raises:
-        UserError: If it is missing.
-    """
-
-    def __init__(self, facts: FactFile, named_by: NamedBy, tree: Tree, near: list[str]) -> None:
-        paths = _find_tables(named_by, named_by.on, tree, near)
-        if not paths:
-            raise UserError(_lacks(facts, named_by.files, f"columns {', '.join(named_by.on)}"))
-        self._on = named_by
+    def __init__(self, facts: FactFile, named_by: NamedBy, image: list[Cell], tree: Tree, near: list[str]) -> None:
+        self._facts, self._by, self._image = facts, named_by, image
         self._images: dict[tuple[str, ...], list[Cells]] = {}
-        for path in paths:
+        self._paths = _find_tables(named_by, named_by.on, tree, near)
+        for path in self._paths:
             for cells in read_table(tree.path(path), named_by, columns_read(facts)):
                 key = _key(named_by, cells)
                 if key:
                     self._images.setdefault(key, []).append(_interned(cells))
 
     def named(self, rows: Iterable[Cells]) -> Iterator[Cells]:
-        """Yield each row once for every image of its study, with that image's cells."""
+        """Yield each row once for every image of its study, with that image's cells.
+
+        Raises:
+            UserError: If the table is missing, and a row needs it.
+        """
         for cells in rows:
-            key = _key(self._on, cells)
+            if any(read_cell(cell, cells) for cell in self._image):
+                yield cells
+                continue
+            if not self._paths:
+                raise UserError(_lacks(self._facts, self._by.files, f"columns {', '.join(self._by.on)}"))
+            key = _key(self._by, cells)
             for image in self._images.get(key, []) if key else []:
                 yield image | cells
 
