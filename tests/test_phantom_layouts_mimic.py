@@ -12,10 +12,10 @@ import pydicom
 import pytest
 
 from cxrdist.dicom import read_radiograph
-from cxrdist.phantom import LAYOUTS, write_phantoms
-from cxrdist.phantom.layouts import mimic, mimic_derived
-from cxrdist.phantom.layouts.base import Order
+from cxrdist.phantom import write_phantoms
+from cxrdist.phantom.layouts import mimic_derived
 from cxrdist.phantom.layouts.chex14 import LABELS
+from tests.phantoms import plan_of
 
 PATIENTS, SIDE, SEED = 14, 64, 3
 
@@ -27,12 +27,6 @@ LABEL_NAMES = (
     "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"
     "No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices"
 )
-
-
-def order(**changes) -> Order:
-    layout = LAYOUTS["mimic_cxr"]
-    facts = {"patients": PATIENTS, "seed": SEED, "difficulty": 0.5, "size": SIDE, "prevalence": layout.prevalence}
-    return Order(**{**facts, "healthy": layout.healthy, "held_out": layout.held_out, "traps": True, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +150,7 @@ def test_one_study_has_no_label_row_and_one_a_row_of_blanks(labeller, roots):
 
 def test_labels_are_of_what_is_drawn(roots):
     labels = table(roots, "mimic-cxr-2.0.0-chexpert.csv.gz").set_index("study_id")
-    drawn = {item.facts["study_id"]: item.labels for item in mimic.plan_jpg(order())}
+    drawn = {item.facts["study_id"]: item.labels for item in plan_of(roots["mimic_cxr_jpg"])[0]}
     certain = 0
     for study, row in labels.iterrows():
         for column, name in LABELS.items():
@@ -200,31 +194,38 @@ def test_reflacx_names_images_that_are_there_with_several_readers(roots):
         assert rows["image"].str.fullmatch(r"physionet\.org/files/mimic-cxr/2\.0\.0/files/p1\d/p\d+/s\d+/.*\.dcm").all()
         found = [(root / path.removeprefix("physionet.org/files/")).is_file() for path in rows["image"]]
         assert np.mean(found) > 0.8
-    drawn = {item.facts["dicom_id"]: item.labels for item in mimic_derived.plan(order())}
+    drawn = {item.facts["dicom_id"]: item.labels for item in plan_of(roots["reflacx"])[0]}
     rows = pd.read_csv(root / mimic_derived.REFLACX / "main_data" / "metadata_phase_1.csv")
     sure = rows.groupby("dicom_id")["Enlarged cardiac silhouette"].median()
     assert all((sure[name] >= 4) == ("cardiomegaly" in drawn[name]) for name in sure.index)
 
 
-def test_edema_grades_say_how_much_is_drawn(roots):
-    root = roots["edema_severity"]
-    grades = {}
-    for name in ("regex_report", "expert_report", "consensus_image"):
-        rows = pd.read_csv(root / mimic_derived.EDEMA / f"{name}_edema_severity.csv")
-        assert list(rows.columns) == ["subject_id", "study_id", "dicom_id", "edema_severity"]
-        assert rows["edema_severity"].between(0, 3).all()
-        grades |= dict(zip(rows["dicom_id"], rows["edema_severity"], strict=True))
-    layout = LAYOUTS["edema_severity"]
-    items = mimic_derived.plan(order(prevalence=layout.prevalence, healthy=layout.healthy))
-    assert {item.facts["dicom_id"] for item in items} == set(grades)
-    assert all((grades[item.facts["dicom_id"]] > 0) == ("edema" in item.findings) for item in items)
-    assert sum(grade > 0 for grade in grades.values()) > 3
+def test_edema_grades_are_of_studies_and_of_test_images_and_say_how_much_is_drawn(roots):
+    folder = roots["edema_severity"] / mimic_derived.EDEMA
+    rules, experts, consensus = (
+        pd.read_csv(folder / f"{name}_edema_severity.csv")
+        for name in ("regex_report", "expert_report", "consensus_image")
+    )
+    assert list(rules.columns) == list(experts.columns) == ["subject_id", "study_id", "edema_severity"]
+    assert list(consensus.columns) == ["subject_id", "study_id", "dicom_id", "edema_severity"]
+    assert set(experts["study_id"]) < set(rules["study_id"])
+    assert not set(rules["subject_id"]) & set(consensus["subject_id"])
+    items, _ = plan_of(roots["edema_severity"])
+    by_study = {item.facts["study_id"]: "edema" in item.findings for item in items}
+    by_image = {item.facts["dicom_id"]: "edema" in item.findings for item in items}
+    assert all((row.edema_severity > 0) == by_study[row.study_id] for row in rules.itertuples())
+    assert all((row.edema_severity > 0) == by_image[row.dicom_id] for row in consensus.itertuples())
+    assert set(rules["edema_severity"]) == {0, 1, 2, 3}
+    images = pd.read_csv(roots["edema_severity"] / mimic_derived.IMAGES / "cxr-record-list.csv.gz")
+    assert set(images["study_id"]) == set(rules["study_id"]) | set(consensus["study_id"])
 
 
 def test_every_whole_file_shows_a_chest(roots):
     torn = 0
     for name, suffix in (("mimic_cxr", ".dcm"), ("mimic_cxr_jpg", ".jpg")):
-        frontal = {item.facts["dicom_id"] for item in mimic.plan_jpg(order()) if item.projection != "lateral"}
+        frontal = {
+            item.facts["dicom_id"] for item in plan_of(roots["mimic_cxr_jpg"])[0] if item.projection != "lateral"
+        }
         for image, path in images(roots[name], suffix).items():
             try:
                 shown = read_radiograph(path).pixels

@@ -13,8 +13,8 @@ import pytest
 from cxrdist.dicom import read_radiograph
 from cxrdist.phantom import LAYOUTS, write_phantoms
 from cxrdist.phantom.layouts import brax, padchest, rsna_pneumonia, siim_ptx, uka_cxr
-from cxrdist.phantom.layouts.base import Item, Order
 from cxrdist.phantom.layouts.chex14 import LABELS
+from tests.phantoms import plan_of
 
 SIDE, SEED = 64, 3
 PATIENTS = {"padchest": 16, "uka_cxr": 14, "rsna_pneumonia": 30, "siim_ptx": 30, "brax": 14}
@@ -35,13 +35,6 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     for name, patients in PATIENTS.items():
         write_phantoms(name, top / name, patients=patients, size=SIDE, seed=SEED, shown=False)
     return {name: top / name for name in PATIENTS}
-
-
-def items_of(name: str) -> tuple[list[Item], Order]:
-    layout = LAYOUTS[name]
-    facts = {"patients": PATIENTS[name], "seed": SEED, "difficulty": 0.5, "size": SIDE, "traps": True}
-    order = Order(**facts, prevalence=layout.prevalence, healthy=layout.healthy, held_out=layout.held_out)
-    return layout.plan(order), order
 
 
 # ---- PadChest
@@ -85,9 +78,9 @@ def test_padchest_lists_have_blanks_and_every_odd_word(chest):
     assert sentences.str.contains("'normal'").all(), "sentences are normal where images are not"
 
 
-def test_padchest_labels_are_those_of_the_report_and_of_what_is_drawn(chest):
+def test_padchest_labels_are_those_of_the_report_and_of_what_is_drawn(chest, roots):
     assert (chest.groupby("StudyID")["Labels"].agg(lambda cells: len({_words(cell) for cell in cells})) == 1).all()
-    items, _ = items_of("padchest")
+    items, _ = plan_of(roots["padchest"])
     names = {
         "cardiomegaly": "cardiomegaly",
         "effusion": "pleural effusion",
@@ -137,7 +130,7 @@ def test_uka_has_grades_by_side_of_what_is_drawn(roots):
     assert set(rows["gender"]) == {0, 1} and set(rows["healthy"]) == {0, 1}
     assert set(rows["split"]) == {"train", "valid", "test"}
     assert (rows.groupby("patient_id")["split"].nunique() == 1).all()
-    items, _ = items_of("uka_cxr")
+    items, _ = plan_of(roots["uka_cxr"])
     for item, row in zip(items, rows.to_dict("records"), strict=True):
         sides = [row["pleural_effusion_right"], row["pleural_effusion_left"]]
         assert (max(sides) >= 3) == ("effusion" in item.findings)
@@ -188,7 +181,7 @@ def test_rsna_has_a_row_per_box_and_the_class_of_each_row_again(roots):
     assert labels.loc[labels["Target"] == 0, ["x", "y", "width", "height"]].isna().all(axis=None)
     boxes = labels[labels["Target"] == 1]
     assert (boxes["x"] + boxes["width"] <= SIDE).all() and (boxes["y"] + boxes["height"] <= SIDE).all()
-    items, _ = items_of("rsna_pneumonia")
+    items, _ = plan_of(roots["rsna_pneumonia"])
     drawn = {item.facts["name"] for item in items if "pneumonia" in item.findings and item.facts["part"] == "train"}
     assert set(boxes["patientId"]) == drawn
 
@@ -253,7 +246,7 @@ def test_siim_masks_are_relative_runs_of_the_drawn_pneumothorax(roots):
     both = pd.read_csv(root / "stage_2_train.csv")
     assert list(both.columns) == ["ImageId", "EncodedPixels"]
     assert set(first["ImageId"]) < set(both["ImageId"])
-    items, order = items_of("siim_ptx")
+    items, order = plan_of(roots["siim_ptx"])
     by_name = {item.facts["uids"][2]: item for item in items}
     several = 0
     for name, rows in both.groupby("ImageId"):
@@ -343,7 +336,7 @@ def test_brax_pictures_are_the_same_in_both_trees(roots):
 
 def test_all_positive_labels_are_of_what_is_drawn(roots):
     rows = pd.read_csv(roots["brax"] / brax.TABLE)
-    items, _ = items_of("brax")
+    items, _ = plan_of(roots["brax"])
     for item, row in zip(items, rows.to_dict("records"), strict=True):
         for column, name in LABELS.items():
             if row[column] in (0.0, 1.0):

@@ -104,6 +104,8 @@ def implied(findings: Mapping[str, float] | set[str]) -> set[str]:
         names.add("pneumonia")
     if names & set(OPACITIES):
         names.add("lung_opacity")
+    if "edema" in names:
+        names.add("congestion")
     if names & {"nodule", "mass"}:
         names.add("nodule_or_mass")
     if names & {"nodule", "mass", "lung_cavity", "lung_cyst"}:

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from cxrdist.phantom.layouts import mimic
+from cxrdist.phantom.layouts import mimic, mimic_tables
 from cxrdist.phantom.layouts.base import Item, Layout, Order, write_csv, write_index_html
 from cxrdist.phantom.people import Draw
 
@@ -73,6 +71,7 @@ def write_reflacx(items: Sequence[Item], order: Order, out: Path) -> None:
         header = ["id", "split", "eye_tracking_data_discarded", "image", "dicom_id", "subject_id"]
         header += ["image_size_x", "image_size_y", *names, *quality, "Support devices", "Other"]
         write_csv(out / REFLACX / "main_data" / f"metadata_phase_{phase}.csv", header, readings)
+    _write_images_list(items, out)
     if order.traps:
         write_index_html(out / REFLACX / "main_data")
 
@@ -106,33 +105,46 @@ def _readings(item: Item, phase: int, order: Order) -> Iterator[list[object]]:
 
 
 def write_edema(items: Sequence[Item], order: Order, out: Path) -> None:
-    """Write the grades read off reports by rules, off some of them by experts, and off the test images by consensus.
+    """Write the grades of studies read off reports, by rules and some by experts, and of the test images by consensus.
 
     0 none, 1 vascular congestion, 2 interstitial, 3 alveolar edema: how much of it is drawn.  The rules are sometimes a
-    grade off.
+    grade too high.
     """
     by_rules, by_experts, by_consensus = [], [], []
-    for number, item in enumerate(items):
-        grade = edema_grade(item)
-        row = [item.facts["subject"], item.facts["study_id"], item.facts["dicom_id"]]
+    for number, item in enumerate(mimic_tables.studies(items)):
+        study = [item.facts["subject"], item.facts["study_id"]]
         if item.facts["part"] == "test":
-            by_consensus.append([*row, grade])
-        else:
-            rng = item.key.lasting(Draw.TABLE, 400 + int(item.facts["study"]))
-            by_rules.append([*row, min(grade + 1, 3) if grade and rng.random() < 0.1 else grade])
-            by_experts += [[*row, grade]] if number % 5 == 0 else []
-    header = ["subject_id", "study_id", "dicom_id", "edema_severity"]
-    tables = {"regex_report": by_rules, "expert_report": by_experts, "consensus_image": by_consensus}
-    for name, rows in tables.items():
-        write_csv(out / EDEMA / f"{name}_edema_severity.csv", header, rows)
+            continue
+        grade = edema_grade(item)
+        luck = item.key.lasting(Draw.TABLE, 400 + int(item.facts["study"])).random()
+        by_rules.append([*study, 3 if grade == 2 and luck < 0.15 else grade])
+        by_experts += [[*study, grade]] if number % 4 == 0 else []
+    for item in items:
+        if item.facts["part"] == "test":
+            ids = [item.facts["subject"], item.facts["study_id"], item.facts["dicom_id"]]
+            by_consensus.append([*ids, edema_grade(item)])
+    header = ["subject_id", "study_id", "edema_severity"]
+    write_csv(out / EDEMA / "regex_report_edema_severity.csv", header, by_rules)
+    write_csv(out / EDEMA / "expert_report_edema_severity.csv", header, by_experts)
+    write_csv(out / EDEMA / "consensus_image_edema_severity.csv", [*header[:2], "dicom_id", header[2]], by_consensus)
+    _write_images_list(items, out)
     if order.traps:
         write_index_html(out / EDEMA)
 
 
 def edema_grade(item: Item) -> int:
-    """Return the grade of what is drawn."""
-    strength = item.findings.get("edema", 0.0)
-    return int(np.searchsorted([0.0, 0.35, 0.6], strength)) if strength else 0
+    """Return the grade of what is drawn; what is barely visible is congestion."""
+    strength = item.findings.get("edema")
+    return 0 if strength is None else 1 + int(strength > 0.47) + int(strength > 0.56)
+
+
+def _write_images_list(items: Sequence[Item], out: Path) -> None:
+    """Write the list that comes with the images: grades of studies find their images there."""
+    rows = [
+        (item.facts["subject"], item.facts["study_id"], item.facts["dicom_id"], item.path.removeprefix(f"{IMAGES}/"))
+        for item in items
+    ]
+    write_csv(out / IMAGES / "cxr-record-list.csv.gz", ["subject_id", "study_id", "dicom_id", "path"], rows)
 
 
 REFLACX_LAYOUT = Layout("reflacx", mimic.CODE, 512, mimic.PREVALENCE, 0.3, 0.2, plan, mimic.write_dicom, write_reflacx)
