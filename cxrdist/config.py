@@ -156,10 +156,6 @@ class _Loader(yaml.SafeLoader):
         # PyYAML keeps the last of two equal names, so the first would be a setting without effect.
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (
-                key.tag == "tag:yaml.org,2002:bool"
-            ):  # a name is text: `on` and `NO` too, which YAML 1.1 takes for truths
-                key.tag = "tag:yaml.org,2002:str"
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
             seen.add(key.value)

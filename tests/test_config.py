@@ -247,7 +247,3 @@ def _spoil(tree):
         elif isinstance(value, list):
             value.append("spoiled")
     tree["spoiled"] = True
-
-
-def test_names_are_text_also_where_yaml_takes_the_word_for_a_truth():
-    assert load_yaml("{on: [a], NO: 0, yes: true, x: off}") == {"on": ["a"], "NO": 0, "yes": True, "x": False}
