@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxrdist.cli.show import print_table
 from cxrdist.phantom.layouts import HOMES
 
 if TYPE_CHECKING:
@@ -175,55 +174,18 @@ def _show_pack(facts: "FactFile", manifest: "Manifest", out: Path) -> None:
 
 
 @shards.command()
-def info(folder: ShardFolder, as_json: Json = False) -> None:
-    """Show counts, patients and prevalence of a shard folder.
+def info(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Shard folders.")],
+    images: Annotated[int, typer.Option(min=0, help="Images read per split for their grey levels; 0: none.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Show counts, prevalence, grey levels, and what a model could score by without looking at the lungs.
 
-    Example: `cxrdist shards info shards/nih14`
+    Of several folders also what they share. Example: `cxrdist shards info shards/nih14 shards/rsna_pneumonia`
     """
-    from cxrdist.pack.info import shard_info
+    from cxrdist.cli.informing import show_info
 
-    found = shard_info(folder)
-    if as_json:
-        typer.echo(found.model_dump_json())
-        return
-    manifest = found.manifest
-    how = manifest.preprocessing
-    kind = f"{how.format} {how.bits}-bit, shorter side {how.size} px at most, projection {how.projection}"
-    typer.echo(f"{manifest.title}: {manifest.samples} samples of {found.patients} patients")
-    typer.echo(f"{len(manifest.shards)} shards, {found.bytes / 2**20:.1f} MiB, {kind}")
-    rejects = sum(manifest.rejects.values())
-    left = ", ".join(f"{reason} {count}" for reason, count in sorted(manifest.rejects.items())) or "none"
-    typer.echo(f"{manifest.rows} images in = {manifest.samples} samples + {rejects} rejects ({left})")
-    print_table(
-        "",
-        ["split", "samples", "patients", "studies", "projections", "sex", "age (mean)"],
-        [
-            [
-                name,
-                split.samples,
-                split.patients,
-                split.studies,
-                _counts(split.projection),
-                _counts(split.sex),
-                "" if split.age.mean is None else f"{split.age.mean:.0f}",
-            ]
-            for name, split in found.splits.items()
-        ],
-    )
-    print_table(
-        "present / absent / uncertain / not mentioned",
-        ["finding", *found.splits],
-        [
-            [
-                finding,
-                *(
-                    f"{value.present} / {value.absent} / {value.uncertain} / {value.not_mentioned}"
-                    for value in (split.findings[finding] for split in found.splits.values())
-                ),
-            ]
-            for finding in manifest.findings
-        ],
-    )
+    show_info(folders, images, as_json=as_json)
 
 
 @shards.command()
@@ -280,7 +242,3 @@ def repair(
         typer.echo(manifest.model_dump_json())
     else:
         typer.echo(f"{folder} is whole again: {manifest.samples} samples in {len(manifest.shards)} shards.")
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
