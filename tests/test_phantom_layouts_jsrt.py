@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cxrdist.dicom import PixelHints, RawImage, read_radiograph
 from cxrdist.phantom import write_phantoms
 from cxrdist.phantom.layouts import jsrt
 from tests.phantoms import plan_of
@@ -36,6 +37,15 @@ def test_files_are_twelve_bits_in_big_endian_words_of_film_density(root):
         spine = stored[900:1100, 980:1060].mean()
         lungs = [stored[800:1000, a : a + 200].mean() for a in (500, 1350)]
         assert max(lungs) > spine + 300, "bone is small, air is large"
+
+
+def test_a_reader_that_is_told_the_shape_sees_bright_bones(root):
+    hints = PixelHints(raw=RawImage(2048, 2048, 12), invert=True)
+    for item in plan_of(root)[0][::3]:
+        shown = read_radiograph(root / item.path, hints=hints).pixels
+        np.testing.assert_allclose(shown, 1 - words(root / item.path) / 4095, atol=0.01)
+        assert shown[900:1100, 980:1060].mean() > 0.55
+        assert shown[20:60, 20:60].mean() < shown[900:1100, 980:1060].mean()
 
 
 def test_names_are_numbered_by_kind_and_the_case_of_the_suffix_differs(root):

@@ -92,6 +92,8 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     if film:
         edge = [int(order.size * share) for share in rng.uniform(0.01, 0.05, 4)]
         grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 1.0)  # the light box around the film
+        if item.key.image == 0:  # what a film's label would say of its patient
+            stamp(grey, f"PHANTOM CASE {item.key.patient + 1:03d} 05.03.2021", (0.08, 0.07), 0.035)
     elif item.projection != "lateral" and rng.random() < 0.6:
         stamp(grey, "R", (float(rng.uniform(0.05, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
     bits = 8 if film else int(rng.choice([10, 12, 14]))
