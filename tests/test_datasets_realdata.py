@@ -47,7 +47,7 @@ def test_every_label_of_nih14_is_the_tables(folder):
     facts = detect(ROOT / folder)
     found = import_dataset(facts, ROOT / folder)
     for finding, source in facts.findings.items():
-        if finding != "nodule_or_mass":
+        if finding != "nodule_or_mass" and source.names:
             assert sum(row.findings[finding] for row in found.rows) == sum(counted[name] for name in source.names)
 
 

@@ -82,7 +82,7 @@ def test_nih14_is_imported_from_both_releases_and_both_folder_forms(tmp_path, ka
     }  # fmt: skip
     rows = by_name(found)
     listed = {name for name, value in rows["00000001_001.png"].findings.items() if value == 1}
-    assert listed == {"pleural_thickening", "mass", "nodule_or_mass"}
+    assert listed == {"pleural_thickening", "mass", "nodule_or_mass", "lung_opacity", "lung_lesion"}
     # Closed world: what is not listed is absent, and nothing is unknown.
     assert {value for row in found.rows for value in row.findings.values()} == {0, 1}
     assert rows["00000002_000.png"].findings["no_finding"] == 1
