@@ -19,6 +19,7 @@ from cxrdist.cli.main import app, run
 from cxrdist.config import read_yaml, write_yaml
 from cxrdist.datasets.shard_format import read_index
 from cxrdist.errors import UsageError
+from cxrdist.phantom import LAYOUTS
 from cxrdist.stats.predictions import Predictions, write_predictions
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -291,6 +292,11 @@ def test_help_shows_an_example(cli, monkeypatch, path):
     code, out, _ = cli(*path, "--help")
     assert code == 0
     assert "Example: " in out and f"cxrdist {' '.join(path)} " in out + " "
+
+
+def test_help_of_phantom_lists_every_layout(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert ", ".join(LAYOUTS) in cli("phantom", "--help")[1]
 
 
 def test_help_answers_without_torch_and_ray():

@@ -114,6 +114,8 @@ def implied(findings: Mapping[str, float] | set[str]) -> set[str]:
         names.add("fracture")
     if "pleural_thickening" in names:
         names.add("pleural_other")
+    if names & {"effusion", "pleural_thickening"}:
+        names.add("pleural_abnormality")
     if "emphysema" in names:
         names.add("copd")
     if "mass" in names:

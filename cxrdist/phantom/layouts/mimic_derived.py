@@ -79,9 +79,7 @@ def write_reflacx(items: Sequence[Item], order: Order, out: Path) -> None:
 def _readings(item: Item, phase: int, order: Order) -> Iterator[list[object]]:
     """Yield the rows of an image; of five readers, one misses what the others see."""
     rng = item.key.passing(Draw.TABLE, 4)
-    facts, labels = item.facts, set(item.labels)
-    if labels & {"effusion", "pleural_thickening"}:
-        labels.add("pleural_abnormality")
+    facts, labels = item.facts, item.labels
     names = PHASE_1 if phase == 1 else PHASES_2_3
     readers = 1 if phase == 3 else 5
     blind = int(rng.integers(0, readers)) if readers > 1 else -1

@@ -1,0 +1,142 @@
+"""Every drawn data set comes back through its importer: each image once, its labels, patients and pixels as drawn."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from cxrdist.datasets import Import, detect, import_dataset, list_facts
+from cxrdist.datasets.facts import FactFile
+from cxrdist.datasets.layouts import IMAGE_SUFFIXES, FolderLayout
+from cxrdist.datasets.splits import OfficialSplits
+from cxrdist.datasets.tree import Tree as DataTree
+from cxrdist.dicom import read_radiograph
+from cxrdist.errors import ImageRejectedError
+from cxrdist.phantom import LAYOUTS, write_phantoms
+from cxrdist.phantom.layouts.base import Item
+from tests.phantoms import plan_of
+
+PATIENTS = 13
+SUFFIXES = {*IMAGE_SUFFIXES, ".img", ".IMG"}
+FACTS = {facts.name for facts in list_facts()}
+NAMES = [name for name in LAYOUTS if name in FACTS]
+
+BESIDE = {"mimic_cxr": "mimic_cxr_jpg"}
+"""Whose tables have to lie in a folder next to the images."""
+
+OTHERWISE = {
+    # An edema that is barely visible is graded as congestion.
+    "edema_severity": {"edema", "alveolar_edema"},
+    # `infiltrates` and consolidations are one group of words, and some devices' words say nothing of a device.
+    "padchest": {"infiltration", "lung_opacity", "support_devices"},
+}
+"""Findings whose value says something else than whether it is drawn; the layouts' own tests have them."""
+
+MISSED = {"vindr_cxr": 0.03}
+"""Share of the labels in which a majority of readers may be wrong about a picture."""
+
+
+@dataclass
+class Tree:
+    """A data set as drawn, and as it comes back."""
+
+    root: Path
+    items: list[Item]
+    facts: FactFile
+    back: Import
+
+    def item(self, source: str) -> Item:
+        """Return the image behind a source: its path, or, where the file is missing, what the tables call it."""
+        found = [item for item in self.items if item.path == source]
+        if not found:
+            tail = PurePosixPath(source)
+            tail = tail.with_suffix("") if tail.suffix in SUFFIXES else tail
+            found = [item for item in self.items if f"/{item.path.rsplit('.', 1)[0]}".endswith(f"/{tail}")]
+        assert len(found) == 1, f"{len(found)} images are called {source}"
+        return found[0]
+
+    def in_test(self, item: Item) -> bool:
+        """Whether an image is of the official test part."""
+        has_test = any(each.facts.get("part") == "test" for each in self.items)
+        return bool(item.facts.get("test")) or item.facts.get("part") == ("test" if has_test else "valid")
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    made: dict[str, Tree] = {}
+
+    def tree(name: str) -> Tree:
+        if name not in made:
+            top = tmp_path_factory.mktemp(name)
+            for each in (BESIDE.get(name), name):
+                if each:
+                    write_phantoms(each, top / each.replace("_", "-"), patients=PATIENTS, size=64, seed=1, shown=False)
+            root = top / name.replace("_", "-")
+            facts = detect(root)
+            made[name] = Tree(root, plan_of(root)[0], facts, import_dataset(facts, root, projection="all"))
+        return made[name]
+
+    return tree
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_known_by_its_marker_and_every_image_is_a_row_or_a_reject(name, trees):
+    tree = trees(name)
+    assert tree.facts.name == name
+    named = tree.items
+    if isinstance(tree.facts.layout, FolderLayout):  # nothing names what is not there
+        named = [item for item in named if (tree.root / item.path).is_file()]
+    entries = [entry.source for entry in (*tree.back.rows, *tree.back.rejects)]
+    assert Counter(tree.item(source).path for source in entries) == Counter(item.path for item in named)
+    assert all(tree.item(row.source).path == row.source and row.path.is_file() for row in tree.back.rows)
+    assert len(tree.back.rows) > 0.6 * len(tree.items)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_come_back_as_drawn(name, trees):
+    tree = trees(name)
+    told, wrong = Counter(), Counter()
+    for row in tree.back.rows:
+        drawn = tree.item(row.source).labels
+        for finding, value in row.findings.items():
+            if value in (0, 1) and finding not in OTHERWISE.get(name, ()):
+                told[value] += 1
+                wrong[finding] += (finding in drawn) != bool(value)
+    assert told[1] and told[0]
+    assert sum(wrong.values()) <= MISSED.get(name, 0.0) * told.total(), +wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patients_are_kept_apart_and_the_official_test_part_is_theirs(name, trees):
+    tree = trees(name)
+    official = OfficialSplits(tree.facts, DataTree([tree.root])).exist
+    people, splits = defaultdict(set), defaultdict(set)
+    for row in tree.back.rows:
+        item = tree.item(row.source)
+        people[row.patient].add(item.key.patient)
+        splits[row.patient].add(row.split)
+        assert not official or (row.split == "test") == tree.in_test(item)
+    assert all(len(numbers) == 1 for numbers in people.values())
+    assert all(len(parts) == 1 for parts in splits.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frontal_pictures_come_back_with_a_bright_spine_and_dark_lungs(name, trees):
+    tree = trees(name)
+    chests, torn = [], 0
+    for row in tree.back.rows:
+        if tree.item(row.source).projection == "lateral" or row.projection == "other":
+            continue
+        try:
+            shown = read_radiograph(row.path, hints=row.pixels, declared_text="flag", burned_in_text="flag").pixels
+        except ImageRejectedError:
+            torn += 1
+            continue
+        rows, columns = shown.shape
+        across = shown[int(0.42 * rows) : int(0.55 * rows)].mean(axis=0)
+        middle = across[int(0.45 * columns) : int(0.55 * columns)].mean()
+        lungs = [across[int(a * columns) : int((a + 0.12) * columns)].mean() for a in (0.2, 0.68)]
+        chests.append(middle > 0.4 and middle > min(lungs))
+    assert torn <= 1
+    assert sum(chests) >= len(chests) - 1
