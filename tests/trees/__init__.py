@@ -7,12 +7,13 @@ has: those that its tables name, and the image files that none of them does.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.trees import chexpert, covid, kermany, nih14, vindr
+from tests.trees import chexpert, covid, kermany, mimic, nih14, vindr
 
 TREES: dict[str, Callable[[Path], int]] = {
     **chexpert.TREES,
     **covid.TREES,
     **kermany.TREES,
+    **mimic.TREES,
     **nih14.TREES,
     **vindr.TREES,
 }
