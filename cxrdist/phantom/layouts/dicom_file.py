@@ -4,6 +4,8 @@ Layouts add the elements that their data set's headers have.  UIDs are random nu
 no registration (PS3.5 B.2), so they name nothing that exists.
 """
 
+import gzip
+import io
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -82,8 +84,13 @@ def pixel_dataset(
     return ds
 
 
-def save_dicom(ds: Dataset, path: Path) -> None:
-    """Write `ds` as a DICOM file; what real headers hold against the rules of their type is written as it is."""
+def save_dicom(ds: Dataset, path: Path, *, compressed: bool = False) -> None:
+    """Write `ds` as a DICOM file; what real headers hold against the rules of their type is written as it is.
+
+    `compressed` packs the file with gzip, without a date.
+    """
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ds.save_as(path, enforce_file_format=True)
+        ds.save_as(file, enforce_file_format=True)
+    path.write_bytes(gzip.compress(file.getvalue(), mtime=0) if compressed else file.getvalue())

@@ -167,7 +167,7 @@ def write_dicom(item: Item, order: Order, path: Path) -> None:
         ds.WindowCenter, ds.WindowWidth = centre, width
         if rng.random() < 0.2:
             ds.WindowCenter, ds.WindowWidth = [centre, centre - 200], [width, width // 2]
-    save_dicom(ds, path)
+    save_dicom(ds, path, compressed=path.suffix == ".gz")
 
 
 _CLEANED = {
@@ -196,8 +196,12 @@ def write_jpg(item: Item, order: Order, path: Path) -> None:
 
 
 def plan_dicom(order: Order) -> list[Item]:
-    """Return the images of the DICOM project."""
-    return plan(order, ".dcm")
+    """Return the images of the DICOM project; trap: one file is gzip-compressed, as early listings show all of them."""
+    items = plan(order, ".dcm")
+    place = next((k for k, item in enumerate(items) if order.traps and item.facts["part"] == "test"), None)
+    if place is not None:
+        items[place] = replace(items[place], path=items[place].path + ".gz")
+    return items
 
 
 def plan_jpg(order: Order) -> list[Item]:

@@ -35,7 +35,8 @@ def studies(items: Sequence[Item]) -> list[Item]:
 def write_lists(items: Sequence[Item], order: Order, out: Path) -> None:
     """Write the lists of images, studies and providers; traps: what a recursive download leaves behind."""
     ids = [(item.facts["subject"], item.facts["study_id"]) for item in items]
-    records = [(*both, item.facts["dicom_id"], item.path) for both, item in zip(ids, items, strict=True)]
+    paths = [item.path.removesuffix(".gz") for item in items]
+    records = [(*both, item.facts["dicom_id"], path) for both, item, path in zip(ids, items, paths, strict=True)]
     write_csv(out / "cxr-record-list.csv.gz", ["subject_id", "study_id", "dicom_id", "path"], records)
     rows = [(item.facts["subject"], item.facts["study_id"], report_path(item)) for item in studies(items)]
     write_csv(out / "cxr-study-list.csv.gz", ["subject_id", "study_id", "path"], rows)
