@@ -183,8 +183,12 @@ def test_projection_is_read_of_the_header(tmp_path, tags, projection):
 
 @pytest.mark.parametrize(
     ("text", "age"),
-    [("045Y", 45), ("093Y", 90), ("090Y", 90), ("018M", 1), ("003W", 0), ("000Y", None), ("155Y", None), ("", None)],
-)
+    [
+        ("045Y", 45), ("093Y", 90), ("090Y", 90), ("018M", 1), ("003W", 0), ("000Y", None), ("155Y", None), ("", None),
+        ("51", 51), ("148", None),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Invalid value for VR AS")
 def test_ages_are_years_capped_at_90_and_impossible_ones_missing(tmp_path, text, age):
     assert read_radiograph(make_dicom(tmp_path / "a", ramp(), PatientAge=text)).age == age
 

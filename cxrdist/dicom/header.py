@@ -157,12 +157,14 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
 def parse_age(text: str | None) -> int | None:
     """Return years of a DICOM age string (``045Y``, ``018M``, ``003W``, ``010D``); 90 stands for 90 and above.
 
+    Years without the unit, against PS3.5 6.2, are in every file of the RSNA's and the SIIM's challenges.
+
     ``000Y`` is what de-identification leaves behind, never an infant's age (those have months, weeks or days).
     """
-    match = re.fullmatch(r"(\d{1,3})([YMWD])", text or "")
+    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", text or "")
     if not match:
         return None
-    number, unit = int(match[1]), match[2]
+    number, unit = int(match[1]), match[2] or "Y"
     if unit == "Y" and not 0 < number <= MAX_AGE:
         return None
     return min(int(number / {"Y": 1, "M": 12, "W": 52, "D": 365}[unit]), TOP_AGE)
