@@ -18,7 +18,7 @@ from cxrdist.datasets.tables import Record, folder_records, table_records
 from cxrdist.datasets.tree import ImageFiles, Tree
 from cxrdist.errors import UserError
 from cxrdist.findings import NO_FINDING
-from cxrdist.log import get_logger
+from cxrdist.log import get_logger, track
 
 Filter = Literal["frontal", "all"]
 Notes = dict[str, str | int | float | bool]
@@ -57,7 +57,9 @@ class _Labels:
     soft: dict[str, float]
 
 
-def import_dataset(facts: FactFile, root: Path | Sequence[Path], *, projection: Filter = "frontal") -> Import:
+def import_dataset(
+    facts: FactFile, root: Path | Sequence[Path], *, projection: Filter = "frontal", shown: bool = False
+) -> Import:
     """Return a row or a reject for each image that the source names, sorted by source.
 
     For tables those are the images in the tables and the image files that no table names; for folder trees the image
@@ -67,6 +69,7 @@ def import_dataset(facts: FactFile, root: Path | Sequence[Path], *, projection: 
         facts: What is known of the dataset.
         root: The folder that holds it, at most 4 levels above its markers; or several that hold it together.
         projection: ``frontal`` rejects every image that is known to be neither PA nor AP, or not known at all.
+        shown: Show progress.
 
     Raises:
         UsageError: If `root` is no folder.
@@ -75,13 +78,16 @@ def import_dataset(facts: FactFile, root: Path | Sequence[Path], *, projection: 
     tree = Tree([root] if isinstance(root, Path) else root)
     tree.include(facts.beside)
     home = home_of(facts, tree)
+    if shown:
+        logger.info("Reading the folders and tables of %s.", facts.title)
     labeller = Labeller(facts)
     context = _Context(facts, tree, labeller, OfficialSplits(facts, tree), projection)
     files = _files(facts, tree)
     rows: list[Row] = []
     rejects: list[Reject] = []
     seen: set[str] = set()
-    for records in _images(facts, tree, home, files):
+    images = list(_images(facts, tree, home, files))
+    for records in track(images, "read tables", len(images), shown=shown):
         seen.update(*((record.source, *record.others) for record in records))
         outcome = _judge(context, records)
         if isinstance(outcome, Row):

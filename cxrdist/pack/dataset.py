@@ -52,7 +52,7 @@ def pack_dataset(
         policy=facts.policy,
         burned_in_text=facts.burned_in_text,
     )
-    found = _import(facts, root, options)
+    found = _import(facts, root, options, shown=shown)
     return pack_rows(dataset, found, out, options, spread=spread, shown=shown)
 
 
@@ -79,9 +79,9 @@ def repair_dataset(
     return pack_dataset(facts, root, shards, options, shown=shown)
 
 
-def _import(facts: FactFile, root: Path | Sequence[Path], options: PackOptions) -> Import:
+def _import(facts: FactFile, root: Path | Sequence[Path], options: PackOptions, *, shown: bool) -> Import:
     try:
-        return import_dataset(facts, root, projection=options.projection)
+        return import_dataset(facts, root, projection=options.projection, shown=shown)
     except UnknownLabelsError as error:
         words, message = error.words, str(error)
     private = (options.id_key or default_id_key()).parent / f"{facts.name}.unknown_labels.txt"
