@@ -7,7 +7,7 @@ has: those that its tables name, and the image files that none of them does.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.trees import chexpert, covid, kermany, mimic, nih14, rsna, vindr
+from tests.trees import chexpert, covid, kermany, mimic, nih14, pneumothorax, rsna, vindr
 
 TREES: dict[str, Callable[[Path], int]] = {
     **chexpert.TREES,
@@ -15,6 +15,7 @@ TREES: dict[str, Callable[[Path], int]] = {
     **kermany.TREES,
     **mimic.TREES,
     **nih14.TREES,
+    **pneumothorax.TREES,
     **rsna.TREES,
     **vindr.TREES,
 }
