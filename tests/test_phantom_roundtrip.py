@@ -1,5 +1,6 @@
 """Every drawn data set comes back through its importer: each image once, its labels, patients and pixels as drawn."""
 
+import pickle
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from cxrdist.datasets.tree import Tree as DataTree
 from cxrdist.dicom import read_radiograph
 from cxrdist.errors import ImageRejectedError
 from cxrdist.phantom import LAYOUTS, write_phantoms
-from cxrdist.phantom.layouts.base import Item
+from cxrdist.phantom.layouts.base import Item, Order
 from tests.phantoms import plan_of
 
 PATIENTS = 13
@@ -55,11 +56,6 @@ class Tree:
             found = [item for item in self.items if f"/{item.path.rsplit('.', 1)[0]}".endswith(f"/{tail}")]
         assert len(found) == 1, f"{len(found)} images are called {source}"
         return found[0]
-
-    def in_test(self, item: Item) -> bool:
-        """Whether an image is of the official test part."""
-        has_test = any(each.facts.get("part") == "test" for each in self.items)
-        return bool(item.facts.get("test")) or item.facts.get("part") == ("test" if has_test else "valid")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +112,7 @@ def test_patients_are_kept_apart_and_the_official_test_part_is_theirs(name, tree
         item = tree.item(row.source)
         people[row.patient].add(item.key.patient)
         splits[row.patient].add(row.split)
-        assert not official or (row.split == "test") == tree.in_test(item)
+        assert not official or (row.split == "test") == item.held_out
     assert all(len(numbers) == 1 for numbers in people.values())
     assert all(len(parts) == 1 for parts in splits.values())
 
@@ -140,3 +136,16 @@ def test_frontal_pictures_come_back_with_a_bright_spine_and_dark_lungs(name, tre
         chests.append(middle > 0.4 and middle > min(lungs))
     assert torn <= 1
     assert sum(chests) >= len(chests) - 1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_plans_reach_other_processes_unchanged_and_grow_with_the_share_held_out(name, tmp_path):
+    layout = LAYOUTS[name]
+    facts = {"patients": 20, "seed": 4, "difficulty": 0.5, "size": 64, "prevalence": layout.prevalence}
+    plans = [layout.plan(Order(**facts, healthy=0.2, held_out=share, traps=True)) for share in (0.1, 0.6)]
+    assert pickle.loads(pickle.dumps(plans[0])) == plans[0]
+    if layout.held_out:
+        few, many = (sum(item.held_out for item in plan) for plan in plans)
+        assert 0 < few < many < len(plans[1])
+    else:
+        assert not any(item.held_out for plan in plans for item in plan)

@@ -171,8 +171,7 @@ def _empty(folder: Path, keep: Path) -> None:
 
 def _spoil(items: Sequence[Item], out: Path) -> None:
     """Cut one image short and take one away: downloads end early.  Small data sets keep all their images."""
-    train = [item for item in items if "test" not in item.path and "valid" not in item.path]
-    train = [item for item in train if not item.facts.get("test") and item.projection != "lateral"]
+    train = [item for item in items if not item.held_out and item.projection != "lateral"]
     if len(train) < 12:
         return
     torn = out / train[len(train) // 3].path
@@ -185,7 +184,7 @@ def _summary(plan: Layout, items: Sequence[Item], out: Path) -> PhantomSummary:
     for item in items:
         for name in item.labels:
             counts[name] = counts.get(name, 0) + 1
-    test = sum(item.facts.get("part") in ("valid", "test") or bool(item.facts.get("test")) for item in items)
+    test = sum(item.held_out for item in items)
     patients = len({item.key.patient for item in items})
     return PhantomSummary(plan.name, out, patients, len(items), test, dict(sorted(counts.items())))
 

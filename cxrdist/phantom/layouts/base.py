@@ -52,6 +52,11 @@ class Item:
         """What is to be seen in the image, broader findings included."""
         return implied(self.findings)
 
+    @property
+    def held_out(self) -> bool:
+        """Whether the image is of the official test part: of train, validate and test, or of train and valid."""
+        return self.facts.get("part") in ("valid", "test") or bool(self.facts.get("test"))
+
 
 Writer = Callable[[Item, Order, Path], None]
 

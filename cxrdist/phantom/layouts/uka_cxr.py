@@ -39,6 +39,7 @@ PREVALENCE = {
     **{"pneumothorax": 0.06, "support_devices": 0.7},
 }
 SUBSETS = ("subset_2009_2012", "subset_2013_2016", "subset_2017_2020")
+SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 AGE_MEAN = 65.0
 
 NOT_JUDGED = (5, 9)
@@ -49,12 +50,12 @@ def plan(order: Order) -> list[Item]:
     """Return the images in the table's order: several bedside radiographs of each patient, a day or so apart."""
     test = held_out_patients(order, CODE)
     others = [patient for patient in range(order.patients) if patient not in test]
-    valid = set(others[:: max(len(others) // max(order.patients // 10, 1), 1)]) if len(others) > 2 else set()
+    validate = set(others[:: max(len(others) // max(order.patients // 10, 1), 1)]) if len(others) > 2 else set()
     items = []
     for patient in range(order.patients):
         key = Key(order.seed, CODE, patient)
         rng = key.lasting(Draw.TABLE)
-        part = "test" if patient in test else "valid" if patient in valid else "train"
+        part = "test" if patient in test else "validate" if patient in validate else "train"
         for image in range(1 + int(rng.geometric(0.5)) % 6):
             subset = SUBSETS[int(rng.integers(0, len(SUBSETS)))]
             named = f"{20_000_000 + (patient * 16 + image) * 37 + 11:d}"
@@ -102,7 +103,7 @@ def row_of(item: Item) -> dict[str, object]:
     exam = exam_of(item, age_mean=AGE_MEAN)
     rng = item.key.passing(Draw.TABLE, 1)
     row: dict[str, object] = {"image_id": item.facts["image_id"], "patient_id": f"{item.key.patient + 1:06d}"}
-    row |= {"subset": item.facts["subset"], "split": item.facts["part"], "age": patient.age}
+    row |= {"subset": item.facts["subset"], "split": SPLITS[item.facts["part"]], "age": patient.age}
     row |= {"gender": int(patient.sex == "F")}
     # What the picture calls an edema begins with congested vessels.
     for column, finding in (("cardiomegaly", "cardiomegaly"), ("congestion", "edema")):
