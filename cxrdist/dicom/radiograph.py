@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cxrdist.dicom.burned_in import Box, find_text
 from cxrdist.dicom.choices import BurnedInPolicy, Equalize
 from cxrdist.dicom.content import most_bytes, read_content
 from cxrdist.dicom.equalize import equalize_clahe, equalize_global, tayebi2024
@@ -19,7 +20,7 @@ from cxrdist.dicom.picture import Notes, Picture, look_up
 from cxrdist.dicom.raster import JPEG_MAGIC, PNG_MAGIC, read_raster
 from cxrdist.dicom.raw import raw_bytes, read_raw
 from cxrdist.dicom.resize import is_square, shrink, square
-from cxrdist.dicom.text import Box, blacken, judge_text
+from cxrdist.dicom.text import blacken, judge_text
 from cxrdist.errors import ImageRejectedError
 
 MAX_PIXELS = 100_000_000
@@ -81,7 +82,7 @@ def read_radiograph(
         picture, header = _open(path, max_pixels, hints, declared_text)
         pixels = picture.pixels()
         boxes, word = judge_text(
-            [],
+            find_text(pixels),
             declared=header is not None and header.burned_in,
             seen_as=burned_in_text,
             declared_as=declared_text,

@@ -2,11 +2,10 @@
 
 import numpy as np
 
+from cxrdist.dicom.burned_in import Box
 from cxrdist.dicom.choices import BurnedInPolicy
 from cxrdist.errors import ImageRejectedError
 
-Box = tuple[int, int, int, int]
-"""Rows and columns of a rectangle: top, left, bottom, right; the last two are outside."""
 
 def judge_text(
     boxes: list[Box], *, declared: bool, seen_as: BurnedInPolicy, declared_as: BurnedInPolicy
