@@ -8,14 +8,26 @@ import gdcm
 import numpy as np
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGLosslessSV1, JPEGLSLossless
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from cxrdist.config import override
 from cxrdist.datasets.records import Import, Row
 from cxrdist.pack import PackOptions, pack_rows
 from cxrdist.pack.plan import DatasetName
 
-GDCM_ENCODES = (JPEGLosslessSV1, JPEGLSLossless)  # pydicom has no encoder for these
+GDCM_ENCODES = (  # pydicom has no encoder for these
+    *(JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless),
+)
 FINDINGS = ("cardiomegaly", "effusion")
 
 

@@ -5,7 +5,18 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
-from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from cxrdist.dicom.codestream import codestream_header, is_whole
 from cxrdist.dicom.header import Header
@@ -14,8 +25,8 @@ from cxrdist.dicom.raster import luminance
 from cxrdist.errors import ImageRejectedError
 
 PIXEL_DATA = Tag("PixelData")
-JPEG_2000 = "1.2.840.10008.1.2.4.9"
-HTJ2K = "1.2.840.10008.1.2.4.20"
+JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 # Pinned, so that the same file gives the same pixels on every machine; the next is taken where one is not installed.
 PLUGINS = {"jpeg2000": ("pylibjpeg", "gdcm", "pillow"), "rle": ("pylibjpeg", "pydicom"), "jpeg": ("gdcm", "pillow")}
 
@@ -38,24 +49,29 @@ def decode(ds: Dataset, syntax: UID, header: Header) -> np.ndarray:
     return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
 
 
-def stored_values(words: np.ndarray, header: Header, *, shifted: bool) -> np.ndarray:
+def stored_values(words: np.ndarray, header: Header, syntax: UID) -> np.ndarray:
     """Return int64: `words` without the bits that are no part of the pixel (PS3.5 8.1.1), and with their sign.
 
-    Old files may hold overlays or other dirt above BitsStored.  `shifted` says that the pixel is kept where HighBit
-    says, which decoders of JPEG and its kin undo.
+    Old files may hold overlays or other dirt above BitsStored, and keep the pixel above bit 0 (HighBit), which decoders
+    of JPEG and its kin undo.  A lossy codestream of more bits than BitsStored overshoots instead: bright pixels must
+    not become black by losing their highest bit.
     """
     bits = header.bits_stored
     stored = words.astype(np.int64)
+    if syntax in LOSSY:
+        container = 8 * words.dtype.itemsize
+        stored = _signed(stored, container) if header.signed else stored
+        lowest = -(2 ** (bits - 1)) if header.signed else 0
+        return np.clip(stored, lowest, lowest + 2**bits - 1)
     shift = header.high_bit + 1 - bits
-    if shifted and 0 < shift <= header.bits_allocated - bits:
+    if (not syntax.is_encapsulated or syntax == RLELossless) and 0 < shift <= header.bits_allocated - bits:
         stored >>= shift
     stored &= 2**bits - 1
-    return np.where(stored >= 2 ** (bits - 1), stored - 2**bits, stored) if header.signed else stored
+    return _signed(stored, bits) if header.signed else stored
 
 
-def keeps_high_bit(syntax: UID) -> bool:
-    """Return whether pixel data of this syntax holds its container's bits as they were."""
-    return not syntax.is_encapsulated or syntax == RLELossless
+def _signed(stored: np.ndarray, bits: int) -> np.ndarray:
+    return np.where(stored >= 2 ** (bits - 1), stored - 2**bits, stored)
 
 
 def _decode(ds: Dataset, syntax: UID, header: Header) -> tuple[np.ndarray, str]:
@@ -129,5 +145,5 @@ def _checked_frame(data: bytes, header: Header) -> bytes:
 
 
 def _plugin(syntax: UID, available: tuple[str, ...]) -> str:
-    family = "jpeg2000" if syntax.startswith((JPEG_2000, HTJ2K)) else "rle" if syntax == RLELossless else "jpeg"
+    family = "jpeg2000" if syntax in JPEG_2000 else "rle" if syntax == RLELossless else "jpeg"
     return next((plugin for plugin in PLUGINS[family] if plugin in available), "")

@@ -18,7 +18,7 @@ from pydicom.uid import (
 )
 
 from cxrdist.dicom.content import DEFLATE, inflate
-from cxrdist.dicom.decode import PIXEL_DATA, decode, keeps_high_bit, stored_values
+from cxrdist.dicom.decode import PIXEL_DATA, decode, stored_values
 from cxrdist.dicom.display import display_table
 from cxrdist.dicom.header import ALLOWED, Header, parse_header
 from cxrdist.dicom.picture import Notes, Picture, colour_picture, count_words
@@ -49,7 +49,7 @@ class DicomFile:
         if self.header.samples == 3:
             picture = colour_picture(words, self.header.bits_stored, self._notes())
         else:
-            picture = _grey_picture(words, self.header, self._notes(), shifted=keeps_high_bit(self.syntax))
+            picture = _grey_picture(words, self.header, self.syntax, self._notes())
         return replace(picture, aspect=self.header.aspect)
 
     def _notes(self) -> Notes:
@@ -90,10 +90,10 @@ def open_dicom(data: bytes, *, max_pixels: int, limit: int) -> DicomFile:
     return DicomFile(header, body.syntax, body.guessed, body.parse(pixels=True))
 
 
-def _grey_picture(words: np.ndarray, header: Header, notes: Notes, *, shifted: bool) -> Picture:
+def _grey_picture(words: np.ndarray, header: Header, syntax: UID, notes: Notes) -> Picture:
     """Return the picture of (H, W) words of one sample a pixel: the chain of `display_table`, or a palette."""
     counts = count_words(words)
-    stored = stored_values(np.arange(len(counts)), header, shifted=shifted)
+    stored = stored_values(np.arange(len(counts), dtype=words.dtype), header, syntax)
     bits = min(max(header.bits_stored, 8), 16)
     if header.palette is not None:
         levels = _palette_levels(header.palette, stored)
