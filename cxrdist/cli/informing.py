@@ -113,7 +113,7 @@ def _show_shortcuts(shortcuts: "Sequence[Shortcut]", splits: list[str]) -> None:
     print_table(
         f"how well a rule tells a finding (AUROC of the finding's rate in {splits[0]}); "
         f"the strongest {len(shown)} of {len(shortcuts)}",
-        ["finding", "rule", *splits, "judged on", "positives", "negatives"],
+        ["finding", "rule", *splits, "judged on", "patients with", "without"],
         [
             [
                 s.finding,
@@ -144,6 +144,12 @@ def _show_pairs(pairs: "Sequence[Pair]") -> None:
             for pair in pairs
         ],
     )
+    common: dict[str, list[str]] = {}
+    for pair in pairs:
+        for dataset in pair.common:
+            common.setdefault(dataset, []).extend((pair.first, pair.second))
+    for dataset, names in common.items():
+        typer.echo(f"Note: {', '.join(dict.fromkeys(names))} all overlap with {dataset}, so they may with each other.")
     for note in dict.fromkeys(note for pair in pairs for note in pair.notes):
         typer.echo(f"Note: {note}")
     for warning in dict.fromkeys(warning for pair in pairs for warning in pair.warnings):
@@ -155,7 +161,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _ages(ages: "Ages") -> str:
-    return "-" if ages.mean is None else f"{ages.mean:.0f} ({ages.youngest} to {ages.oldest}), known of {ages.known}"
+    return "-" if ages.mean is None else f"{ages.mean:.0f} ({ages.youngest} to {ages.oldest}), {ages.known} known"
 
 
 def _prevalence(value: "Prevalence") -> str:

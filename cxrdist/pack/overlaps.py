@@ -38,6 +38,8 @@ class Pair(Config):
     second: str
     known: list[str]
     """What fact files say of their overlap."""
+    common: list[str]
+    """Further datasets with which both overlap, and through which they may with each other."""
     patients: Shared | None
     """None where pseudonyms do not compare: another namespace or another id key."""
     images: Shared | None
@@ -71,17 +73,19 @@ def compare_folders(folders: Sequence[Contents]) -> list[Pair]:
 
 
 def folder_names(folders: Sequence[Contents]) -> list[str]:
-    """Return a name for each folder: its dataset's, or the path as it was given where two hold one dataset."""
-    datasets = [folder.manifest.dataset for folder in folders]
-    return [
-        str(folder.path) if datasets.count(dataset) > 1 else dataset
-        for folder, dataset in zip(folders, datasets, strict=True)
-    ]
+    """Return a name for each folder: its dataset's, or its own, or its path, whichever first tells all apart."""
+    ways = (
+        [folder.manifest.dataset for folder in folders],
+        [folder.path.resolve().name for folder in folders],
+        [str(folder.path) for folder in folders],
+    )
+    return next((names for names in ways if len(set(names)) == len(names)), ways[-1])
 
 
 def _compare(first: str, one: Contents, second: str, two: Contents) -> Pair:
     both = f"{first} and {second}"
-    known, notes = _known(both, one.manifest, two.manifest)
+    known, notes = _known(one.manifest, two.manifest)
+    overlaps = [set(known_overlaps(folder.manifest) or {}) for folder in (one, two)]
     warnings = [f"{both} are known to overlap ({how}): do not train on one and test on the other." for how in known]
     patients = _shared_patients(one, two)
     if patients and patients.count:
@@ -106,6 +110,7 @@ def _compare(first: str, one: Contents, second: str, two: Contents) -> Pair:
         first=first,
         second=second,
         known=known,
+        common=[] if known else sorted(overlaps[0] & overlaps[1]),
         patients=patients,
         images=images,
         dataset_auroc=area,
@@ -119,7 +124,7 @@ def _sentence(both: str, shared: Shared, what: str) -> str:
     return f"{both} share {shared.count} {what}, {apart if shared.crossing else 'none across train and the rest'}."
 
 
-def _known(both: str, one: Manifest, two: Manifest) -> tuple[list[str], list[str]]:
+def _known(one: Manifest, two: Manifest) -> tuple[list[str], list[str]]:
     """Return what fact files say of an overlap, and notes on what they leave open."""
     if one.dataset == two.dataset:
         return ["one dataset packed twice"], []
@@ -134,9 +139,6 @@ def _known(both: str, one: Manifest, two: Manifest) -> tuple[list[str], list[str
         for name in (one.dataset, two.dataset)
         if name not in told
     ]
-    between = set(known_overlaps(one) or {}) & set(known_overlaps(two) or {})
-    if between and not known:
-        notes.append(f"{both} both overlap with {', '.join(sorted(between))}, so they may with each other.")
     return known, notes
 
 

@@ -7,6 +7,7 @@ either half of the patients is scored by the rates of the other: nowhere is a ru
 Shapes: N samples, K findings, S splits, P = S + 1 parts (the training split is two), C categories.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from cxrdist.stats import auroc
 
 STRONG_AUROC = 0.8
 """From here on a rule is warned of."""
+PURE = 0.95
+"""From this purity on a label is called its source."""
 FEWEST_CASES = 20
-"""Positives, and negatives, below which an AUROC is too uncertain to be judged by."""
+"""Patients with a finding, and without, below which an AUROC is too uncertain to be judged by."""
 FEWEST_IN_CATEGORY = 10
 """Images to fit on below which a category gets the overall rate: its own would be chance."""
 MOST_BINS = 10
@@ -41,13 +44,16 @@ class Shortcut(Config):
     auroc: dict[str, float | None]
     """By split; None where a class is missing.  The rates come from the first; its own is the mean of two halves."""
     positives: dict[str, int]
+    """Patients with an image that shows the finding; images of one patient are no independent cases."""
     negatives: dict[str, int]
+    """Patients with one that does not."""
     judged_on: str | None
     """The most held-out split with enough cases; None if there is none."""
     strength: float | None
     """The AUROC on the split it is judged on."""
-    one_value_each: bool
-    """Whether every category holds one value of the finding only: the label is the rule."""
+    purity: float
+    """Share of the positives in categories of mostly positives, or of the negatives in those of mostly negatives,
+    whichever is less, over all splits.  1: every category holds one value only, so the label is the category."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +73,27 @@ def find_shortcuts(contents: Contents) -> list[Shortcut]:
     index, splits = contents.index, contents.splits
     targets = _targets(index, contents.manifest.findings, contents.manifest.policy)
     parts = pd.Categorical(index["split"], categories=splits).codes.astype(np.int64) + 1
+    patients = pd.factorize(index["patient_id"], sort=True)[0]
     # Pseudonyms are keyed hashes, so every other patient is a random half.
-    parts[(parts == 1) & (pd.factorize(index["patient_id"], sort=True)[0] % 2 == 0)] = 0
+    parts[(parts == 1) & (patients % 2 == 0)] = 0
+    every = _cases(targets, parts, patients, len(splits))
     found = []
     for rule in _rules(contents, parts <= 1):
         categories = int(rule.codes.max(initial=-1)) + 1
         takes_part = rule.codes >= 0
         if len(np.unique(rule.codes[takes_part])) < 2:
             continue
+        cases = every
+        if not takes_part.all():
+            cases = _cases(targets[takes_part], parts[takes_part], patients[takes_part], len(splits))
         cells = (parts * categories + rule.codes)[takes_part] * (MASKED + 1)
         shape = (len(splits) + 1, categories, MASKED + 1)
         for column, finding in enumerate(contents.manifest.findings):
             sums = np.bincount(cells + targets[takes_part, column], minlength=math.prod(shape)).reshape(shape)
             if sums[:, :, 0].any() and sums[:, :, 1].any():
-                found.append(_shortcut(finding, rule.name, splits, sums[:, :, 1], sums[:, :, 0]))
+                areas = _areas(sums[:, :, 1], sums[:, :, 0])
+                purity = _purity(sums[:, :, 1].sum(axis=0), sums[:, :, 0].sum(axis=0))
+                found.append(_shortcut(finding, rule.name, splits, areas, cases[column], purity))
     return sorted(found, key=lambda shortcut: (-(shortcut.strength or 0), shortcut.finding, shortcut.rule))
 
 
@@ -90,10 +103,12 @@ def shortcut_warnings(shortcuts: Sequence[Shortcut]) -> list[str]:
     strong: dict[str, list[Shortcut]] = {}
     for shortcut in shortcuts:
         name = shortcut.finding
-        if shortcut.rule == "origin" and shortcut.one_value_each:
+        cases = min(sum(counts.values()) for counts in (shortcut.positives, shortcut.negatives))
+        if shortcut.rule == "origin" and shortcut.purity >= PURE and cases >= FEWEST_CASES:
+            nearly = "" if shortcut.purity == 1 else "nearly "
             sentences.append(
-                f"{name}: the label is the source. Each origin has one value of {name} only, so what a model learns "
-                f"of it here may be the origin, and no test on this dataset can tell."
+                f"{name}: the label is {nearly}the source. Each origin has {nearly}one value of {name} only, so what a "
+                f"model learns of it here may be the origin, and no test on this dataset can tell."
             )
         elif shortcut.strength is not None and shortcut.strength >= STRONG_AUROC:
             strong.setdefault(name, []).append(shortcut)
@@ -103,35 +118,56 @@ def shortcut_warnings(shortcuts: Sequence[Shortcut]) -> list[str]:
     return sentences
 
 
-def _shortcut(finding: str, rule: str, splits: Sequence[str], positives: np.ndarray, negatives: np.ndarray) -> Shortcut:
-    """Return one shortcut from (P, C) counts, the halves of the first split before the other splits."""
+def _shortcut(
+    finding: str, rule: str, splits: Sequence[str], areas: Sequence[float | None], cases: np.ndarray, purity: float
+) -> Shortcut:
+    """Return one shortcut; `areas` (S,) are its AUROCs, `cases` (S, 2) the patients without and with the finding."""
+    judged = [
+        place
+        for place, (area, least) in enumerate(zip(areas, cases.min(axis=1), strict=True))
+        if area is not None and least >= FEWEST_CASES
+    ]
+    return Shortcut(
+        finding=finding,
+        rule=rule,
+        auroc=dict(zip(splits, areas, strict=True)),
+        positives=dict(zip(splits, cases[:, 1].tolist(), strict=True)),
+        negatives=dict(zip(splits, cases[:, 0].tolist(), strict=True)),
+        judged_on=splits[judged[-1]] if judged else None,
+        strength=areas[judged[-1]] if judged else None,
+        purity=purity,
+    )
+
+
+def _cases(targets: np.ndarray, parts: np.ndarray, patients: np.ndarray, splits: int) -> np.ndarray:
+    """Return (K, S, 2): in how many patients each finding is absent and present, by split."""
+    most = int(patients.max(initial=0)) + 1
+    owners = np.maximum(parts - 1, 0) * most + patients
+    counts = np.zeros((targets.shape[1], splits, 2), np.int64)
+    for column, value in itertools.product(range(targets.shape[1]), (0, 1)):
+        images = np.bincount(owners[targets[:, column] == value], minlength=splits * most)
+        counts[column, :, value] = (images.reshape(splits, most) > 0).sum(axis=1)
+    return counts
+
+
+def _areas(positives: np.ndarray, negatives: np.ndarray) -> list[float | None]:
+    """Return the (S,) AUROCs from (P, C) counts, the halves of the first split before the other splits."""
     halves = [
         area
         for one, other in ((0, 1), (1, 0))
         if (area := _area(_rates(positives[other], negatives[other]), positives[one], negatives[one])) is not None
     ]
     rates = _rates(positives[:2].sum(axis=0), negatives[:2].sum(axis=0))
-    areas = [
+    return [
         sum(halves) / len(halves) if halves else None,
         *(_area(rates, *counts) for counts in zip(positives[2:], negatives[2:], strict=True)),
     ]
-    cases = [[int(part[:2].sum()), *part[2:].sum(axis=1).tolist()] for part in (positives, negatives)]
-    judged = [
-        place
-        for place, (area, *counts) in enumerate(zip(areas, *cases, strict=True))
-        if area is not None and min(counts) >= FEWEST_CASES
-    ]
-    both = (positives.sum(axis=0) > 0) & (negatives.sum(axis=0) > 0)
-    return Shortcut(
-        finding=finding,
-        rule=rule,
-        auroc=dict(zip(splits, areas, strict=True)),
-        positives=dict(zip(splits, cases[0], strict=True)),
-        negatives=dict(zip(splits, cases[1], strict=True)),
-        judged_on=splits[judged[-1]] if judged else None,
-        strength=areas[judged[-1]] if judged else None,
-        one_value_each=not both.any() and min(map(sum, cases)) >= FEWEST_CASES,
-    )
+
+
+def _purity(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Return `Shortcut.purity` from (C,) counts with both classes."""
+    mostly = positives > negatives
+    return float(min(positives[mostly].sum() / positives.sum(), negatives[~mostly].sum() / negatives.sum()))
 
 
 def _rates(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
