@@ -53,7 +53,13 @@ class Tree:
         if not found:
             tail = PurePosixPath(source)
             tail = tail.with_suffix("") if tail.suffix in SUFFIXES else tail
-            found = [item for item in self.items if f"/{item.path.rsplit('.', 1)[0]}".endswith(f"/{tail}")]
+            # Of two copies the second lies below another top (BRAX: a PNG, where the DICOM is missing).
+            tails = (tail, PurePosixPath(*tail.parts[1:]))
+            found = [
+                item
+                for item in self.items
+                if f"/{item.path.rsplit('.', 1)[0]}".endswith(tuple(f"/{each}" for each in tails))
+            ]
         assert len(found) == 1, f"{len(found)} images are called {source}"
         return found[0]
 
@@ -85,7 +91,8 @@ def test_it_is_known_by_its_marker_and_every_image_is_a_row_or_a_reject(name, tr
         named = [item for item in named if (tree.root / item.path).is_file()]
     entries = [entry.source for entry in (*tree.back.rows, *tree.back.rejects)]
     assert Counter(tree.item(source).path for source in entries) == Counter(item.path for item in named)
-    assert all(tree.item(row.source).path == row.source and row.path.is_file() for row in tree.back.rows)
+    assert all(row.path.is_file() for row in tree.back.rows)
+    assert sum(tree.item(row.source).path != row.source for row in tree.back.rows) <= (name == "brax")
     assert len(tree.back.rows) > 0.6 * len(tree.items)
 
 
