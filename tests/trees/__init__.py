@@ -7,7 +7,7 @@ has: those that its tables name, and the image files that none of them does.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.trees import chexpert, covid, kermany, mimic, nih14, pneumothorax, rsna, vindr
+from tests.trees import chexpert, covid, kermany, mimic, nih14, pneumothorax, rsna, tuberculosis, vindr
 
 TREES: dict[str, Callable[[Path], int]] = {
     **chexpert.TREES,
@@ -17,6 +17,7 @@ TREES: dict[str, Callable[[Path], int]] = {
     **nih14.TREES,
     **pneumothorax.TREES,
     **rsna.TREES,
+    **tuberculosis.TREES,
     **vindr.TREES,
 }
 """By dataset; ``dataset/form`` are further forms of it."""
