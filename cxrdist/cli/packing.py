@@ -118,6 +118,9 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     bits: Annotated[int, typer.Option(help="8, or 16 with png.")] = 8,
     quality: Annotated[int, typer.Option(help="JPEG quality.")] = 95,
     workers: Workers = 1,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster that works instead; its machines share the folders.")
+    ] = None,
     id_key: Annotated[Path | None, typer.Option(help="Key of the pseudonyms; made if it is not there.")] = None,
     id_map: Annotated[Path | None, typer.Option(help="Private table of source files and pseudonyms.")] = None,
     projection: Annotated[str, typer.Option(help="frontal or all.")] = "frontal",
@@ -133,8 +136,11 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     Interrupted, the same command goes on. Where tables and images lie apart, name both folders, the tables' first.
     Example: `cxrdist pack nih14 --root raw/nih --out shards/nih14 --workers 8`
     """
+    from contextlib import nullcontext
+
     from cxrdist.config import parse_settings
     from cxrdist.datasets import detect, read_facts
+    from cxrdist.dispatch.cluster import cluster, ray_map
     from cxrdist.pack import PackOptions
     from cxrdist.pack.dataset import pack_dataset
 
@@ -156,7 +162,11 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     )
     found = detect(root).name if name == "auto" else name
     facts = read_facts(found, variant=variant, changes=parse_settings(settings or []))
-    manifest = pack_dataset(facts, root, out, options)
+    if address:  # other machines have other working folders
+        root, out = [each.resolve() for each in root], out.resolve()
+    with cluster(address) if address else nullcontext():
+        spread = ray_map([*root, out], ordered=False) if address else None
+        manifest = pack_dataset(facts, root, out, options, spread=spread)
     if as_json:
         typer.echo(manifest.model_dump_json())
     else:

@@ -6,14 +6,15 @@ from itertools import chain, count
 from pathlib import Path
 
 from cxrdist.config import read_yaml, write_yaml
+from cxrdist.dispatch.cluster import cluster
 from cxrdist.errors import UserError
 from cxrdist.log import Progress, get_logger, progress
 from cxrdist.report import CellFiles, write_report
-from cxrdist.study.cluster import check_room, cluster
 from cxrdist.study.config import Resources, StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
 from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, writing
 from cxrdist.study.plan import Identity, Job, Plan, plan_study
+from cxrdist.study.room import check_room
 from cxrdist.train.run_folder import changes
 
 log = get_logger(__name__)

@@ -5,14 +5,24 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
+from cxrdist import __version__
+from cxrdist.dispatch import Map
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger
-from cxrdist.study.config import Resources
 
+T = TypeVar("T")
+R = TypeVar("R")
 log = get_logger(__name__)
+
+AHEAD_PER_CORE = 2
+RETRIES = 3
+"""How often an item is tried again whose machine or process died."""
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Shared memory of a local cluster; what travels through it is configurations, not images."""
@@ -57,7 +67,7 @@ def cluster(address: str | None) -> Iterator[None]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if address:
             raise UserError(f"`--address` must name a running Ray cluster, got {address!r}: {first}") from None
-        raise UserError(f"Ray must start on this machine, got: {first} `cxrdist study run -v` says more.") from None
+        raise UserError(f"Ray must start on this machine, got: {first} The same command with `-v` says more.") from None
     finally:
         # Ray has put a handler of its own there, which ends the process at once.
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -70,34 +80,59 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_room(resources: Resources) -> None:
-    """Make sure that one trial fits on the connected cluster: Ray would wait for ever, and say nothing.
+def ray_map(folders: Sequence[Path] = (), *, ordered: bool = True) -> Map:
+    """Return a map over the connected cluster, a core an item; see `cluster`.
+
+    `function`, items and results must pickle, and every machine must have this program.  An item whose machine dies is
+    done again elsewhere.
+
+    Args:
+        folders: What the work reads and writes by its path; must be the same folders on every machine.
+        ordered: Results in the order of the items, or as they come.
 
     Raises:
-        UserError: If it does not fit.
+        UserError: While iterating: an error of the work, or a machine without one of `folders`.
     """
-    import ray  # noqa: PLC0415
 
-    if resources.autoscaling:
-        return
-    places = 0
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for machine in machines:
-        places += int(
-            1e-6  # 0.3 / 0.1 is below 3
-            + min(
-                machine.get(kind, 0.0) / amount
-                for kind, amount in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker))
-                if amount
-            )
+    def spread(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        import ray  # noqa: PLC0415
+
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work)
+        ahead = AHEAD_PER_CORE * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        waiting = iter(items)
+        pending = [task.remote(function, item, tuple(folders)) for item in islice(waiting, ahead)]
+        try:
+            while pending:
+                ready = pending[:1] if ordered else ray.wait(pending, num_returns=1)[0]
+                pending = [each for each in pending if each not in ready]
+                pending += [task.remote(function, item, tuple(folders)) for item in islice(waiting, len(ready))]
+                for result in ray.get(ready):
+                    if isinstance(result, UserError):
+                        raise result
+                    yield result
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"Work on the cluster must come to an end, got {type(error).__name__}. Every machine must have cxrdist "
+                f"{__version__} and memory for the work; the same command goes on where it stopped."
+            ) from None
+        finally:
+            for each in pending:
+                ray.cancel(each, force=True)
+
+    return spread
+
+
+def _work(function: Callable[[T], R], item: T, folders: tuple[Path, ...]) -> R | UserError:
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        return UserError(
+            f"A folder must be the same on every machine of the cluster, got one without {str(missing[0])!r}. "
+            f"Put it on a shared file system, or work on this machine with `--workers`."
         )
-    if places < resources.workers:
-        has = ", ".join(f"{one.get('CPU', 0):g} CPUs and {one.get('GPU', 0):g} GPUs" for one in machines[:4])
-        raise UserError(
-            f"A trial must fit on the cluster, got {resources.workers} workers of {resources.cpus_per_worker:g} CPUs "
-            f"and {resources.gpus_per_worker:g} GPUs for {len(machines)} machine{'s' * (len(machines) != 1)} ({has}). "
-            "Lower `resources` in the study, or set `resources.autoscaling` if the cluster grows on demand."
-        )
+    try:
+        return function(item)
+    except UserError as error:  # Ray would wrap it into an error of its own
+        return error
 
 
 def _knock(address: str) -> None:
