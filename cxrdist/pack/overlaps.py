@@ -102,9 +102,11 @@ def _compare(first: str, one: Contents, second: str, two: Contents) -> Pair:
         warnings.append(_sentence(both, images, "images, equal to the last byte"))
     area = _dataset_auroc(_grey(one), _grey(two))
     if area is not None and area >= STRONG_AUROC:
+        equalised = all(folder.manifest.preprocessing.equalize == "global" for folder in (one, two))
+        way_out = "" if equalised else " Packing both with `--equalize global` brings them closer."
         warnings.append(
             f"{both} are told apart by mean and spread of the grey levels alone (AUROC {area:.2f}): a model of both "
-            f"can learn whose image it is instead of what is in it. Equalising both (`--equalize`) brings them closer."
+            f"can learn whose image it is instead of what is in it.{way_out}"
         )
     return Pair(
         first=first,
@@ -166,8 +168,8 @@ def _shared_images(one: Contents, two: Contents) -> Shared | None:
 
 
 def _way(manifest: Manifest) -> dict[str, object]:
-    """Return how the pixels of a folder came about, as far as a manifest says."""
-    return manifest.preprocessing.model_dump(exclude={"projection"})
+    """Return what was done to every image of a folder; policies say which images are in it, or change single ones."""
+    return manifest.preprocessing.model_dump(include={"size", "format", "bits", "quality", "equalize"})
 
 
 def _first_of_each(index: pd.DataFrame) -> pd.DataFrame:
