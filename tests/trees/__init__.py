@@ -7,14 +7,28 @@ has: those that its tables name, and the image files that none of them does.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.trees import chexpert, covid, kermany, mimic, nih14, pneumothorax, rsna, tuberculosis, vindr
+from tests.trees import (
+    chexpert,
+    covid,
+    jsrt,
+    kermany,
+    mimic,
+    nih14,
+    padchest,
+    pneumothorax,
+    rsna,
+    tuberculosis,
+    vindr,
+)
 
 TREES: dict[str, Callable[[Path], int]] = {
     **chexpert.TREES,
     **covid.TREES,
+    **jsrt.TREES,
     **kermany.TREES,
     **mimic.TREES,
     **nih14.TREES,
+    **padchest.TREES,
     **pneumothorax.TREES,
     **rsna.TREES,
     **tuberculosis.TREES,
