@@ -29,8 +29,9 @@ BESIDE = {"mimic_cxr": "mimic_cxr_jpg"}
 OTHERWISE = {
     # An edema that is barely visible is graded as congestion.
     "edema_severity": {"edema", "alveolar_edema"},
-    # `infiltrates` and consolidations are one group of words, and some devices' words say nothing of a device.
-    "padchest": {"infiltration", "lung_opacity", "support_devices"},
+    # `infiltrates` and consolidations are one group of words, and some devices' words say nothing of a device; an edema
+    # has no word for the congestion in it, and one word says of an aorta that it is long and that it is wide.
+    "padchest": {"infiltration", "lung_opacity", "support_devices", "congestion", "aortic_elongation"},
 }
 """Findings whose value says something else than whether it is drawn; the layouts' own tests have them."""
 

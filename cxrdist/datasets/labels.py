@@ -105,7 +105,8 @@ class Labeller:
             for finding, names in self._sources.items()
         }
         if NO_FINDING in findings:
-            findings[NO_FINDING] = PRESENT if normal else None if listed <= self._open else ABSENT
+            abnormal = listed - self._open - set(self._sources[NO_FINDING])
+            findings[NO_FINDING] = PRESENT if normal else ABSENT if abnormal else None
         return findings
 
     def _says(self, finding: str, word: str, listed: set[str]) -> bool:
