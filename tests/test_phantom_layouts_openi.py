@@ -31,7 +31,7 @@ def reports(root):
 def test_every_image_is_named_by_one_report_and_some_reports_have_none(root, reports):
     named = {image.get("id"): number for number, tree in reports.items() for image in tree.findall("parentImage")}
     items, _ = plan_of(root)
-    assert set(named) == {item.path.split("/")[1].removesuffix(".png") for item in items}
+    assert set(named) == {item.facts["also"].split("/")[1].removesuffix(".png") for item in items}
     assert all(tree.find("uId").get("id") == f"CXR{number}" for number, tree in reports.items())
     assert sum(not tree.findall("parentImage") for tree in reports.values()) == 2
     assert sorted(reports) != list(range(1, len(reports) + 1)), "the numbers have gaps"
@@ -42,7 +42,7 @@ def test_every_image_is_named_by_one_report_and_some_reports_have_none(root, rep
 
 
 def test_image_ids_come_in_three_forms(root):
-    names = [item.path.split("/")[1] for item in plan_of(root)[0]]
+    names = [item.facts["also"].split("/")[1] for item in plan_of(root)[0]]
     forms = {re.sub(r"\d+", "9", name) for name in names}
     assert forms == {"CXR9_IM-9-9.png", "CXR9_IM-9-9-9.png", "CXR9_9_IM-9-9.png"}
     assert {re.match(r"CXR(\d+)_\d+_", name)[1] for name in names if re.match(r"CXR\d+_\d+_", name)} == {"1"}
@@ -59,7 +59,7 @@ def test_headings_say_what_is_drawn_or_that_nobody_said(root, reports):
             assert [heading.strip() for heading in major] == ["Technical Quality of Image Unsatisfactory"]
         else:
             heads = {heading.split("/")[0] for heading in major}
-            told = {openi.HEADINGS[name].split("/")[0] for name in item.findings}
+            told = {(openi.HEADINGS | openi.BROADER).get(name, "").split("/")[0] for name in item.labels} - {""}
             assert heads == (told or {"normal"})
             assert {element.text for element in tree.findall("MeSH/automatic")} == {name.lower() for name in told}
         seen.add(item.facts["kind"])
@@ -71,16 +71,15 @@ def test_headings_say_what_is_drawn_or_that_nobody_said(root, reports):
 def test_png_and_dicom_show_the_same_whatever_the_coding(root):
     seen, torn = set(), 0
     for item in plan_of(root)[0]:
-        path = root / openi.dicom_path(item)
-        assert re.fullmatch(r"NLMCXR_dcm/(\d+)/\1_IM-\d{4}-\d{4}(-\d{4})?\.dcm", openi.dicom_path(item))
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        seen.add((header.PhotometricInterpretation, header.get("PresentationLUTShape")))
-        shown = read_radiograph(path).pixels
+        assert re.fullmatch(r"NLMCXR_dcm/(\d+)/\1_IM-\d{4}-\d{4}(-\d{4})?\.dcm", item.path)
+        other = read_radiograph(root / item.facts["also"]).pixels
         try:
-            other = read_radiograph(root / item.path).pixels
+            shown = read_radiograph(root / item.path).pixels
         except ImageRejectedError:
             torn += 1
             continue
+        header = pydicom.dcmread(root / item.path, stop_before_pixels=True)
+        seen.add((header.PhotometricInterpretation, header.get("PresentationLUTShape")))
         assert np.corrcoef(shown.ravel(), other.ravel())[0, 1] > 0.97
     assert torn == 2
     assert seen >= {("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY"), ("MONOCHROME1", None)}
@@ -95,7 +94,7 @@ def test_headers_hold_views_now_and_then_and_things_that_must_not_leak(root):
         assert header.SOPInstanceUID.startswith("2.25.") and header.StudyInstanceUID.startswith("2.25.")
     assert len({header.BitsStored for header in headers}) >= 3
     assert {header.RescaleType for header in headers} == {"LOG_E REL", "US", "P-VALUES"}
-    frontal = {openi.dicom_path(item) for item in plan_of(root)[0] if item.projection != "lateral"}
+    frontal = {item.path for item in plan_of(root)[0] if item.projection != "lateral"}
     for path in root.rglob("*.dcm"):
         view = pydicom.dcmread(path, stop_before_pixels=True).get("ViewPosition")
         assert view is None or (view in ("PA", "AP")) == (str(path.relative_to(root)) in frontal)
@@ -106,7 +105,7 @@ def test_an_image_of_poor_quality_is_noisy(root):
     for item in plan_of(root)[0]:
         if item.projection == "lateral":
             continue
-        shown = read_radiograph(root / openi.dicom_path(item)).pixels
+        shown = read_radiograph(root / item.facts["also"]).pixels
         step = np.diff(shown[10:60:2, 20:44], axis=1)
         noise.setdefault(item.facts["kind"], []).append(float(np.median(np.abs(step))))
-    assert min(noise["poor"]) > max(noise["indexed"])
+    assert min(noise["poor"]) > 1.2 * max(noise["indexed"])

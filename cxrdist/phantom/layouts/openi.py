@@ -59,6 +59,9 @@ HEADINGS = {
 }
 """The indexers' heading of each drawn finding, with the qualifiers behind it."""
 
+BROADER = {"lung_opacity": "Opacity/lung", "copd": "Pulmonary Disease, Chronic Obstructive"}
+"""Headings of what the drawn findings imply."""
+
 SIDED = {"effusion": 0.3, "pneumothorax": 0.0, "pneumonia": 0.4, "consolidation": 0.0, "atelectasis": 0.35}
 SIDED |= {"pleural_thickening": 0.4, "tuberculosis": 0.35, "bacterial_pneumonia": 0.0}
 """Findings with a side, and the drawing's chance of two."""
@@ -102,9 +105,10 @@ def plan(order: Order) -> list[Item]:
                 stem += f"-{image + 1:04d}"  # a third number
             if order.traps and number == 1:
                 stem = "1_" + stem  # report 1 repeats its number
-            facts = {"number": number, "kind": kind, "stem": stem, "view": VIEWS[projection]}
-            here = Key(order.seed, CODE, patient, image)
-            items.append(Item(f"{PNG}/CXR{number}_{stem}.png", here, projection, findings, facts))
+            # The DICOM file of an image begins with the report's number, whether or not its id repeats it.
+            path = f"{DCM}/{number}/{number}_{stem.removeprefix('1_')}.dcm"
+            facts = {"number": number, "kind": kind, "view": VIEWS[projection], "also": f"{PNG}/CXR{number}_{stem}.png"}
+            items.append(Item(path, Key(order.seed, CODE, patient, image), projection, findings, facts))
     return items
 
 
@@ -113,18 +117,12 @@ def exam_of(item: Item) -> Exam:
     return draw_exam(item.key, patient_of(item, age_mean=50), item.projection, dict(item.findings))
 
 
-def dicom_path(item: Item) -> str:
-    """Return where the DICOM file of an item lies: a folder per report, the report's number before the rest."""
-    number = item.facts["number"]
-    return f"{DCM}/{number}/{number}_{str(item.facts['stem']).removeprefix('1_')}.dcm"
-
-
 def write_image(item: Item, order: Order, path: Path) -> None:
-    """Draw one image as PNG and as DICOM."""
+    """Draw one image as DICOM and as PNG."""
     rng = item.key.passing(Draw.TABLE)
     poor = item.facts["kind"] == "poor"
     beam = Beam(
-        photons=3e4 if poor else float(rng.uniform(2e6, 5e6)),
+        photons=1e4 if poor else float(rng.uniform(2e6, 5e6)),
         scatter=1.6 if poor else float(rng.uniform(0.25, 0.45)),
         gamma=float(rng.uniform(0.85, 1.1)),
     )
@@ -133,10 +131,10 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     grey = draw_exam_picture(exam_of(item), beam, shape=shape)
     if item.projection != "lateral" and rng.random() < 0.7:
         stamp(grey, "L", (float(rng.uniform(0.86, 0.91)), float(rng.uniform(0.03, 0.1))), 0.05)
-    cv2.imwrite(str(path), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    target = path.parents[1] / dicom_path(item)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write_dicom(item, grey, target, rng)
+    png = path.parents[2] / str(item.facts["also"])
+    png.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(png), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    _write_dicom(item, grey, path, rng)
 
 
 def _write_dicom(item: Item, grey: np.ndarray, path: Path, rng: np.random.Generator) -> None:
@@ -180,7 +178,7 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
         studies.setdefault(int(item.facts["number"]), []).append(item)
     for number, images in studies.items():
         major, automatic = _headings(images[0])
-        names = [Path(item.path).stem for item in images]
+        names = [Path(str(item.facts["also"])).stem for item in images]
         (folder / f"{number}.xml").write_text(_report(number, major, automatic, names), encoding="utf-8")
     if order.traps:
         for number in (max(studies) + 1, max(studies) + 3):
@@ -195,6 +193,7 @@ def _headings(item: Item) -> tuple[list[str], list[str]]:
         return [term], []
     exam = exam_of(item)
     major = [HEADINGS[name].format(side=_side(exam, name)) for name in HEADINGS if name in item.findings]
+    major += [heading for name, heading in BROADER.items() if name in item.labels]
     return list(dict.fromkeys(major)) or ["normal"], [heading.split("/")[0].lower() for heading in major]
 
 
