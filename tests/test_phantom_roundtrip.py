@@ -29,9 +29,9 @@ BESIDE = {"mimic_cxr": "mimic_cxr_jpg"}
 OTHERWISE = {
     # An edema that is barely visible is graded as congestion.
     "edema_severity": {"edema", "alveolar_edema"},
-    # `infiltrates` and consolidations are one group of words, and some devices' words say nothing of a device; an edema
-    # has no word for the congestion in it, and one word says of an aorta that it is long and that it is wide.
-    "padchest": {"infiltration", "lung_opacity", "support_devices", "congestion", "aortic_elongation"},
+    # `infiltrates` and consolidations are one group of words; some devices' words say nothing of a device, and yet the
+    # chest is not called normal then.
+    "padchest": {"infiltration", "lung_opacity", "support_devices", "no_finding"},
     # The drawing of tuberculosis has a cavity, and the tables say so.
     "tb_portals": {"lung_cavity"},
 }

@@ -106,6 +106,8 @@ def implied(findings: Mapping[str, float] | set[str]) -> set[str]:
         names.add("lung_opacity")
     if "edema" in names:
         names.add("congestion")
+    if "aortic_enlargement" in names:
+        names.add("aortic_elongation")
     if names & {"nodule", "mass"}:
         names.add("nodule_or_mass")
     if names & {"nodule", "mass", "lung_cavity", "lung_cyst"}:

@@ -14,7 +14,7 @@ from cxrdist.phantom.scene import Scene
 WORDS = {
     "cardiomegaly": ["cardiomegaly"],
     "effusion": ["pleural effusion", "costophrenic angle blunting"],
-    "edema": ["pulmonary edema", "kerley lines"],
+    "edema": ["pulmonary edema", "hilar congestion", "kerley lines"],
     "consolidation": ["consolidation", "air bronchogram"],
     "pneumonia": ["pneumonia"],
     "bacterial_pneumonia": ["pneumonia"],
