@@ -34,6 +34,12 @@ OTHERWISE = {
     "padchest": {"infiltration", "lung_opacity", "support_devices", "no_finding"},
     # The drawing of tuberculosis has a cavity, and the tables say so.
     "tb_portals": {"lung_cavity"},
+    # What is drawn has no side.
+    "uka_cxr": {
+        f"{finding}_{side}"
+        for finding in ("effusion", "atelectasis", "pneumonia", "pneumothorax")
+        for side in ("left", "right")
+    },
 }
 """Findings whose value says something else than whether it is drawn; the layouts' own tests have them."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.trees import (
+    aachen,
     chexpert,
     covid,
     jsrt,
@@ -23,6 +24,7 @@ from tests.trees import (
 )
 
 TREES: dict[str, Callable[[Path], int]] = {
+    **aachen.TREES,
     **chexpert.TREES,
     **covid.TREES,
     **jsrt.TREES,
