@@ -155,8 +155,13 @@ def find(paths: Iterable[str], pattern: str) -> list[str]:
     """Return those of `paths` whose last parts match `pattern`; the shallowest and uncompressed first."""
     depth = pattern.count("/") + 1
     wanted = pattern.lower()
+    # Folders hold hundreds of thousands of images, and `auto` asks for the markers of every dataset.
+    end = re.split(r"[]*?[]", wanted)[-1]
+    ends = (end, f"{end}.gz")
     found = []
     for path in paths:
+        if not path.lower().endswith(ends):
+            continue
         tail = "/".join(path[len(root_number(path)) :].lower().split("/")[-depth:])
         if fnmatchcase(tail.removesuffix(".gz"), wanted):
             found.append(path)
