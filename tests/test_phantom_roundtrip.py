@@ -34,7 +34,7 @@ OTHERWISE = {
     "padchest": {"infiltration", "lung_opacity", "support_devices", "no_finding"},
     # The drawing of tuberculosis has a cavity, and the tables say so.
     "tb_portals": {"lung_cavity"},
-    # What is drawn has no side.
+    # A plan names no side; the pictures have them, and a test of the layout compares the two.
     "uka_cxr": {
         f"{finding}_{side}"
         for finding in ("effusion", "atelectasis", "pneumonia", "pneumothorax")

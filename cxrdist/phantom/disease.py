@@ -108,6 +108,8 @@ def implied(findings: Mapping[str, float] | set[str]) -> set[str]:
         names.add("congestion")
     if "aortic_enlargement" in names:
         names.add("aortic_elongation")
+    if "enlarged_pulmonary_artery" in names:
+        names.add("enlarged_hilum")
     if names & {"nodule", "mass"}:
         names.add("nodule_or_mass")
     if names & {"nodule", "mass", "lung_cavity", "lung_cyst"}:
