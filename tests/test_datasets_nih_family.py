@@ -18,6 +18,14 @@ def test_nih14_is_read_from_a_resized_copy_with_colour_among_its_files(tmp_path)
     assert read_radiograph(rows["00000001_000.png"].path).pixels.ndim == 2
 
 
+def test_infiltrate_is_infiltration(tmp_path):
+    make_nih(tmp_path)
+    path = tmp_path / "Data_Entry_2017_v2020.csv"  # the table of boxes, and copies merged with it, spell it so
+    path.write_text(path.read_text(encoding="utf-8").replace("Infiltration", "Infiltrate"), encoding="utf-8")
+    row = by_name(import_dataset(read_facts("nih14"), tmp_path))["00000004_000.png"]
+    assert row.findings["infiltration"] == 1
+
+
 def test_findings_that_nih14_does_not_name_are_made_of_those_it_names(tmp_path):
     make_nih(tmp_path)
     rows = by_name(import_dataset(read_facts("nih14"), tmp_path))
