@@ -40,15 +40,14 @@ def make_object_cxr(root: Path, *, image: str = "image_name") -> int:
     }
     dev = {"08001.jpg": "", "08002.jpg": "2 1 2 3 4 5 6"}
     for part, told in (("train", train), ("dev", dev)):
-        rows = [
-            {image: f"/data/{name}" if "path" in image else name, "annotation": cell} for name, cell in told.items()
-        ]
+        rows = [{image: name, "annotation": cell} for name, cell in told.items()]
         table(root / f"{part}.csv", [image, "annotation"], rows)
         for name in told:
             if name != "00004.jpg":  # not on the disk
                 picture(root / part / name)
     picture(root / "test/09001.jpg")
-    return len(train) + len(dev) + 1
+    picture(root / "test/00001.jpg")  # a number that another part has
+    return len(train) + len(dev) + 2
 
 
 TREES = {
