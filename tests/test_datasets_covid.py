@@ -30,7 +30,7 @@ def test_covidxs_lines_are_read_from_the_right_and_negative_says_nothing_of_pneu
     assert (first.patient, first.origin, told(found)["COVID(949).png"]) == ("COVID 949", "sirm", [1, None, None])
     assert told(found)[f"{RSNA.format(1)}.png"] == [0, None, None]
     assert Counter(row.origin for row in found.rows) == {"sirm": 1, "cohen": 2, "ricord": 2, "rsna": 3}
-    # Every image of one label comes from elsewhere than those of the other: nobody can tell disease from source.
+    # An image of the test has its own folder's file, not the one of the same name in the competition's.
     assert (
         rows[f"{RSNA.format(4)}.png"].split == "test" and rows[f"{RSNA.format(4)}.png"].source.count("competition") == 0
     )
