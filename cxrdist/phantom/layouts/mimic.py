@@ -101,7 +101,7 @@ def _with_traps(items: list[Item]) -> list[Item]:
     lateral = [k for k, item in enumerate(items) if item.projection == "lateral" and item.facts["part"] == "train"]
     planted: list[tuple[list[int], dict[str, str]]] = [
         (frontal[1::25], {"view": ""}),
-        (frontal[3:4], {"view": "", "coded": ""}),
+        (frontal[:1], {"view": "", "coded": ""}),
         (lateral[1::25], {"view": ""}),
         (lateral[2:3], {"view": "XTABLE LATERAL"}),
     ]
