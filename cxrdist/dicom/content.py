@@ -1,5 +1,6 @@
 """The bytes of an image file: read, and inflated where they are compressed, to a bound."""
 
+import stat
 import zlib
 from pathlib import Path
 
@@ -26,7 +27,10 @@ def read_content(path: Path, *, limit: int) -> bytes:
         ImageRejectedError: `missing_file`, `unreadable`, or `too_large` above `limit` bytes.
     """
     try:
-        if path.stat().st_size > limit:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe may wait without end
+            raise ImageRejectedError("unreadable", "no plain file")
+        if status.st_size > limit:
             raise ImageRejectedError("too_large", "the file is larger than the largest image allowed")
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

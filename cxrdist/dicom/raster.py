@@ -53,8 +53,8 @@ def read_raster(data: bytes, *, max_pixels: int, robust: bool = False) -> Pictur
         raise
     except UnidentifiedImageError:
         raise ImageRejectedError("unreadable", f"the {kind} header is damaged") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, cv2.error):
-        # Pillow raises SyntaxError for broken PNG chunks, OSError for truncated data, ValueError for text bombs.
+    except Exception:
+        # Pillow raises SyntaxError, IndexError ... for broken chunks, OSError for truncated data, ValueError for bombs.
         raise ImageRejectedError("unreadable", f"the {kind} data is damaged or truncated") from None
     notes: Notes = {"kind": kind, "photometric": mode, "bits_stored": 16 if deep else 8}
     words = _turn(words, orientation)
