@@ -32,8 +32,6 @@ OTHERWISE = {
     # `infiltrates` and consolidations are one group of words; some devices' words say nothing of a device, and yet the
     # chest is not called normal then.
     "padchest": {"infiltration", "lung_opacity", "support_devices", "no_finding"},
-    # The drawing of tuberculosis has a cavity, and the tables say so.
-    "tb_portals": {"lung_cavity"},
     # Children's diseases and the places of lines are what readers call what is drawn.
     "vindr_pcxr": {"bronchitis", "bronchiolitis", "situs_inversus", "cpam", "mediastinal_tumor", "other_disease"},
     "ranzcr_clip": set(read_facts("ranzcr_clip").findings) - {"support_devices"},

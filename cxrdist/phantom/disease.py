@@ -35,6 +35,13 @@ OPACITIES = (
 )
 """What the broader finding `lung_opacity` stands for."""
 
+LINES = (
+    *("ett_abnormal", "ett_borderline", "ett_normal"),
+    *("ngt_abnormal", "ngt_borderline", "ngt_incompletely_imaged", "ngt_normal"),
+    *("cvc_abnormal", "cvc_borderline", "cvc_normal", "swan_ganz_catheter"),
+)
+"""Tubes and lines by the place of their tip: devices, not diseases.  `lines` draws them."""
+
 _RAISED = {
     # given this finding, the odds of those are multiplied
     "cardiomegaly": {"edema": 2.5, "effusion": 1.7, "aortic_enlargement": 1.6},
@@ -97,33 +104,30 @@ def strength(difficulty: float, luck: float) -> float:
     return float(max(1.0 - 0.85 * difficulty, 0.05) * (0.75 + 0.35 * luck))
 
 
+_BROADER = (
+    # any of these implies that; in the order of the chain
+    (LINES, "support_devices"),
+    (("bacterial_pneumonia", "viral_pneumonia"), "pneumonia"),
+    (OPACITIES, "lung_opacity"),
+    (("edema",), "congestion"),
+    (("aortic_enlargement",), "aortic_elongation"),
+    (("enlarged_pulmonary_artery",), "enlarged_hilum"),
+    (("nodule", "mass"), "nodule_or_mass"),
+    (("nodule", "mass", "lung_cavity", "lung_cyst"), "lung_lesion"),
+    (("rib_fracture", "clavicle_fracture"), "fracture"),
+    (("pleural_thickening",), "pleural_other"),
+    (("effusion", "pleural_thickening"), "pleural_abnormality"),
+    (("emphysema",), "copd"),
+    (("mass",), "lung_tumor"),
+)
+
+
 def implied(findings: Mapping[str, float] | set[str]) -> set[str]:
     """Return the present findings with the broader ones that they imply, canonical names."""
     names = set(findings)
-    if names & {"bacterial_pneumonia", "viral_pneumonia"}:
-        names.add("pneumonia")
-    if names & set(OPACITIES):
-        names.add("lung_opacity")
-    if "edema" in names:
-        names.add("congestion")
-    if "aortic_enlargement" in names:
-        names.add("aortic_elongation")
-    if "enlarged_pulmonary_artery" in names:
-        names.add("enlarged_hilum")
-    if names & {"nodule", "mass"}:
-        names.add("nodule_or_mass")
-    if names & {"nodule", "mass", "lung_cavity", "lung_cyst"}:
-        names.add("lung_lesion")
-    if names & {"rib_fracture", "clavicle_fracture"}:
-        names.add("fracture")
-    if "pleural_thickening" in names:
-        names.add("pleural_other")
-    if names & {"effusion", "pleural_thickening"}:
-        names.add("pleural_abnormality")
-    if "emphysema" in names:
-        names.add("copd")
-    if "mass" in names:
-        names.add("lung_tumor")
-    if not names - {"support_devices"}:
+    for causes, broader in _BROADER:
+        if not names.isdisjoint(causes):
+            names.add(broader)
+    if not names - {"support_devices", *LINES}:
         names.add("no_finding")
     return names

@@ -46,11 +46,13 @@ class Item:
     findings: Mapping[str, float]
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the layout's table says of the image besides its findings, and what its writer needs to know."""
+    seen: frozenset[str] = frozenset()
+    """Findings that are no drawing of their own: the place of a line's tip, a disease that is told by what is drawn."""
 
     @property
     def labels(self) -> set[str]:
         """What is to be seen in the image, broader findings included."""
-        return implied(self.findings)
+        return implied({*self.findings, *self.seen})
 
     @property
     def held_out(self) -> bool:

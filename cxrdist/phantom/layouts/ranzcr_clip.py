@@ -61,8 +61,10 @@ def plan(order: Order) -> list[Item]:
             findings = study_findings(key, image, order, sicker=1.0)
             name = new_uid(rng)
             here = Key(order.seed, CODE, patient, image)
-            facts = {"part": part, "uid": name, "patient_id": number, "lines": _lines(here, findings)}
-            items.append(Item(f"{part}/{name}.jpg", here, "AP", findings, facts))
+            lines = _lines(here, findings)
+            facts = {"part": part, "uid": name, "patient_id": number, "lines": lines}
+            seen = frozenset(finding_of(kind, place) for kind, place in lines)
+            items.append(Item(f"{part}/{name}.jpg", here, "AP", findings, facts, seen))
     return items
 
 
@@ -86,6 +88,11 @@ def _lines(key: Key, findings: Mapping[str, float]) -> list[tuple[Kind, Place]]:
 def column_of(kind: Kind, place: Place) -> str:
     """Return the column of the table for a line and its place."""
     return "Swan Ganz Catheter Present" if kind == "Swan Ganz" else f"{kind} - {place}"
+
+
+def finding_of(kind: Kind, place: Place) -> str:
+    """Return the canonical name of a line at a place."""
+    return "swan_ganz_catheter" if kind == "Swan Ganz" else f"{kind}_{place}".lower().replace(" ", "_")
 
 
 def exam_of(item: Item) -> Exam:

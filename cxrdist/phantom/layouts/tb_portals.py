@@ -72,7 +72,9 @@ def plan(order: Order) -> list[Item]:
             }
             projection: Projection = "lateral" if outlier else "PA" if rng.random() < 0.8 else "AP"
             path = "/".join([IMAGES, ids["patient"], *uids]) + ".dcm"
-            items.append(Item(path, Key(order.seed, CODE, patient, image), projection, findings, facts))
+            # The drawing of tuberculosis has a cavity on each side.
+            seen = frozenset({"lung_cavity"})
+            items.append(Item(path, Key(order.seed, CODE, patient, image), projection, findings, facts, seen))
             day += int(rng.integers(20, 200))
     return items
 

@@ -1,6 +1,6 @@
 """VinDr-PCXR: DICOM of children without patient ids, one reader per image, label names with the source's spelling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,23 @@ LABELS: dict[str, set[str]] = {
 }
 """The 15 columns in the file's order, with what is drawn for each.  Pneumonia with an effusion is Pleuro-pneumonia;
 Hyaline membrane disease is never drawn."""
+
+CANONICAL = {
+    "Bronchitis": "bronchitis",
+    "Brocho-pneumonia": "bronchopneumonia",
+    "Other disease": "other_disease",
+    "Bronchiolitis": "bronchiolitis",
+    "Situs inversus": "situs_inversus",
+    "Pneumonia": "pneumonia",
+    "Pleuro-pneumonia": "pleuropneumonia",
+    "Diagphramatic hernia": "hernia",
+    "Tuberculosis": "tuberculosis",
+    "Congenital emphysema": "congenital_emphysema",
+    "CPAM": "cpam",
+    "Mediastinal tumor": "mediastinal_tumor",
+    "Lung tumor": "lung_tumor",
+}
+"""Canonical names of the columns."""
 
 BOXES = {
     "infiltration": "Bronchial thickening",
@@ -84,7 +101,10 @@ def plan(order: Order) -> list[Item]:
             "bits": int(rng.choice([12, 12, 14, 16])),
             "mirrored": bool(rng.random() < 0.015) or (order.traps and patient == 5),
         }
-        items.append(Item(f"{part}/{name}.dicom", key, "PA", study_findings(key, 0, order, sicker=1.0), facts))
+        findings = study_findings(key, 0, order, sicker=1.0)
+        told = diseases(findings, mirrored=bool(facts["mirrored"]))
+        seen = frozenset(CANONICAL[label] for label in told - {"No finding"})
+        items.append(Item(f"{part}/{name}.dicom", key, "PA", findings, {**facts, "told": sorted(told)}, seen))
     return sorted(items, key=lambda item: item.path)
 
 
@@ -99,9 +119,9 @@ def picture_shape(item: Item, order: Order) -> tuple[int, int]:
     return rows, order.size
 
 
-def diseases(item: Item) -> set[str]:
+def diseases(findings: Iterable[str], *, mirrored: bool) -> set[str]:
     """Return the labels of an image, as its one reader gives them."""
-    shown = set(item.findings) | ({"situs_inversus"} if item.facts["mirrored"] else set())
+    shown = set(findings) | ({"situs_inversus"} if mirrored else set())
     found = {label for label, drawn in LABELS.items() if drawn & shown}
     if "effusion" in shown:
         infected = found & {"Pneumonia", "Brocho-pneumonia"}
@@ -158,7 +178,7 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
     for part in ("train", "test"):
         mine = [item for item in items if item.facts["part"] == part]
         labels = [
-            [item.facts["name"], _reader(item), *(f"{float(name in diseases(item))}" for name in LABELS)]
+            [item.facts["name"], _reader(item), *(f"{float(name in item.facts['told'])}" for name in LABELS)]
             for item in mine
         ]
         write_csv(out / f"image_labels_{part}.csv", ["image_id", "rad_ID", *LABELS], labels)
@@ -178,7 +198,9 @@ def _boxes(item: Item, order: Order) -> list[list[object]]:
     classes = sorted({BOXES[name] for name in item.findings if name in BOXES})
     start = [item.facts["name"], _reader(item)]
     if not classes:
-        return [[*start, "No finding" if diseases(item) == {"No finding"} else "Other lesion", None, None, None, None]]
+        return [
+            [*start, "No finding" if "No finding" in item.facts["told"] else "Other lesion", None, None, None, None]
+        ]
     rows, columns = picture_shape(item, order)
     exam = exam_of(item)
     corners = frame_of(exam, (rows, columns)).pixels(np.vstack(frontal_shape(exam).lungs))
