@@ -10,6 +10,11 @@ from cxrdist.findings import titles
 from tests.trees import TREES
 
 NAMES = [facts.name for facts in list_facts()]
+PROMISED = (
+    "mimic_cxr mimic_cxr_jpg chexpert chexpert_plus nih14 nih14_google padchest vindr_cxr vinbigdata uka_cxr taix_ray "
+    "rsna_pneumonia siim_ptx vindr_pcxr shenzhen montgomery tbx11k brax jsrt object_cxr covidx covid_chestxray openi "
+    "candid_ptx covid_qu_ex kermany chestx_det ranzcr_clip reflacx edema_severity tb_portals"
+)
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -28,6 +33,10 @@ def test_each_tree_is_detected_and_every_image_of_it_becomes_a_row_or_a_reject(t
     for row in found.rows:
         of_patient.setdefault(row.patient, set()).add(row.split)
     assert all(len(splits) == 1 for splits in of_patient.values())
+
+
+def test_every_dataset_that_is_promised_is_there():
+    assert set(NAMES) == set(PROMISED.split())
 
 
 @pytest.mark.parametrize("name", NAMES)
