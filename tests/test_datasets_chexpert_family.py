@@ -20,6 +20,16 @@ def test_the_test_patients_of_chexlocalize_can_stand_alone(tmp_path):
     assert ones(row) == {"edema"} and set(row.findings.values()) == {0, 1} and row.notes["frontal"] is True
 
 
+def test_chexperts_tables_may_lie_in_the_folders_of_their_images(tmp_path):
+    named = make_chexpert(tmp_path)
+    home = tmp_path / "data/CheXpert-v1.0-small"
+    for part in ("train", "valid"):
+        (home / f"{part}.csv").rename(home / part / f"{part}.csv")
+    found = import_dataset(detect(tmp_path), tmp_path)
+    assert len(found.rows) + len(found.rejects) == named
+    assert {row.split for row in found.rows} == {"train", "test"}
+
+
 def test_the_test_patients_join_the_others_as_a_second_root(tmp_path):
     make_chexpert(tmp_path / "a", batches=True)
     make_test_alone(tmp_path / "b")
