@@ -133,7 +133,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Pack raw radiographs into WebDataset shards, once: correct pixels, pseudonyms, every exclusion accounted for.
 
-    Interrupted, the same command goes on. Where tables and images lie apart, name both folders, the tables' first.
+    Interrupted, the same command goes on. Where tables and images lie apart, name both folders.
     Example: `cxrdist pack nih14 --root raw/nih --out shards/nih14 --workers 8`
     """
     from contextlib import nullcontext
