@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxrdist.phantom.layouts import HOMES
+from cxrdist.phantom.layouts import HOMES, TABLES
 
 if TYPE_CHECKING:
     from cxrdist.datasets import FactFile
@@ -47,7 +47,12 @@ def phantom(
         typer.echo(json.dumps({"root": str(summary.root)} | facts))
     else:
         typer.echo(f"{summary.images} images of {summary.patients} patients in {summary.root}")
-        typer.echo(f"Next: cxrdist pack {layout} --root {summary.root} --out {out.parent / (out.name + '-shards')}")
+        roots = f"--root {summary.root}"
+        if layout in TABLES:
+            other = out.parent / TABLES[layout]
+            roots += f" --root {other}"
+            typer.echo(f"Labels: cxrdist phantom {TABLES[layout]} {other} --patients {patients} --seed {seed}")
+        typer.echo(f"Next: cxrdist pack {layout} {roots} --out {out.parent / (out.name + '-shards')}")
 
 
 def datasets(

@@ -3,6 +3,9 @@
 This file stays light: the command line lists the names before anything is drawn.
 """
 
+TABLES = {"mimic_cxr": "mimic_cxr_jpg"}
+"""Layouts without labels of their own, and the layout of the same patients that has them."""
+
 HOMES = {
     "chexpert": "chexpert.LAYOUT",
     "nih14": "nih14.LAYOUT",
