@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from cxrdist.datasets import Import, detect, import_dataset, list_facts, read_facts
+from cxrdist.datasets import Import, detect, import_dataset
 from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.layouts import IMAGE_SUFFIXES, FolderLayout
 from cxrdist.datasets.splits import OfficialSplits
@@ -20,8 +20,6 @@ from tests.phantoms import plan_of
 
 PATIENTS = 13
 SUFFIXES = {*IMAGE_SUFFIXES, ".img", ".IMG"}
-FACTS = {facts.name for facts in list_facts()}
-NAMES = [name for name in LAYOUTS if name in FACTS]
 
 BESIDE = {"mimic_cxr": "mimic_cxr_jpg"}
 """Whose tables have to lie in a folder next to the images."""
@@ -32,15 +30,6 @@ OTHERWISE = {
     # `infiltrates` and consolidations are one group of words; some devices' words say nothing of a device, and yet the
     # chest is not called normal then.
     "padchest": {"infiltration", "lung_opacity", "support_devices", "no_finding"},
-    # Children's diseases and the places of lines are what readers call what is drawn.
-    "vindr_pcxr": {"bronchitis", "bronchiolitis", "situs_inversus", "cpam", "mediastinal_tumor", "other_disease"},
-    "ranzcr_clip": set(read_facts("ranzcr_clip").findings) - {"support_devices"},
-    # A plan names no side; the pictures have them, and a test of the layout compares the two.
-    "uka_cxr": {
-        f"{finding}_{side}"
-        for finding in ("effusion", "atelectasis", "pneumonia", "pneumothorax")
-        for side in ("left", "right")
-    },
 }
 """Findings whose value says something else than whether it is drawn; the layouts' own tests have them."""
 
@@ -92,7 +81,7 @@ def trees(tmp_path_factory):
     return tree
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_it_is_known_by_its_marker_and_every_image_is_a_row_or_a_reject(name, trees):
     tree = trees(name)
     assert tree.facts.name == name
@@ -106,7 +95,7 @@ def test_it_is_known_by_its_marker_and_every_image_is_a_row_or_a_reject(name, tr
     assert len(tree.back.rows) > 0.6 * len(tree.items)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_labels_come_back_as_drawn(name, trees):
     tree = trees(name)
     told, wrong = Counter(), Counter()
@@ -120,7 +109,7 @@ def test_labels_come_back_as_drawn(name, trees):
     assert sum(wrong.values()) <= MISSED.get(name, 0.0) * told.total(), +wrong
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_patients_are_kept_apart_and_the_official_test_part_is_theirs(name, trees):
     tree = trees(name)
     official = OfficialSplits(tree.facts, DataTree([tree.root])).exist
@@ -134,7 +123,7 @@ def test_patients_are_kept_apart_and_the_official_test_part_is_theirs(name, tree
     assert all(len(parts) == 1 for parts in splits.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_frontal_pictures_come_back_with_a_bright_spine_and_dark_lungs(name, trees):
     tree = trees(name)
     chests, torn = [], 0

@@ -5,6 +5,7 @@ present.  Codes above 4 say that something could not be judged.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -62,8 +63,21 @@ def plan(order: Order) -> list[Item]:
             facts = {"part": part, "image_id": named, "subset": subset, "image": image}
             findings = study_findings(key, image, order, sicker=1.0)
             path = f"images/{subset}/{named}.jpg"
-            items.append(Item(path, Key(order.seed, CODE, patient, image), "AP", findings, facts))
+            item = Item(path, Key(order.seed, CODE, patient, image), "AP", findings, facts)
+            items.append(replace(item, seen=_sides_of(item)))
     return items
+
+
+def _sides_of(item: Item) -> frozenset[str]:
+    """Return the findings of one side, such as ``effusion_left``, that an image shows."""
+    exam = exam_of(item, age_mean=AGE_MEAN)
+    names = {"pleural_effusion": "effusion", "pneumonic_infiltrates": "pneumonia"}
+    return frozenset(
+        f"{names.get(name, name)}_{'right' if side < 0 else 'left'}"
+        for name in SIDED
+        for side, strength in _strength_by_side(exam, name).items()
+        if strength
+    )
 
 
 def write_image(item: Item, order: Order, path: Path) -> None:
