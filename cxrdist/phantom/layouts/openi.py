@@ -59,7 +59,11 @@ HEADINGS = {
 }
 """The indexers' heading of each drawn finding, with the qualifiers behind it."""
 
-BROADER = {"lung_opacity": "Opacity/lung", "copd": "Pulmonary Disease, Chronic Obstructive"}
+BROADER = {
+    "lung_opacity": "Opacity/lung",
+    "copd": "Pulmonary Disease, Chronic Obstructive",
+    "congestion": "Pulmonary Congestion",
+}
 """Headings of what the drawn findings imply."""
 
 SIDED = {"effusion": 0.3, "pneumothorax": 0.0, "pneumonia": 0.4, "consolidation": 0.0, "atelectasis": 0.35}
