@@ -15,14 +15,12 @@ from cxrdist.datasets.tree import Tree as DataTree
 from cxrdist.dicom import read_radiograph
 from cxrdist.errors import ImageRejectedError
 from cxrdist.phantom import LAYOUTS, write_phantoms
+from cxrdist.phantom.layouts import TABLES
 from cxrdist.phantom.layouts.base import Item, Order
 from tests.phantoms import plan_of
 
 PATIENTS = 13
 SUFFIXES = {*IMAGE_SUFFIXES, ".img", ".IMG"}
-
-BESIDE = {"mimic_cxr": "mimic_cxr_jpg"}
-"""Whose tables have to lie in a folder next to the images."""
 
 OTHERWISE = {
     # An edema that is barely visible is graded as congestion.
@@ -70,7 +68,7 @@ def trees(tmp_path_factory):
     def tree(name: str) -> Tree:
         if name not in made:
             top = tmp_path_factory.mktemp(name)
-            for each in (BESIDE.get(name), name):
+            for each in (TABLES.get(name), name):
                 if each:
                     write_phantoms(each, top / each.replace("_", "-"), patients=PATIENTS, size=64, seed=1, shown=False)
             root = top / name.replace("_", "-")
