@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def read_text(path: Path) -> str:
     try:
         with _open(path) as file:
             data = file.read()
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         raise UserError(f"A table must be a whole file, got a damaged one [in {path.name}].") from None
     try:
         return data.decode("utf-8-sig")
@@ -145,7 +146,7 @@ def _parquet_rows(path: Path) -> Iterator[Iterable[tuple[str, str]]]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from (_flat(row) for row in batch.to_pylist())
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError, OverflowError):  # texts that are none, dates of no calendar
         raise UserError(f"A table must be Parquet, got an unreadable one [in {path.name}].") from None
 
 
@@ -200,7 +201,7 @@ def _xml_rows(path: Path, how: Xml) -> Iterator[Iterable[tuple[str, str]]]:
         if len(data) > LARGEST_XML or b"<!ENTITY" in data:  # a small file can name itself into gigabytes
             raise ValueError
         top = ElementTree.fromstring(data)
-    except (OSError, EOFError, ValueError, ElementTree.ParseError):
+    except (OSError, EOFError, zlib.error, ValueError, ElementTree.ParseError):
         raise UserError("An XML report must be a whole file without entities, got a damaged one.") from None
     for record in top.findall(how.record):
         yield [

@@ -94,7 +94,10 @@ def walk(root: Path, *, levels: int | None = None, folders: bool = False) -> Ite
 
     Linked folders are entered; a link that leads back up is not.  Pipes, sockets and devices are no files.
     """
-    yield from _walk(str(root), "", levels, folders, ())
+    try:
+        yield from _walk(str(root), "", levels, folders, ())
+    except RecursionError:
+        raise UserError("Folders below `--root` must lie less than hundreds deep, got deeper ones.") from None
 
 
 def _walk(
@@ -115,7 +118,7 @@ def _walk(
         if any(fnmatchcase(entry.name.lower(), pattern) for pattern in JUNK):
             continue
         path = prefix + entry.name
-        if not entry.is_dir():
+        if not _is_folder(entry):
             if _is_file(entry):
                 yield path
             continue
@@ -125,11 +128,16 @@ def _walk(
             yield from _walk(entry.path, path + "/", levels and levels - 1, folders, (*above, identity))
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _is_file(entry: "os.DirEntry[str]") -> bool:
-    if entry.is_file():
-        return True
     try:  # a link to nowhere is a file that is missing; a pipe would be waited for without end
-        return stat.S_ISREG(entry.stat().st_mode)
+        return entry.is_file() or stat.S_ISREG(entry.stat().st_mode)
     except OSError:
         return True
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -139,7 +139,10 @@ def write_id_map(path: Path, mappings: Iterable[Mapping]) -> None:
         UserError: If there is a file that is no id map, or the place cannot be written.
     """
     lines = {(line.source, line.image_id): line for line in _read_id_map(path)}
-    lines |= {(line.source, line.image_id): line for line in mappings}
+    for line in mappings:
+        # File names need not be text; what is none shows as \\xNN.
+        source = line.source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        lines[source, line.image_id] = replace(line, source=source)
     names = [field.name for field in fields(Mapping)]
     columns = zip(*(astuple(lines[place]) for place in sorted(lines)), strict=True)
     table = pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
