@@ -18,9 +18,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxrdist.dicom.codecs import Encoded, decode_pixels
 from cxrdist.dicom.codestream import codestream_header, is_whole
 from cxrdist.dicom.header import Header
-from cxrdist.dicom.jpeg12 import decode_jpeg12
+from cxrdist.dicom.isolation import decode_apart
 from cxrdist.dicom.raster import luminance
 from cxrdist.errors import ImageRejectedError
 
@@ -76,60 +77,60 @@ def _signed(stored: np.ndarray, bits: int) -> np.ndarray:
 
 def _decode(ds: Dataset, syntax: UID, header: Header) -> tuple[np.ndarray, str]:
     """Return the values, and what their three channels mean, with the decoder that `PLUGINS` names first."""
-    whole = _pixel_module(ds, header)
+    data, vr = _pixel_data(ds)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise ImageRejectedError("unsupported", "an unknown transfer syntax") from None
     if not decoder.is_available:
         raise ImageRejectedError("unsupported", f"no decoder for {syntax.name} is installed")
-    frame = _checked_frame(whole.PixelData, header) if syntax.is_encapsulated and syntax != RLELossless else b""
+    encoded = Encoded(
+        syntax=str(syntax),
+        plugin=_plugin(syntax, decoder.available_plugins),
+        rows=header.rows,
+        columns=header.columns,
+        samples=header.samples,
+        planar=header.planar,
+        photometric=header.photometric,
+        bits_allocated=header.bits_allocated,
+        bits_stored=header.bits_stored,
+        high_bit=header.high_bit,
+        signed=header.signed,
+        data=data,
+        vr=vr,
+    )
+    if syntax.is_encapsulated:
+        if syntax != RLELossless:
+            _check_frame(data, header)
+        return decode_apart(encoded)
     try:
-        if syntax == JPEGExtended12Bit and header.samples == 1 and 8 < header.bits_stored <= 12:
-            values = decode_jpeg12(frame, header.rows, header.columns, signed=header.signed)
-            return values, header.photometric
-        values, told = decoder.as_array(
-            whole,
-            raw=True,  # YBR stays YBR: its first channel is all that is wanted, and turning it takes memory
-            view_only=True,
-            decoding_plugin=_plugin(syntax, decoder.available_plugins),
-            correct_unused_bits=False,  # it forgets HighBit: `stored_values` does it
-            allow_excess_frames=False,
-        )
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException:  # decoders in Rust panic with an exception that is no `Exception`
-        raise ImageRejectedError("unreadable", f"the pixel data ({syntax.name}) is damaged or truncated") from None
-    return values, str(told["photometric_interpretation"])
+        return decode_pixels(encoded)
+    except Exception:
+        raise ImageRejectedError("unreadable", "the pixel data is not of the size the header names") from None
 
 
 def _grey(values: np.ndarray, photometric: str, header: Header) -> np.ndarray:
     """Return (H, W) uint16 luminance of (H, W, 3) `values`; the Y of YBR is the luminance."""
+    values = values.view(f"u{values.dtype.itemsize}")
     mask = values.dtype.type(2**header.bits_stored - 1)
     channels = slice(0, 1) if photometric.startswith("YBR") else slice(None)
     return luminance(lambda start, stop: values[start:stop, :, channels] & mask, values.shape[:2], int(mask))
 
 
-def _pixel_module(ds: Dataset, header: Header) -> Dataset:
-    """Return the pixel data with the checked header around it: complete, and without what is broken or left over."""
-    whole = Dataset()
-    whole.Rows, whole.Columns, whole.NumberOfFrames = header.rows, header.columns, 1
-    whole.SamplesPerPixel, whole.PhotometricInterpretation = header.samples, header.photometric
-    whole.BitsAllocated, whole.BitsStored, whole.HighBit = header.bits_allocated, header.bits_stored, header.high_bit
-    whole.PixelRepresentation = int(header.signed)
-    if header.samples > 1:
-        whole.PlanarConfiguration = header.planar
+def _pixel_data(ds: Dataset) -> tuple[bytes, str]:
+    """Return the pixel data and its VR."""
     try:
-        whole.add(ds[PIXEL_DATA])
+        element = ds[PIXEL_DATA]
+        data, vr = element.value, str(element.VR)
     except Exception:  # absent, or an element that cannot be parsed
-        raise ImageRejectedError("unreadable", "no pixel data") from None
-    if not whole.PixelData:
+        data, vr = None, ""
+    if not isinstance(data, bytes) or not data:
         raise ImageRejectedError("unreadable", "no pixel data")
-    return whole
+    return data, vr
 
 
-def _checked_frame(data: bytes, header: Header) -> bytes:
-    """Return the one frame, whole and of the size the header names."""
+def _check_frame(data: bytes, header: Header) -> None:
+    """Raise unless the first frame is whole and of the size the header names."""
     try:
         frame = next(generate_frames(data, number_of_frames=1))
     except Exception:
@@ -141,7 +142,6 @@ def _checked_frame(data: bytes, header: Header) -> bytes:
         raise ImageRejectedError("unreadable", f"the compressed pixel data has {own.bits} bits")
     if not is_whole(frame):
         raise ImageRejectedError("unreadable", "the compressed pixel data is truncated")
-    return frame
 
 
 def _plugin(syntax: UID, available: tuple[str, ...]) -> str:

@@ -143,6 +143,8 @@ class _Body:
     """The data set of a file, found and inflated."""
 
     data: bytes
+    start: int
+    """Where it begins in `data`; cutting off what is before would be a copy of all."""
     syntax: UID
     guessed: bool
     implicit: bool
@@ -152,8 +154,10 @@ class _Body:
         """Return the allow-listed elements, with the pixel data or without."""
         stop = None if pixels else _at_pixels
         tags = [*ALLOWED, PIXEL_DATA] if pixels else ALLOWED
+        file = io.BytesIO(self.data)
+        file.seek(self.start)
         try:
-            return read_dataset(io.BytesIO(self.data), self.implicit, self.little, stop_when=stop, specific_tags=tags)
+            return read_dataset(file, self.implicit, self.little, stop_when=stop, specific_tags=tags)
         except Exception:  # untrusted bytes: whatever the parser stumbles over, it is one bad image
             raise ImageRejectedError("unreadable", "the DICOM header cannot be parsed") from None
 
@@ -169,15 +173,16 @@ def _body(data: bytes, *, limit: int) -> _Body:
     start = file.tell()
     if syntax:
         uid = UID(str(syntax))
-        body = inflate(data[start:], DEFLATE, limit=limit) if uid == DeflatedExplicitVRLittleEndian else data[start:]
-        return _Body(body, uid, False, uid == ImplicitVRLittleEndian, uid != ExplicitVRBigEndian)
+        if uid == DeflatedExplicitVRLittleEndian:
+            data, start = inflate(data[start:], DEFLATE, limit=limit), 0
+        return _Body(data, start, uid, False, uid == ImplicitVRLittleEndian, uid != ExplicitVRBigEndian)
     try:
         ds = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=[Tag("Rows")])
     except Exception:
         raise ImageRejectedError("unreadable", "the DICOM header cannot be parsed") from None
     implicit, little = ds.original_encoding
     uid = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    return _Body(data[start:], uid, True, bool(implicit), bool(little))
+    return _Body(data, start, uid, True, bool(implicit), bool(little))
 
 
 def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:

@@ -6,6 +6,7 @@ pixels; these are looked up once.  Shapes: W possible words, 256 or 65536; (H, W
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from cxrdist.dicom.display import robust_levels
@@ -14,6 +15,8 @@ from cxrdist.errors import ImageRejectedError
 Notes = dict[str, str | int | float]
 BLOCK = 2**16
 """Words looked up at a time: NumPy turns indices to 8 bytes each, which for a whole image would be its largest copy."""
+MOST_COUNTED = 2**24
+"""Words counted at a time: OpenCV, twice as fast as NumPy, hands its counts over in float32."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,10 @@ def colour_picture(words: np.ndarray, bits: int, notes: Notes) -> Picture:
 def count_words(words: np.ndarray) -> np.ndarray:
     """Return (W,) int64: how many pixels of (H, W) uint8 or uint16 `words` hold each word."""
     counts = np.zeros(2 ** (8 * words.dtype.itemsize), np.int64)
-    rows = max(BLOCK // words.shape[1], 1)
+    rows = max(MOST_COUNTED // words.shape[1], 1)
     for start in range(0, len(words), rows):
-        counts += np.bincount(words[start : start + rows].ravel(), minlength=len(counts))
+        part = cv2.calcHist([words[start : start + rows]], [0], None, [len(counts)], [0, len(counts)])
+        counts += part.ravel().astype(np.int64)
     return counts
 
 

@@ -89,6 +89,7 @@ def read_radiograph(
         )
         notes = picture.notes | ({"burned_in_text": word} if word else {})
         if equalize == "tayebi2024" and size is not None:
+            del pixels  # the spline needs the room
             notes |= {"voi": "none", "equalize": equalize}
             pixels = _prepared(picture, boxes, size)
         else:
