@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from cxrdist.dicom import isolation, read_radiograph
-from cxrdist.errors import ImageRejectedError
+from cxrdist.errors import ImageRejectedError, UserError
 from tests.helpers import make_dicom
 
 
@@ -79,6 +79,15 @@ def test_one_process_serves_all_images_and_a_fork_takes_its_own(tmp_path):
         os._exit(0 if not decoder.usable and read_radiograph(path).pixels.shape == (60, 70) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert decoder.usable and read_radiograph(path).pixels.shape == (60, 70)
+
+
+def test_a_machine_on_which_no_process_starts_is_told_so(tmp_path, monkeypatch):
+    path = make_dicom(tmp_path / "a.dcm", scene(), syntax=JPEG2000Lossless, BitsStored=12)
+    monkeypatch.setattr(isolation, "_DECODER", None)
+    monkeypatch.setattr(isolation.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="A process that decodes compressed images must start") as caught:
+        read_radiograph(path)
+    assert not isinstance(caught.value, ImageRejectedError) and str(path) not in str(caught.value)
 
 
 def test_the_process_ends_with_the_one_it_serves(tmp_path):

@@ -19,6 +19,8 @@ from cxrdist.dicom.jpeg12 import decode_jpeg12
 MOST_MEMORY = 3 * 2**30
 """Address space of the process in bytes; an image of the default limit takes a third of it."""
 
+READY = "ready"
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -74,7 +76,8 @@ def decode_pixels(encoded: Encoded) -> tuple[np.ndarray, str]:
 def serve() -> None:
     """Decode what comes in on standard input until it ends.
 
-    To each pickled `Encoded` the answer is a pickled (photometric, dtype, shape) and the values' bytes, or None.
+    The first thing it says is `READY`.  To each pickled `Encoded` the answer is a pickled (photometric, dtype, shape)
+    and the values' bytes, or None.
     """
     with suppress(OSError, ValueError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
@@ -83,6 +86,8 @@ def serve() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    pickle.dump(READY, answers)
+    answers.flush()
     with suppress(EOFError):
         while True:
             _answer(pickle.load(requests), answers)

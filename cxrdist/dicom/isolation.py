@@ -17,8 +17,8 @@ from typing import cast
 import numpy as np
 
 import cxrdist
-from cxrdist.dicom.codecs import Encoded
-from cxrdist.errors import ImageRejectedError
+from cxrdist.dicom.codecs import READY, Encoded
+from cxrdist.errors import ImageRejectedError, UserError
 
 MOST_SECONDS = 120.0
 """A radiograph takes a second, one of 100 million pixels ten."""
@@ -29,6 +29,7 @@ def decode_apart(encoded: Encoded) -> tuple[np.ndarray, str]:
 
     Raises:
         ImageRejectedError: `unreadable` if the decoder fails, ends or does not end.
+        UserError: If there cannot be such a process.
     """
     with _LOCK:
         global _DECODER  # noqa: PLW0603 - one process serves all images
@@ -44,15 +45,25 @@ class _Decoder:
         root = str(Path(cxrdist.__file__).parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._owner = os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cxrdist.dicom.codecs"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the parent; this one ends with its input
-        )
-        atexit.register(self.close)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cxrdist.dicom.codecs"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for the parent; this one ends with its input
+            )
+            self._requests = cast(io.BufferedWriter, self._process.stdin)
+            self._answers = cast(io.BufferedReader, self._process.stdout)
+            atexit.register(self.close)
+            if pickle.load(self._answers) != READY:
+                raise EOFError
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"A process that decodes compressed images must start, got {type(error).__name__} [{sys.executable}]. "
+                f"Is there memory, and may this one start others?"
+            ) from None
 
     @property
     def usable(self) -> bool:
@@ -66,9 +77,9 @@ class _Decoder:
         atexit.unregister(self.close)
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._requests, self._answers):
             with suppress(OSError):  # what could not be sent any more
-                cast(io.BufferedIOBase, stream).close()
+                stream.close()
 
     def decode(self, encoded: Encoded) -> tuple[np.ndarray, str]:
         late = threading.Event()
@@ -97,18 +108,16 @@ class _Decoder:
         return answer
 
     def _ask(self, encoded: Encoded) -> tuple[np.ndarray, str] | None:
-        requests = cast(io.BufferedWriter, self._process.stdin)
-        answers = cast(io.BufferedReader, self._process.stdout)
-        pickle.dump(encoded, requests)
-        requests.flush()
-        told = pickle.load(answers)
+        pickle.dump(encoded, self._requests)
+        self._requests.flush()
+        told = pickle.load(self._answers)
         if told is None:
             return None
         photometric, dtype, shape = told
         values = np.empty(shape, dtype)
         room = values.data.cast("B")
         while room:
-            count = answers.readinto(room)
+            count = self._answers.readinto(room)
             if not count:
                 raise EOFError
             room = room[count:]

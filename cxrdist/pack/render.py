@@ -11,7 +11,7 @@ import numpy as np
 from cxrdist.datasets.records import FRONTAL, PROJECTIONS, Row
 from cxrdist.datasets.shard_format import EXTENSIONS, Preprocessing, source_allows
 from cxrdist.dicom import Radiograph, quantise, read_radiograph
-from cxrdist.errors import ImageRejectedError
+from cxrdist.errors import ImageRejectedError, UserError
 from cxrdist.pack.plan import Planned
 
 OLDEST = 90
@@ -39,6 +39,7 @@ def render(planned: Planned, findings: tuple[str, ...], how: Preprocessing) -> R
 
     Raises:
         ImageRejectedError: If it cannot become a sample.  Nothing else is raised for anything a file may hold.
+        UserError: If this machine cannot read any such file.
     """
     try:
         radiograph = read_radiograph(
@@ -51,7 +52,7 @@ def render(planned: Planned, findings: tuple[str, ...], how: Preprocessing) -> R
         )
         projection = _projection(planned.row, radiograph, how)
         pixels = quantise(radiograph.pixels, how.bits)
-    except ImageRejectedError:
+    except UserError:
         raise
     except Exception as error:
         # A decoder's message can quote the file's name or its header; its class cannot.
