@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from cxrdist.datasets import read_facts
 from cxrdist.datasets.records import Import, Row
 from cxrdist.datasets.shard_format import Manifest, read_manifest
 from cxrdist.dicom import PixelHints, RawImage, quantise, read_radiograph
 from cxrdist.errors import UsageError, UserError
-from cxrdist.pack import PackOptions, pack_rows
+from cxrdist.pack import PackOptions, pack_dataset, pack_rows, repair_dataset
 from cxrdist.pack.plan import DatasetName
 from cxrdist.pack.verify import verify_shards
 from tests.helpers import make_dicom
@@ -160,3 +161,25 @@ def test_a_manifest_from_before_these_choices_is_still_read(tmp_path, pictures):
     path.write_text(json.dumps(tree))
     how = read_manifest(tmp_path / "shards").preprocessing
     assert (how.equalize, how.burned_in_text, how.declared_text) == ("none", None, "reject")
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {}, {"burned_in_text": "flag"}, {"burned_in_text": "mask", "equalize": "global"}, {"equalize": "tayebi2024"},
+        {"format": "jpeg", "equalize": "clahe", "burned_in_text": "reject"},
+    ],
+)  # fmt: skip
+def test_repair_takes_every_choice_from_the_manifest(tmp_path, chosen):
+    for number, name in enumerate(("NORMAL/IM-0001-0001", "PNEUMONIA/person1_virus_1", "PNEUMONIA/person2_virus_2")):
+        path = tmp_path / "raw" / "train" / f"{name}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture(number))
+    facts, key, shards = read_facts("kermany"), tmp_path / "id.key", tmp_path / "shards"
+    options = PackOptions(**{"size": 64, "format": "png", "id_key": key, **chosen})
+    manifest = pack_dataset(facts, tmp_path / "raw", shards, options, shown=False)
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    for shard in manifest.shards:
+        (shards / shard.name).unlink()
+    assert repair_dataset(facts, tmp_path / "raw", shards, id_key=key, shown=False) == manifest
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
