@@ -269,6 +269,11 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"".join(parts)
 
 
+def jpeg_segment(marker: int, content: bytes) -> bytes:
+    """Return a segment of a JPEG with its length."""
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
+
+
 def _as_baseline(path: Path, grey: np.ndarray) -> None:
     """Put a baseline JPEG into a DICOM file."""
     out = io.BytesIO()
