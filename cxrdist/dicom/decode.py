@@ -84,6 +84,9 @@ def _decode(ds: Dataset, syntax: UID, header: Header) -> tuple[np.ndarray, str]:
         raise ImageRejectedError("unsupported", "an unknown transfer syntax") from None
     if not decoder.is_available:
         raise ImageRejectedError("unsupported", f"no decoder for {syntax.name} is installed")
+    bits = header.bits_stored
+    if syntax.is_encapsulated and syntax != RLELossless:
+        bits = _check_frame(data, header)
     encoded = Encoded(
         syntax=str(syntax),
         plugin=_plugin(syntax, decoder.available_plugins),
@@ -93,15 +96,13 @@ def _decode(ds: Dataset, syntax: UID, header: Header) -> tuple[np.ndarray, str]:
         planar=header.planar,
         photometric=header.photometric,
         bits_allocated=header.bits_allocated,
-        bits_stored=header.bits_stored,
-        high_bit=header.high_bit,
+        bits_stored=bits,
+        high_bit=header.high_bit if bits == header.bits_stored else bits - 1,
         signed=header.signed,
         data=data,
         vr=vr,
     )
     if syntax.is_encapsulated:
-        if syntax != RLELossless:
-            _check_frame(data, header)
         return decode_apart(encoded)
     try:
         return decode_pixels(encoded)
@@ -129,8 +130,8 @@ def _pixel_data(ds: Dataset) -> tuple[bytes, str]:
     return data, vr
 
 
-def _check_frame(data: bytes, header: Header) -> None:
-    """Raise unless the first frame is whole and of the size the header names."""
+def _check_frame(data: bytes, header: Header) -> int:
+    """Return the bits that a decoder is to expect; raise unless the frame is whole and of the size the header names."""
     try:
         frame = next(generate_frames(data, number_of_frames=1))
     except Exception:
@@ -142,6 +143,8 @@ def _check_frame(data: bytes, header: Header) -> None:
         raise ImageRejectedError("unreadable", f"the compressed pixel data has {own.bits} bits")
     if not is_whole(frame):
         raise ImageRejectedError("unreadable", "the compressed pixel data is truncated")
+    # GDCM ends its process over fewer than 8 bits stored.
+    return 8 if header.bits_allocated == 8 else header.bits_stored
 
 
 def _plugin(syntax: UID, available: tuple[str, ...]) -> str:
