@@ -26,6 +26,8 @@ from cxrdist.dicom.raster import LUMINANCE
 from cxrdist.errors import ImageRejectedError
 
 SYNTAX = Tag("TransferSyntaxUID")
+MOST_READS = 200_000
+"""Of one header; one element takes two or three, and most files have some hundred elements."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,18 @@ def _palette_levels(palette: Dataset, stored: np.ndarray) -> np.ndarray:
         raise ImageRejectedError("unsupported", "a colour palette that cannot be read") from None
 
 
+class _Bounded(io.BytesIO):
+    """Bytes for the parser; millions of empty elements, or of items in items, would keep it busy for hours."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MOST_READS:
+            raise OSError("too many elements")
+        return super().read(size)
+
+
 @dataclass(frozen=True)
 class _Body:
     """The data set of a file, found and inflated."""
@@ -154,7 +168,7 @@ class _Body:
         """Return the allow-listed elements, with the pixel data or without."""
         stop = None if pixels else _at_pixels
         tags = [*ALLOWED, PIXEL_DATA] if pixels else ALLOWED
-        file = io.BytesIO(self.data)
+        file = _Bounded(self.data)
         file.seek(self.start)
         try:
             return read_dataset(file, self.implicit, self.little, stop_when=stop, specific_tags=tags)
@@ -164,7 +178,7 @@ class _Body:
 
 def _body(data: bytes, *, limit: int) -> _Body:
     """Return the data set of a DICOM file; deflated ones are inflated to `limit` bytes at most."""
-    file = io.BytesIO(data)
+    file = _Bounded(data)
     file.seek(132 if has_preamble(data) else 0)
     try:
         syntax = read_dataset(file, False, True, stop_when=_after_meta, specific_tags=[SYNTAX]).get("TransferSyntaxUID")
@@ -177,7 +191,7 @@ def _body(data: bytes, *, limit: int) -> _Body:
             data, start = inflate(data[start:], DEFLATE, limit=limit), 0
         return _Body(data, start, uid, False, uid == ImplicitVRLittleEndian, uid != ExplicitVRBigEndian)
     try:
-        ds = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=[Tag("Rows")])
+        ds = dcmread(_Bounded(data), force=True, stop_before_pixels=True, specific_tags=[Tag("Rows")])
     except Exception:
         raise ImageRejectedError("unreadable", "the DICOM header cannot be parsed") from None
     implicit, little = ds.original_encoding

@@ -47,6 +47,11 @@ VIEW_CODES = {
     "399348003": "AP", "272479007": "PA", "399067008": "lateral", "399173006": "lateral",
 }  # fmt: skip
 MAX_AGE, TOP_AGE = 120, 90
+ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""What an item of a sequence begins with, in both byte orders."""
+MOST_ITEMS = 1000
+MOST_BYTES, MOST_SEQUENCE_BYTES = 2**18, 2**22
+"""Of one element; the largest that are read are a table of 65536 entries, and a sequence of some."""
 
 # Secondary Capture (PS3.4 B.5: one class, and four by frames and colour), retired hardcopies, photographs.
 SECONDARY_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.(4\.1\.1\.7(\.[1-4])?|1\.(29|30)|4\.1\.1\.77\.1\.4)")
@@ -285,12 +290,21 @@ def _projection(ds: Dataset) -> str | None:
 
 
 def _raw(ds: Dataset, name: str) -> Any:
-    """Return the value of a tag; None if it is absent, empty or cannot be parsed."""
+    """Return the value of a tag; None if it is absent, empty, cannot be parsed, or is far larger than it may be."""
     try:
+        raw = ds.get_item(name)
+        if raw is not None and isinstance(raw.value, bytes) and _is_excessive(name, raw.value):
+            return None  # each number and each item of it would become an object
         value = ds.get(name)
     except Exception:  # one broken optional element is no reason to lose the image
         return None
     return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
+
+
+def _is_excessive(name: str, value: bytes) -> bool:
+    if name.endswith("Sequence"):
+        return len(value) > MOST_SEQUENCE_BYTES or sum(value.count(item) for item in ITEMS) > MOST_ITEMS
+    return len(value) > MOST_BYTES
 
 
 def _text(ds: Dataset, name: str) -> str | None:

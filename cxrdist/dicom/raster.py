@@ -19,6 +19,8 @@ from cxrdist.errors import ImageRejectedError
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 EXIF_ORIENTATION = 0x0112
+START_OF_SCAN, MOST_SCANS = b"\xff\xda", 200
+"""Progressive files have about ten; a thumbnail has one as well."""
 # ITU-R BT.601 in thousandths: with whole numbers a grey pixel stored as three equal channels keeps its exact value.
 LUMINANCE = np.array([299, 587, 114], np.int64)
 
@@ -38,6 +40,8 @@ def read_raster(data: bytes, *, max_pixels: int, robust: bool = False) -> Pictur
             `constant_image`.
     """
     kind = "png" if data.startswith(PNG_MAGIC) else "jpeg"
+    if kind == "jpeg" and data.count(START_OF_SCAN) > MOST_SCANS:  # each goes over the whole image
+        raise ImageRejectedError("unreadable", "more scans than any writer makes")
     deep = kind == "png" and data[24:25] == b"\x10"  # byte 24 of a PNG is IHDR's bit depth
     try:
         with _strict_pillow(), Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
