@@ -104,8 +104,8 @@ def plant(root: Path, words: Words) -> list[str]:
         good.append(path.name)
 
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, JPEG2000Lossless):
-        for _ in range(2):
-            keep("tags.dcm", _dicom(grey().astype(np.uint16), words, syntax=syntax))
+        for every in (True, False):
+            keep("tags.dcm", _dicom(grey().astype(np.uint16), words, syntax=syntax, every=every))
     packed = io.BytesIO()
     with gzip.GzipFile(words("gzip name"), "wb", fileobj=packed, mtime=0) as file:
         file.write(_dicom(grey().astype(np.uint16), words))
@@ -175,9 +175,13 @@ def plant_tables(root: Path, images: list[str], words: Words) -> pd.DataFrame:
     return table
 
 
-def _dicom(grey: np.ndarray, words: Words, *, syntax: str = ExplicitVRLittleEndian, **tags: object) -> bytes:
-    """Return a DICOM file with a marker in every text that is not read, also in sequences and private tags."""
-    ds = deepcopy(words.texts["tag"])
+def _dicom(
+    grey: np.ndarray, words: Words, *, syntax: str = ExplicitVRLittleEndian, every: bool = False, **tags: object
+) -> bytes:
+    """Return a DICOM file with a marker in some texts, or in every one that is not read, nested and private too."""
+    ds = deepcopy(words.texts["tag"]) if every else Dataset()
+    ds.PatientName, ds.PatientID, ds.StudyDate = words("PatientName"), words("PatientID"), DATE
+    ds.StudyInstanceUID, ds.InstitutionName = f"{UID_ROOT}.6", words("InstitutionName")
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta.MediaStorageSOPInstanceUID = f"{UID_ROOT}.3"
@@ -188,14 +192,15 @@ def _dicom(grey: np.ndarray, words: Words, *, syntax: str = ExplicitVRLittleEndi
     ds.file_meta.PrivateInformationCreatorUID = f"{UID_ROOT}.5"
     ds.file_meta.PrivateInformation = words("(0002,0102)").encode() + b" "
     ds.preamble = words("preamble").encode().ljust(128, b" ")
-    inner = deepcopy(words.texts["nested tag"])
-    inner.ReferencedStudySequence = Sequence([words.texts["tag nested twice"]])
-    ds.RequestAttributesSequence = Sequence([inner])
+    if every:
+        inner = deepcopy(words.texts["nested tag"])
+        inner.ReferencedStudySequence = Sequence([words.texts["tag nested twice"]])
+        ds.RequestAttributesSequence = Sequence([inner])
     for group in (0x0009, 0x0029):
         block = ds.private_block(group, words("private creator"), create=True)
         block.add_new(0x01, "LO", words("private text"))
         block.add_new(0x02, "UN", words("private bytes").encode() + b" ")
-        block.add_new(0x03, "SQ", Sequence([words.texts["private nested tag"]]))
+        block.add_new(0x03, "SQ", Sequence([words.texts["private nested tag"]] if every else []))
     ds.add_new(0x60000022, "LO", words("overlay"))
     ds.add_new(0x60003000, "OW", words("overlay data").encode() + b" ")
     ds.add_new(0x50002500, "LO", words("curve"))
