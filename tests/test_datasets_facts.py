@@ -7,6 +7,7 @@ import yaml
 
 from cxrdist.config import shipped
 from cxrdist.datasets import FactFile, describe_markers, detect, fact_hash, import_dataset, read_facts
+from cxrdist.datasets.facts import columns_read, required_columns
 from cxrdist.datasets.labels import combine_readers, union
 from cxrdist.datasets.readers import read_table
 from cxrdist.datasets.splits import carve_all, carve_validation, crossing_patients
@@ -173,3 +174,41 @@ def test_the_example_of_the_readme_is_a_fact_file():
     text = (shipped("shards") / "README.md").read_text(encoding="utf-8")
     example = text.split("```yaml\n")[1].split("```")[0]
     assert FactFile.build(yaml.safe_load(example), where="README.md").has_patient_ids
+
+
+@pytest.mark.parametrize("path", sorted(shipped("shards").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_column_that_must_be_there_is_one_that_is_read(path):
+    facts = read_facts(str(path))
+    required = required_columns(facts)
+    assert {name for names in required for name in names} <= columns_read(facts)
+    assert {where.split(".")[0] for where in required.values()} <= {*FactFile.model_fields}
+
+
+def test_columns_that_must_be_there_are_told_with_their_place_and_what_may_stand_for_them():
+    facts = build(
+        columns={
+            "patient": [{"column": "Path", "otherwise": ["PngPath"]}],
+            "projection": ["view", "View2"],
+            "sex": "s",
+        },
+        findings={
+            "effusion": ["Left", "Right"],
+            "edema": {"names": ["New", "Old"], "either": True},
+            "mass": "left",
+            "no_finding": {"none_of": ["mass"]},
+        },
+        keep={"Kind ": ["CR"]},
+        splits={"column": "part", "values": {"a": "train"}},
+    )
+    assert required_columns(facts) == {
+        ("path", "pngpath"): "columns.patient",
+        ("view", "view2"): "columns.projection",
+        ("s",): "columns.sex",
+        ("left",): "findings.effusion",
+        ("right",): "findings.effusion",
+        ("new", "old"): "findings.edema",
+        ("kind",): "keep",
+        ("part",): "splits.column",
+    }
+    words = build(labels={"coding": "tokens", "columns": ["Terms"]}, findings={"effusion": "fluid"})
+    assert required_columns(words) == {("terms",): "labels.columns"}

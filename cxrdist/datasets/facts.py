@@ -316,6 +316,45 @@ def columns_read(facts: FactFile) -> set[str]:
     return {name.strip().lower() for name in names}
 
 
+def required_columns(facts: FactFile) -> dict[tuple[str, ...], str]:
+    """Return the columns that some table must have, each with the place in the facts that names it.
+
+    Of several in one key any will do: other names of one cell, or columns of different releases.
+    """
+    found: dict[tuple[str, ...], str] = {}
+
+    def add(where: str, *names: str | None) -> None:
+        key = tuple(dict.fromkeys(name.strip().lower() for name in names if name))
+        if key:
+            found.setdefault(key, where)
+
+    columns = facts.columns
+    for part in columns.patient:
+        add("columns.patient", *columns_of([part]))
+    for part in columns.study:
+        add("columns.study", *columns_of([part]))
+    add("columns.projection", *columns_of(columns.projection))
+    add("columns.sex", *columns_of([columns.sex] if columns.sex else []))
+    if columns.age:
+        for name in (columns.age.column, columns.age.at, columns.age.since):
+            add("columns.age", name)
+    if isinstance(facts.labels, TokenLabels):
+        for name in facts.labels.columns:
+            add("labels.columns", name)
+    else:
+        for finding, source in facts.findings.items():
+            for names in [source.names] if source.either else [[name] for name in source.names]:
+                add(f"findings.{finding}", *names)
+    for where, listed in (("keep", facts.keep), ("drop", facts.drop), ("replace", facts.replace)):
+        for name in listed:
+            add(where, name)
+    add("layout.reader", facts.layout.reader if isinstance(facts.layout, TableLayout) else None)
+    add("splits.column", facts.splits.column if facts.splits.official and not facts.splits.lists else None)
+    add("origin", facts.origin.column if facts.origin else None)
+    add("pixels.invert", facts.pixels.invert.column if isinstance(facts.pixels.invert, Inversion) else None)
+    return found
+
+
 def columns_of(cells: Iterable[Cell]) -> list[str]:
     """Return every column that `cells` are read from."""
     return [column for cell in cells for column in (cell.column, *cell.otherwise)]
