@@ -75,6 +75,10 @@ class Frame:
         line = self.mask(band(points, max(width, 1.0 / self.scale) / 2))
         return line * np.float32(min(1.0, pixels))
 
+    def ring(self, outline: np.ndarray, width: float) -> np.ndarray:
+        """Return a closed line of `width` cm along `outline`."""
+        return self.stroke(np.concatenate([outline, outline[:1]]), width)
+
     def blur(self, image: np.ndarray, sigma: float) -> np.ndarray:
         """Return `image` blurred by a Gaussian of `sigma` cm; wide blurs are made on a smaller copy."""
         pixels = sigma * self.scale

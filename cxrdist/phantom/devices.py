@@ -108,10 +108,10 @@ def _wires(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         y = 4.6 + 2.5 * k
         x = scene.shape.sway + rng.normal(0, 0.15)
         loop = ellipse((x, y), (0.95, 0.38 + 0.1 * rng.random()), rng.normal(0, 0.15))
-        metal += 3.2 * scene.frame.stroke(np.vstack([loop, loop[:1]]), 0.13)
+        metal += 3.2 * scene.frame.ring(loop, 0.13)
     if rng.random() < 0.5:
         ring = ellipse((2.4, 15.5), (1.35, 0.6), -0.7)
-        metal += 3.5 * scene.frame.stroke(np.vstack([ring, ring[:1]]), 0.28)
+        metal += 3.5 * scene.frame.ring(ring, 0.28)
     return metal
 
 

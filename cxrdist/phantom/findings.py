@@ -9,7 +9,7 @@ import numpy as np
 
 from cxrdist.phantom.canvas import band, curve, ellipse
 from cxrdist.phantom.scene import AERATION, Scene
-from cxrdist.phantom.shapes import affected_sides
+from cxrdist.phantom.shapes import affected_sides, of_side
 
 Drawer = Callable[[Scene, float, np.random.Generator], None]
 
@@ -29,7 +29,7 @@ def effusion(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """Fluid with a meniscus that climbs along the wall; in bed part of it lies behind the lung as a veil."""
     heights = rng.uniform(2.5, 8.5, 2)
     for height, side in zip(heights, affected_sides(scene.exam, "effusion"), strict=False):
-        corner = scene.shape.angles[0 if side < 0 else 1]
+        corner = of_side(scene.shape.angles, side)
         bed = scene.exam.projection == "AP"
         level = corner[1] - (1.3 + strength * height) * (0.75 if bed else 1.0)
         wall = scene.shape.half_width(scene.y[:, :1]).astype(np.float32)
@@ -44,9 +44,9 @@ def effusion(scene: Scene, strength: float, rng: np.random.Generator) -> None:
 def pneumothorax(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """The lung shrinks from the wall towards its hilum: a fine pleural line, and nothing but air beyond it."""
     side = affected_sides(scene.exam, "pneumothorax", both=0)[0]
-    frame, outline = scene.frame, scene.shape.lungs[0 if side < 0 else 1]
+    frame, outline = scene.frame, of_side(scene.shape.lungs, side)
     hilum = np.array([side * 2.6, 12.0])
-    low = scene.shape.domes[0 if side < 0 else 1] - 0.5  # the lung stays on the diaphragm
+    low = of_side(scene.shape.domes, side) - 0.5  # the lung stays on the diaphragm
     depth = (0.07 + 0.33 * strength * rng.uniform(0.6, 1.2)) * np.interp(
         outline[:, 1], [0, 9, low - 4, low], [1.25, 1, 0.6, 0.0]
     )
@@ -89,7 +89,7 @@ def mass(scene: Scene, strength: float, rng: np.random.Generator) -> None:
 def consolidation(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """A lobe, or much of it, without air except in its bronchi."""
     side = affected_sides(scene.exam, "consolidation", both=0)[0]
-    dome = scene.shape.domes[0 if side < 0 else 1]
+    dome = of_side(scene.shape.domes, side)
     centre = (side * rng.uniform(6.5, 9.5), dome * rng.choice([0.28, 0.6, 0.8]))
     blob = scene.frame.blur(scene.frame.mask(ellipse(centre, (5.2, 4.0), rng.uniform(-0.5, 0.5))), 1.2)
     ragged = _sigmoid((blob - 0.5 + 0.09 * scene.frame.cloud(rng, 1.6)) / 0.14)
@@ -158,7 +158,7 @@ def edema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
         dx, dy = (side * scene.x - 5.2) / (4.4 * size), (scene.y - 12.3) / (6.0 * size)
         wing = np.exp(-((dx * dx + dy * dy) ** 1.3)).astype(np.float32)
         scene.fill(np.clip(wing * rough, 0, 1) * scene.lungs[side], share * (0.04 + 0.6 * strength))
-        corner = scene.shape.angles[0 if side < 0 else 1]
+        corner = of_side(scene.shape.angles, side)
         for k in range(6):
             y = corner[1] - 2.4 - 0.75 * k
             wall = float(scene.shape.half_width(y))
@@ -173,7 +173,7 @@ def edema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
 def atelectasis(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     """Plates of collapsed lung above a raised dome."""
     for side in affected_sides(scene.exam, "atelectasis", both=0.35):
-        dome = scene.shape.domes[0 if side < 0 else 1]
+        dome = of_side(scene.shape.domes, side)
         for k in range(2 + int(rng.integers(0, 2))):
             y = dome - 0.9 - 1.35 * k + rng.normal(0, 0.25)
             x = rng.uniform(4.6, 6.5)
@@ -199,7 +199,7 @@ def emphysema(scene: Scene, strength: float, rng: np.random.Generator) -> None:
             at = scene.place(rng, side, 0.1, 0.4)
             ring = ellipse(at, (radius, radius * 1.1))
             scene.air += 0.9 * strength * scene.frame.ball(at, (radius, radius * 1.1)) * scene.lungs[side]
-            scene.tissue += 0.3 * strength * scene.frame.stroke(np.vstack([ring, ring[:1]]), 0.09) * scene.lungs[side]
+            scene.tissue += 0.3 * strength * scene.frame.ring(ring, 0.09) * scene.lungs[side]
 
 
 def _network(scene: Scene, rng: np.random.Generator, grain: float) -> np.ndarray:
@@ -234,7 +234,7 @@ def pleural_thickening(scene: Scene, strength: float, rng: np.random.Generator) 
     """A rind along the lateral wall and a cap over the apex."""
     frame = scene.frame
     for side in affected_sides(scene.exam, "pleural_thickening", both=0.4):
-        dome = scene.shape.domes[0 if side < 0 else 1]
+        dome = of_side(scene.shape.domes, side)
         y = np.linspace(rng.uniform(7, 11), dome + 2.0, 14)
         wall = scene.shape.half_width(y)
         depth = (
@@ -300,12 +300,11 @@ def lung_cyst(scene: Scene, strength: float, rng: np.random.Generator) -> None:
     for _ in range(1 + int(rng.integers(0, 3))):
         side = -1 if rng.random() < 0.5 else 1
         at, radius = scene.place(rng, side), rng.uniform(1.0, 2.2)
-        disc = scene_ring = ellipse(at, (radius, radius * 1.05))
-        inside = scene.frame.mask(disc) * scene.lungs[side]
+        outline = ellipse(at, (radius, radius * 1.05))
+        inside = scene.frame.mask(outline) * scene.lungs[side]
         scene.markings *= 1 - np.float32(min(0.3 + 0.7 * strength, 1)) * inside
         scene.air += (0.3 + 1.0 * strength) * scene.frame.ball(at, (radius, radius * 1.05)) * scene.lungs[side]
-        ring = scene.frame.stroke(np.vstack([scene_ring, scene_ring[:1]]), 0.12)
-        scene.tissue += (0.25 + 0.8 * strength) * ring * scene.lungs[side]
+        scene.tissue += (0.25 + 0.8 * strength) * scene.frame.ring(outline, 0.12) * scene.lungs[side]
 
 
 def tuberculosis(scene: Scene, strength: float, rng: np.random.Generator) -> None:

@@ -138,10 +138,3 @@ def _breasts(frame: Frame, exam: Exam, tissue: np.ndarray, rng: np.random.Genera
         # Fuller below: the crease at the lower edge is sharp, the upper edge fades.
         fall = 1 / (1 + np.exp(-(frame.grid[1] - np.float32(centre[1] - 0.5)) / 1.6))
         tissue += frame.blur(np.float32(1.9 * size) * frame.dome(frame.mask8(outline), 3.2) * fall, 0.12)
-
-
-def scene_ellipse(
-    scene: Scene, centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0
-) -> np.ndarray:
-    """Return the coverage of an ellipse."""
-    return scene.frame.mask(ellipse(centre, radii, angle))

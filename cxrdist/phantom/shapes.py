@@ -4,14 +4,21 @@
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from cxrdist.phantom.canvas import curve, ellipse, moved
 from cxrdist.phantom.people import Exam
 
+T = TypeVar("T")
 WALL = np.array([(4.6, 0.0), (7.7, 1.3), (10.4, 4.6), (12.2, 9.0), (13.3, 13.8), (13.9, 19.0)])
 """Inner side of an average chest wall: half width at a depth below the apex."""
+
+
+def of_side(pair: tuple[T, T], side: int) -> T:
+    """Return what belongs to `side` of a pair (right, left)."""
+    return pair[0 if side < 0 else 1]
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Shape:
 
     def place(self, rng: np.random.Generator, side: int, low: float, high: float) -> tuple[float, float]:
         """Return a point inside the lung of `side`, between two shares of its height (0 apex, 1 dome)."""
-        dome = self.domes[0 if side < 0 else 1]
+        dome = of_side(self.domes, side)
         y = dome * rng.uniform(low, high)
         wall = float(self.half_width(y))
         inner = 3.4 if y < 11 else 5.2 if side < 0 else 7.0
