@@ -8,6 +8,7 @@ from cxrdist.dicom import read_radiograph
 from cxrdist.errors import ImageRejectedError
 from cxrdist.phantom import write_phantoms
 from cxrdist.phantom.layouts import tb_portals
+from cxrdist.phantom.layouts.base import exam_of
 from cxrdist.phantom.shapes import affected_sides
 from tests.phantoms import plan_of
 
@@ -55,7 +56,7 @@ def test_remarks_and_cases_are_keyed_by_study_and_case_and_say_what_is_drawn(roo
     assert len(by_study) - 1 == remarks["imagingstudy_id"].nunique(), "one image has no remarks"
     for study, rows in remarks.groupby("imagingstudy_id"):
         item = by_study[study]
-        sides = affected_sides(tb_portals.exam_of(item), "tuberculosis", both=0.35)
+        sides = affected_sides(exam_of(item, age_mean=tb_portals.AGE_MEAN), "tuberculosis", both=0.35)
         named = {"Upper Right": -1, "Upper Left": 1}
         assert {named[text] for text in rows["sextant"].dropna()} == set(sides)
         whole = rows[rows["sextant"].isna()].iloc[0]

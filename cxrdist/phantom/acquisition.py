@@ -69,10 +69,10 @@ def equalise(grey: np.ndarray) -> np.ndarray:
     return cv2.equalizeHist(np.rint(grey * 255).astype(np.uint8)).astype(np.float32) / 255
 
 
-def collimate(grey: np.ndarray, margins: tuple[int, int, int, int], level: float) -> np.ndarray:
-    """Return the picture with `margins` (top, bottom, left, right; pixels) at the `level` of the shutter."""
-    top, bottom, left, right = margins
+def collimate(grey: np.ndarray, margins: np.ndarray, level: float = 0.0) -> np.ndarray:
+    """Return the picture with `margins` (top, bottom, left, right; shares of the short side) at a shutter's `level`."""
     height, width = grey.shape
+    top, bottom, left, right = (int(min(height, width) * share) for share in margins)
     out = np.full_like(grey, level)
     out[top : height - bottom, left : width - right] = grey[top : height - bottom, left : width - right]
     return out

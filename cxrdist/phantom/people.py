@@ -36,6 +36,10 @@ class Key:
     patient: int
     image: int = 0
 
+    def of_image(self, image: int) -> "Key":
+        """Return the key of another image of the same patient."""
+        return replace(self, image=image)
+
     def lasting(self, draw: Draw, *counters: int) -> np.random.Generator:
         """Return a stream that all images of the patient share."""
         return stream(self.seed, Purpose.PHANTOM, self.site, self.patient, int(draw), *counters)

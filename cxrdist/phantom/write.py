@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -180,17 +181,14 @@ def _spoil(items: Sequence[Item], out: Path) -> None:
 
 
 def _summary(plan: Layout, items: Sequence[Item], out: Path) -> PhantomSummary:
-    counts: dict[str, int] = {}
-    for item in items:
-        for name in item.labels:
-            counts[name] = counts.get(name, 0) + 1
+    counts = Counter(name for item in items for name in item.labels)
     test = sum(item.held_out for item in items)
     patients = len({item.key.patient for item in items})
     return PhantomSummary(plan.name, out, patients, len(items), test, dict(sorted(counts.items())))
 
 
 def _prevalence(shares: Mapping[str, float]) -> dict[str, float]:
-    wrong: Iterable[str] = [unknown("A drawn finding", name, DRAWN) for name in shares if name not in DRAWN]
+    wrong = [unknown("A drawn finding", name, DRAWN) for name in shares if name not in DRAWN]
     if wrong:
         raise UsageError("\n".join(wrong))
     return {name: _within(f"prevalence of {name}", shares[name], 0.0, 0.95) for name in DRAWN if name in shares}

@@ -3,11 +3,12 @@
 import csv
 import gzip
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cxrdist.phantom.acquisition import Beam
@@ -80,6 +81,13 @@ class Layout:
     write_tables: Callable[[Sequence[Item], Order, Path], None]
 
 
+def patients_of(order: Order, code: int) -> Iterator[tuple[Key, np.random.Generator]]:
+    """Yield each patient's key, and the stream of what the tables say of him."""
+    for patient in range(order.patients):
+        key = Key(order.seed, code, patient)
+        yield key, key.lasting(Draw.TABLE)
+
+
 def patient_of(item: Item, *, age_mean: float = 56.0) -> Patient:
     """Return the patient of an item."""
     return draw_patient(item.key, age_mean=age_mean)
@@ -101,6 +109,18 @@ def held_out_patients(order: Order, code: int) -> set[int]:
     return set(rng.permutation(order.patients)[:count].tolist())
 
 
+def three_parts(order: Order, code: int, *, validating: int) -> list[str]:
+    """Return the official part of each patient: ``test``, of the others about one in `validating` ``validate``."""
+    test = held_out_patients(order, code)
+    others = [patient for patient in range(order.patients) if patient not in test]
+    step = max(len(others) // max(order.patients // validating, 1), 1)
+    validate = set(others[::step]) if len(others) > 2 else set()
+    return [
+        "test" if patient in test else "validate" if patient in validate else "train"
+        for patient in range(order.patients)
+    ]
+
+
 def exam_of(item: Item, *, age_mean: float = 56.0, patient: Patient | None = None) -> Exam:
     """Return the exposure of an item; `patient` where it is another than `patient_of` gives (a child)."""
     patient = patient or patient_of(item, age_mean=age_mean)
@@ -118,6 +138,17 @@ def site_picture(
 ) -> np.ndarray:
     """Return the display picture of an item, before its site's processing; for `extra` see `draw_exam_picture`."""
     return draw_exam_picture(exam_of(item, age_mean=age_mean, patient=patient), beam, shape=shape, extra=extra)
+
+
+def eight_bit(grey: np.ndarray) -> np.ndarray:
+    """Return a picture in [0, 1] as uint8."""
+    return np.rint(grey * 255).astype(np.uint8)
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 or (PNG alone) uint16 pixels, (H, W) or (H, W, C), in the format of the suffix."""
+    png = path.suffix == ".png"
+    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3] if png else [cv2.IMWRITE_JPEG_QUALITY, 92])
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -3,25 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from cxrdist.phantom.acquisition import Beam, collimate, equalise, stamp
 from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
+    eight_bit,
     held_out_patients,
     patient_of,
+    patients_of,
     site_picture,
     study_findings,
+    write_csv,
     write_ds_store,
     write_index_html,
+    write_picture,
 )
 from cxrdist.phantom.layouts.chex14 import LABELS, label_cells
-from cxrdist.phantom.people import Draw, Key
+from cxrdist.phantom.people import Draw, Projection
 
 CODE = 1
+AGE_MEAN = 61.0
 ROOT = "CheXpert-v1.0-small"
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
 
@@ -38,32 +40,22 @@ def plan(order: Order) -> list[Item]:
     held_out = held_out_patients(order, CODE)
     items = []
     for part in ("train", "valid"):
-        for patient in range(order.patients):
-            if (patient in held_out) != (part == "valid"):
+        for key, rng in patients_of(order, CODE):
+            if (key.patient in held_out) != (part == "valid"):
                 continue
-            key = Key(order.seed, CODE, patient)
-            rng = key.lasting(Draw.TABLE)
             studies = 1 if part == "valid" else int(rng.choice([1, 2, 3], p=[0.62, 0.26, 0.12]))
             image = 0
             for study in range(studies):
-                bed = bool(rng.random() < 0.72)
+                bed = rng.random() < 0.72
                 findings = study_findings(key, study, order, sicker=1.2 if bed else 0.75)
-                folder = f"{part}/patient{patient + 1:05d}/study{study + 1}"
-                odd = "LL" if rng.random() < 0.01 else ""
-                items.append(
-                    Item(
-                        f"{ROOT}/{folder}/view1_frontal.jpg",
-                        Key(order.seed, CODE, patient, image),
-                        "AP" if bed else "PA",
-                        findings,
-                        {"part": part, "study": study, "shown": odd or ("AP" if bed else "PA")},
-                    )
-                )
+                folder = f"{ROOT}/{part}/patient{key.patient + 1:05d}/study{study + 1}"
+                frontal: Projection = "AP" if bed else "PA"
+                facts = {"part": part, "study": study, "shown": "LL" if rng.random() < 0.01 else frontal}
+                items.append(Item(f"{folder}/view1_frontal.jpg", key.of_image(image), frontal, findings, facts))
                 image += 1
-                if rng.random() < (0.45 if not bed else 0.08):
+                if rng.random() < (0.08 if bed else 0.45):
                     facts = {"part": part, "study": study, "shown": ""}
-                    key_of_lateral = Key(order.seed, CODE, patient, image)
-                    items.append(Item(f"{ROOT}/{folder}/view2_lateral.jpg", key_of_lateral, "lateral", findings, facts))
+                    items.append(Item(f"{folder}/view2_lateral.jpg", key.of_image(image), "lateral", findings, facts))
                     image += 1
     return items
 
@@ -73,48 +65,43 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     rng = item.key.passing(Draw.TABLE)
     bed = item.projection == "AP"
     beam = Beam(
-        photons=float(rng.uniform(1.0e6, 2.5e6) if bed else rng.uniform(2.5e6, 5e6)),
-        scatter=float(rng.uniform(0.5, 0.8) if bed else rng.uniform(0.25, 0.4)),
+        photons=rng.uniform(1.0e6, 2.5e6) if bed else rng.uniform(2.5e6, 5e6),
+        scatter=rng.uniform(0.5, 0.8) if bed else rng.uniform(0.25, 0.4),
     )
-    rows, columns = (
-        (order.size, round(order.size * 390 / 320))
-        if rng.random() < 0.6
-        else (round(order.size * 390 / 320), order.size)
-    )
-    grey = site_picture(item, beam, (rows, columns), age_mean=61)
+    long = round(order.size * 390 / 320)
+    shape = (order.size, long) if rng.random() < 0.6 else (long, order.size)
+    grey = site_picture(item, beam, shape, age_mean=AGE_MEAN)
     if rng.random() < 0.35:
-        edge = [int(order.size * share) for share in rng.uniform(0, 0.035, 4)]
-        grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 0.0)
+        grey = collimate(grey, rng.uniform(0, 0.035, 4))
     grey = equalise(grey)
     if item.projection != "lateral" and rng.random() < 0.75:
-        stamp(grey, "L", (float(rng.uniform(0.86, 0.92)), float(rng.uniform(0.03, 0.1))), 0.06, 0.97)
+        stamp(grey, "L", (rng.uniform(0.86, 0.92), rng.uniform(0.03, 0.1)), 0.06, 0.97)
         if bed and rng.random() < 0.5:
-            stamp(grey, "PORTABLE", (0.03, float(rng.uniform(0.03, 0.08))), 0.035, 0.97)
-    cv2.imwrite(str(path), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])
+            stamp(grey, "PORTABLE", (0.03, rng.uniform(0.03, 0.08)), 0.035, 0.97)
+    write_picture(path, eight_bit(grey))
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
     """Write train.csv (labels as a report labeller leaves them) and valid.csv (a consensus, without blanks)."""
     root = out / ROOT
     for part in ("train", "valid"):
-        lines = [",".join(HEADER)]
-        lines += [_line(item, order, consensus=part == "valid") for item in items if item.facts["part"] == part]
-        (root / f"{part}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows = [_row(item, order, consensus=part == "valid") for item in items if item.facts["part"] == part]
+        write_csv(root / f"{part}.csv", HEADER, rows)
     if order.traps:
         write_ds_store(root)
         write_index_html(root / "train")
 
 
-def _line(item: Item, order: Order, *, consensus: bool) -> str:
-    patient = patient_of(item, age_mean=61)
+def _row(item: Item, order: Order, *, consensus: bool) -> list[object]:
+    patient = patient_of(item, age_mean=AGE_MEAN)
     number = item.key.patient
     sex = "Unknown" if order.traps and number == 2 else {"F": "Female", "M": "Male"}[patient.sex]
     age = 0 if order.traps and number == 4 else min(patient.age, 90)
     side = "Lateral" if item.projection == "lateral" else "Frontal"
     # The labels are the study's: both its projections draw from the study's stream.
-    rng = item.key.lasting(Draw.TABLE, 100 + int(item.facts["study"]))
+    rng = item.key.lasting(Draw.TABLE, 100 + item.facts["study"])
     cells = label_cells(LABELS, item.labels, rng, consensus=consensus)
-    return ",".join([item.path, sex, str(age), side, str(item.facts["shown"]), *cells])
+    return [item.path, sex, age, side, item.facts["shown"], *cells]
 
 
 LAYOUT = Layout("chexpert", CODE, 320, PREVALENCE, 0.3, 0.28, plan, write_image, write_tables)

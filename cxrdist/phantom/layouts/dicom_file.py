@@ -84,6 +84,11 @@ def pixel_dataset(
     return ds
 
 
+def add_whole_window(ds: Dataset, bits: int) -> None:
+    """Add the window that spans all values of `bits` bits."""
+    ds.WindowCenter, ds.WindowWidth = str(1 << (bits - 1)), str(1 << bits)
+
+
 def save_dicom(ds: Dataset, path: Path, *, compressed: bool = False) -> None:
     """Write `ds` as a DICOM file; what real headers hold against the rules of their type is written as it is.
 

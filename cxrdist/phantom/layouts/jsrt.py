@@ -15,9 +15,10 @@ from cxrdist.phantom.draw import draw_exam_picture, frame_of
 from cxrdist.phantom.layouts.base import Item, Layout, Order, patient_of, study_findings
 from cxrdist.phantom.people import Draw, Exam, Key, draw_exam
 from cxrdist.phantom.scene import Scene
-from cxrdist.phantom.shapes import frontal_shape
+from cxrdist.phantom.shapes import frontal_shape, of_side
 
 CODE = 13
+AGE_MEAN = 58.0
 SIDE = 2048
 SPACING_MM = 0.175
 MALIGNANT = ("lung cancer", "lung cancer", "metastasis")
@@ -55,7 +56,7 @@ def plan(order: Order) -> list[Item]:
 def exam_of(item: Item) -> Exam:
     """Return the exam of an item; the nodule is drawn apart, for the table says where it lies."""
     others = {name: strength for name, strength in item.findings.items() if name != "nodule"}
-    return draw_exam(item.key, patient_of(item, age_mean=58), "PA", others)
+    return draw_exam(item.key, patient_of(item, age_mean=AGE_MEAN), "PA", others)
 
 
 def nodule_of(item: Item) -> Nodule:
@@ -64,13 +65,13 @@ def nodule_of(item: Item) -> Nodule:
     rng = exam.lesion_rng("nodule")
     at = frontal_shape(exam).place(rng, -1 if rng.random() < 0.5 else 1, 0.15, 0.85)
     radius = float(np.clip(0.35 + 0.75 * strength * rng.uniform(0.6, 1.4), 0.3, 1.7))
-    return Nodule(at, radius, bool(rng.random() < 0.65), rng.uniform(0, 2 * np.pi, 7))
+    return Nodule(at, radius, rng.random() < 0.65, rng.uniform(0, 2 * np.pi, 7))
 
 
 def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one raw file of film densities: the blackened film around the patient has the largest values."""
     rng = item.key.passing(Draw.TABLE)
-    beam = Beam(photons=float(rng.uniform(4e6, 8e6)), scatter=float(rng.uniform(0.2, 0.3)), sharpen=0.1)
+    beam = Beam(photons=rng.uniform(4e6, 8e6), scatter=rng.uniform(0.2, 0.3), sharpen=0.1)
 
     def add_nodule(scene: Scene) -> None:
         if "nodule" in item.findings:
@@ -124,14 +125,14 @@ def _name(item: Item) -> str:
 
 
 def _who(item: Item, order: Order) -> list[str]:
-    patient = patient_of(item, age_mean=58)
+    patient = patient_of(item, age_mean=AGE_MEAN)
     age = "?" if order.traps and item.facts["number"] == 2 else str(patient.age)
     return [age, {"F": "Female", "M": "Male"}[patient.sex]]
 
 
 def _lobe(nodule: Nodule, exam: Exam) -> str:
     side = -1 if nodule.at[0] < 0 else 1
-    depth = nodule.at[1] / frontal_shape(exam).domes[0 if side < 0 else 1]
+    depth = nodule.at[1] / of_side(frontal_shape(exam).domes, side)
     if depth < 0.45:
         return "r.upper lobe" if side < 0 else "l.upper lobe"
     if depth < 0.62:

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, collimate, stamp
 from cxrdist.phantom.draw import draw_exam_picture
-from cxrdist.phantom.layouts.base import Item, Layout, Order, held_out_patients, study_findings, write_ds_store
-from cxrdist.phantom.people import Draw, Key, draw_child, draw_exam
+from cxrdist.phantom.layouts.base import (
+    Item,
+    Layout,
+    Order,
+    eight_bit,
+    exam_of,
+    held_out_patients,
+    patients_of,
+    study_findings,
+    write_ds_store,
+    write_picture,
+)
+from cxrdist.phantom.people import Draw, draw_child
 
 CODE = 12
 ROOT = "chest_xray"
@@ -25,12 +35,10 @@ def plan(order: Order) -> list[Item]:
     held_out = held_out_patients(order, CODE)
     numbers: Counter[tuple[Any, ...]] = Counter()
     items: list[Item] = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
+    for key, rng in patients_of(order, CODE):
         findings = study_findings(key, 0, order, sicker=1.0)
         ill = bool({"bacterial_pneumonia", "viral_pneumonia", "pneumonia"} & findings.keys())
-        pool, group = "test" if patient in held_out else "train", "PNEUMONIA" if ill else "NORMAL"
+        pool, group = "test" if key.patient in held_out else "train", "PNEUMONIA" if ill else "NORMAL"
         numbers[pool, group] += 1
         number = numbers[pool, group]
         # Kaggle's validation folder holds sixteen images of the training pool: here two children of each class.
@@ -43,12 +51,10 @@ def plan(order: Order) -> list[Item]:
             if ill:
                 name = f"person{number}_{kind}_{numbers[pool, kind]}"
             else:
-                name = f"{'NORMAL2-' if number % 3 == 0 else ''}IM-{number:04d}-0001" + (
-                    f"-{image:04d}" if image else ""
-                )
+                name = f"{'' if number % 3 else 'NORMAL2-'}IM-{number:04d}-0001{f'-{image:04d}' if image else ''}"
             facts = {"part": part, "months": months, "colour": order.traps and len(items) % 9 == 4}
             path = f"{ROOT}/{part}/{group}/{name}.jpeg"
-            items.append(Item(path, Key(order.seed, CODE, patient, image), "AP", findings, facts))
+            items.append(Item(path, key.of_image(image), "AP", findings, facts))
     return items
 
 
@@ -57,23 +63,22 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     rng = item.key.passing(Draw.TABLE)
     # A child is thinner: less attenuation, less scatter.
     beam = Beam(
-        photons=float(rng.uniform(1e6, 2.5e6)),
-        scatter=float(rng.uniform(0.25, 0.45)),
-        attenuation=float(rng.uniform(0.11, 0.14)),
-        gamma=float(rng.uniform(0.85, 1.1)),
+        photons=rng.uniform(1e6, 2.5e6),
+        scatter=rng.uniform(0.25, 0.45),
+        attenuation=rng.uniform(0.11, 0.14),
+        gamma=rng.uniform(0.85, 1.1),
     )
-    exam = draw_exam(item.key, draw_child(item.key, int(item.facts["months"])), "AP", dict(item.findings))
+    exam = exam_of(item, patient=draw_child(item.key, item.facts["months"]))
     shape = (order.size, round(order.size * rng.uniform(1.15, 1.5)))
     grey = draw_exam_picture(exam, beam, shape=shape)
     if rng.random() < 0.5:
-        edge = [int(order.size * share) for share in rng.uniform(0, 0.06, 4)]
-        grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 0.0)
+        grey = collimate(grey, rng.uniform(0, 0.06, 4))
     if rng.random() < 0.7:
-        stamp(grey, "R", (float(rng.uniform(0.04, 0.12)), float(rng.uniform(0.03, 0.12))), 0.06)
-    pixels = np.rint(grey * 255).astype(np.uint8)
+        stamp(grey, "R", (rng.uniform(0.04, 0.12), rng.uniform(0.03, 0.12)), 0.06)
+    pixels = eight_bit(grey)
     if item.facts["colour"]:
         pixels = np.dstack([pixels] * 3)
-    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    write_picture(path, pixels)
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:

@@ -8,7 +8,6 @@ histogram equalised; no window takes part.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +16,9 @@ from pydicom.sequence import Sequence as DicomSequence
 
 from cxrdist.phantom.acquisition import Beam, collimate, stamp
 from cxrdist.phantom.layouts import mimic_tables
-from cxrdist.phantom.layouts.base import Item, Layout, Order, held_out_patients, site_picture, study_findings
+from cxrdist.phantom.layouts.base import Item, Layout, Order, patients_of, site_picture, study_findings, three_parts
 from cxrdist.phantom.layouts.dicom_file import Syntax, new_uid, pixel_dataset, save_dicom, stored_values
-from cxrdist.phantom.people import Draw, Key
+from cxrdist.phantom.people import Draw, Key, Projection
 
 CODE = 4
 AGE_MEAN = 61.0
@@ -40,25 +39,21 @@ SHAPES = ((1.0, 1.2), (1.22, 1.0), (1.0, 1.0))
 
 def plan(order: Order, suffix: str) -> list[Item]:
     """Return the images, sorted by path: one to three studies per patient, each with one to three images."""
-    test = held_out_patients(order, CODE)
-    others = [patient for patient in range(order.patients) if patient not in test]
-    validate = set(others[:: max(len(others) // max(order.patients // 12, 1), 1)]) if len(others) > 2 else set()
+    parts = three_parts(order, CODE, validating=12)
     items = []
-    for patient in range(order.patients):
-        part = "test" if patient in test else "validate" if patient in validate else "train"
-        items += list(_images_of(order, patient, part, suffix))
+    for key, rng in patients_of(order, CODE):
+        items += list(_images_of(order, key, rng, parts[key.patient], suffix))
     items.sort(key=lambda item: item.path.rsplit(".", 1)[0])
     return _with_traps(items) if order.traps else items
 
 
-def _images_of(order: Order, patient: int, part: str, suffix: str) -> Iterator[Item]:
-    rng = Key(order.seed, CODE, patient).lasting(Draw.TABLE)
-    subject = _number(1, patient)
+def _images_of(order: Order, key: Key, rng: np.random.Generator, part: str, suffix: str) -> Iterator[Item]:
+    subject = _number(1, key.patient)
     image = 0
     for study in range(int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))):
-        bed = bool(rng.random() < 0.6)
-        findings = study_findings(Key(order.seed, CODE, patient), study, order, sicker=1.2 if bed else 0.8)
-        named = _number(5, 8 * patient + study)
+        bed = rng.random() < 0.6
+        findings = study_findings(key, study, order, sicker=1.2 if bed else 0.8)
+        named = _number(5, 8 * key.patient + study)
         taken = {
             "part": part,
             "subject": subject,
@@ -70,7 +65,7 @@ def _images_of(order: Order, patient: int, part: str, suffix: str) -> Iterator[I
             "erect": not bed,
         }
         again = rng.random(2)
-        projections: list[Any] = ["AP"] if bed else ["PA"]
+        projections: list[Projection] = ["AP"] if bed else ["PA"]
         projections += ["lateral"] if again[0] < (0.06 if bed else 0.8) else []
         projections += [projections[0]] if again[1] < 0.08 else []  # an exposure was repeated
         for projection in projections:
@@ -80,13 +75,12 @@ def _images_of(order: Order, patient: int, part: str, suffix: str) -> Iterator[I
                 "dicom_id": dicom,
                 "view": ("LL" if rng.random() < 0.25 else "LATERAL") if projection == "lateral" else projection,
                 "coded": CODED[projection],
-                "inverse": bool(rng.random() < 0.3),
+                "inverse": rng.random() < 0.3,
                 "bits": int(rng.choice([12, 14, 12, 13])),
                 "shape": int(rng.integers(0, len(SHAPES))),
             }
             folder = f"files/p{str(subject)[:2]}/p{subject}/s{named}"
-            key = Key(order.seed, CODE, patient, image)
-            yield Item(f"{folder}/{dicom}{suffix}", key, projection, findings, facts)
+            yield Item(f"{folder}/{dicom}{suffix}", key.of_image(image), projection, findings, facts)
             image += 1
 
 
@@ -117,38 +111,33 @@ def stored_picture(item: Item, order: Order) -> np.ndarray:
     rng = item.key.passing(Draw.TABLE)
     bed = item.projection == "AP"
     beam = Beam(
-        photons=float(rng.uniform(1.0e6, 2.5e6) if bed else rng.uniform(2.5e6, 5e6)),
-        scatter=float(rng.uniform(0.5, 0.75) if bed else rng.uniform(0.25, 0.4)),
-        gamma=float(rng.uniform(0.9, 1.1)),
+        photons=rng.uniform(1.0e6, 2.5e6) if bed else rng.uniform(2.5e6, 5e6),
+        scatter=rng.uniform(0.5, 0.75) if bed else rng.uniform(0.25, 0.4),
+        gamma=rng.uniform(0.9, 1.1),
     )
-    tall, wide = SHAPES[int(item.facts["shape"])]
+    tall, wide = SHAPES[item.facts["shape"]]
     grey = site_picture(item, beam, (round(order.size * tall), round(order.size * wide)), age_mean=AGE_MEAN)
     if rng.random() < 0.3:
-        edge = [int(order.size * share) for share in rng.uniform(0, 0.04, 4)]
-        grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 0.0)
+        grey = collimate(grey, rng.uniform(0, 0.04, 4))
     if item.projection != "lateral":
-        stamp(grey, "L", (float(rng.uniform(0.86, 0.92)), float(rng.uniform(0.03, 0.1))), 0.055)
+        stamp(grey, "L", (rng.uniform(0.86, 0.92), rng.uniform(0.03, 0.1)), 0.055)
     low, high = rng.uniform(0.0, 0.05), rng.uniform(0.9, 1.0)
-    return stored_values(grey, int(item.facts["bits"]), inverse=bool(item.facts["inverse"]), low=low, high=high)
+    return stored_values(grey, item.facts["bits"], inverse=item.facts["inverse"], low=low, high=high)
 
 
 def write_dicom(item: Item, order: Order, path: Path) -> None:
     """Draw one DICOM file: 12 to 14 bits in 16, uncompressed."""
     stored = stored_picture(item, order)
-    facts, bits = item.facts, int(item.facts["bits"])
+    facts, bits = item.facts, item.facts["bits"]
     rng = item.key.passing(Draw.TABLE, 1)
     uid = new_uid(rng)
     syntax: Syntax = "implicit" if rng.random() < 0.3 else "explicit"
-    ds = pixel_dataset(stored, bits, inverse=bool(facts["inverse"]), uid=uid, syntax=syntax)
+    ds = pixel_dataset(stored, bits, inverse=facts["inverse"], uid=uid, syntax=syntax)
     ds.SOPClassUID, ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPClassUID, uid
     ds.StudyInstanceUID, ds.SeriesInstanceUID = facts["study_uid"], new_uid(rng)
     ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = str(facts["subject"]), "", "", ""
-    ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = (
-        str(facts["study_id"]),
-        facts["date"],
-        facts["time"],
-        "",
-    )
+    ds.StudyID, ds.AccessionNumber = str(facts["study_id"]), ""
+    ds.StudyDate, ds.StudyTime = facts["date"], facts["time"]
     ds.Modality, ds.Manufacturer, ds.ConversionType = "DX", "Phantom Devices", ""
     ds.ViewPosition, ds.PatientOrientation = facts["view"], ""
     if facts["coded"]:

@@ -83,7 +83,7 @@ def _readings(item: Item, phase: int, order: Order) -> Iterator[list[object]]:
     names = PHASE_1 if phase == 1 else PHASES_2_3
     readers = 1 if phase == 3 else 5
     blind = int(rng.integers(0, readers)) if readers > 1 else -1
-    tall, wide = mimic.SHAPES[int(facts["shape"])]
+    tall, wide = mimic.SHAPES[facts["shape"]]
     for reader in range(readers):
         sure = rng.choice([4, 5, 5], len(names)).tolist()
         low = rng.choice([1, 2, 3], len(names)).tolist()  # 1: unlikely, 2: less likely, 3: possibly
@@ -114,7 +114,7 @@ def write_edema(items: Sequence[Item], order: Order, out: Path) -> None:
         if item.facts["part"] == "test":
             continue
         grade = edema_grade(item)
-        luck = item.key.lasting(Draw.TABLE, 400 + int(item.facts["study"])).random()
+        luck = item.key.lasting(Draw.TABLE, 400 + item.facts["study"]).random()
         by_rules.append([*study, 3 if grade == 2 and luck < 0.15 else grade])
         by_experts += [[*study, grade]] if number % 4 == 0 else []
     for item in items:

@@ -92,7 +92,7 @@ def write_metadata(items: Sequence[Item], order: Order, out: Path) -> None:
 
 
 def _detector(item: Item) -> tuple[int, int]:
-    return ((2544, 3056), (3056, 2544), (2500, 2500))[int(item.facts["shape"])]
+    return ((2544, 3056), (3056, 2544), (2500, 2500))[item.facts["shape"]]
 
 
 def write_labels(items: Sequence[Item], order: Order, out: Path) -> None:
@@ -110,14 +110,14 @@ def write_labels(items: Sequence[Item], order: Order, out: Path) -> None:
             named = int(item.facts["study_id"])
             if named == no_row:
                 continue
-            rng = item.key.lasting(Draw.TABLE, counter + int(item.facts["study"]))
+            rng = item.key.lasting(Draw.TABLE, counter + item.facts["study"])
             cells = label_cells(LABELLED, item.labels, rng)
             rows.append([item.facts["subject"], named, *([""] * len(cells) if named == blank else cells)])
         write_csv(out / f"mimic-cxr-2.0.0-{labeller}.csv.gz", ["subject_id", "study_id", *LABELLED], rows)
     read = [item for item in every if item.facts["part"] == "test"]
     rows = []
     for item in read[: max(2 * len(read) // 3, 1)]:
-        rng = item.key.lasting(Draw.TABLE, 300 + int(item.facts["study"]))
+        rng = item.key.lasting(Draw.TABLE, 300 + item.facts["study"])
         columns = [{"Airspace Opacity": "Lung Opacity"}.get(name, name) for name in TEST_LABELLED]
         rows.append([item.facts["study_id"], *label_cells(columns, item.labels, rng)])
     write_csv(out / "mimic-cxr-2.1.0-test-set-labeled.csv", ["study_id", *TEST_LABELLED], rows)

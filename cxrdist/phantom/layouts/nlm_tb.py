@@ -6,14 +6,13 @@ The texts are as irregular as the real ones: typing errors, no blank before the 
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from cxrdist.phantom.acquisition import Beam, stamp
 from cxrdist.phantom.draw import draw_exam_picture, frame_of
-from cxrdist.phantom.layouts.base import Item, Layout, Order, study_findings
-from cxrdist.phantom.people import Draw, Exam, Key, draw_child, draw_exam, draw_patient
+from cxrdist.phantom.layouts.base import Item, Layout, Order, eight_bit, exam_of, study_findings, write_picture
+from cxrdist.phantom.people import Draw, Exam, Key, draw_child
 from cxrdist.phantom.shapes import affected_sides, frontal_shape
 
 SHENZHEN_CODE, MONTGOMERY_CODE = 10, 11
@@ -28,13 +27,8 @@ def plan_shenzhen(order: Order) -> list[Item]:
     """Return one image per patient, those without tuberculosis first: numbers and labels go together."""
     items = []
     for number, (key, findings) in enumerate(_normal_first(order, SHENZHEN_CODE), 1):
-        months = None
-        if (
-            order.traps
-            and TUBERCULOSIS not in findings
-            and (number % 9 == 2 or key.lasting(Draw.TABLE).random() < 0.03)
-        ):
-            months = 2 if number % 2 else 16
+        child = number % 9 == 2 or key.lasting(Draw.TABLE).random() < 0.03
+        months = (2 if number % 2 else 16) if order.traps and child and TUBERCULOSIS not in findings else None
         facts = {"number": number, "mode": MODES[number % 7] if order.traps else "L", "months": months}
         name = f"CHNCXR_{number:04d}_{int(TUBERCULOSIS in findings)}.png"
         items.append(Item(f"{SHENZHEN_ROOT}/CXR_png/{name}", key, "PA", findings, facts))
@@ -50,10 +44,11 @@ def plan_montgomery(order: Order) -> list[Item]:
         items.append(_montgomery_item(key, number, findings, None))
         if again and ill:
             # The real set says so in its text alone: a split by file name would leak.
-            same = Key(key.seed, key.site, key.patient, 1)
-            items.append(_montgomery_item(same, 2 * order.patients + number, findings, f"MCUCXR_{number:04d}_1"))
+            items.append(
+                _montgomery_item(key.of_image(1), 2 * order.patients + number, findings, f"MCUCXR_{number:04d}_1")
+            )
             again = False
-    return sorted(items, key=lambda item: int(item.facts["number"]))
+    return sorted(items, key=lambda item: item.facts["number"])
 
 
 def _montgomery_item(key: Key, number: int, findings: dict[str, float], same_as: str | None) -> Item:
@@ -71,13 +66,12 @@ def _normal_first(order: Order, code: int) -> list[tuple[Key, dict[str, float]]]
 def shenzhen_exam(item: Item) -> Exam:
     """Return the exam of an item; a few are small children."""
     months = item.facts["months"]
-    patient = draw_patient(item.key, age_mean=38) if months is None else draw_child(item.key, int(months))
-    return draw_exam(item.key, patient, "PA", dict(item.findings))
+    return exam_of(item, age_mean=38, patient=None if months is None else draw_child(item.key, months))
 
 
 def montgomery_exam(item: Item) -> Exam:
     """Return the exam of an item."""
-    return draw_exam(item.key, draw_patient(item.key, age_mean=42), "PA", dict(item.findings))
+    return exam_of(item, age_mean=42)
 
 
 def montgomery_shape(item: Item, order: Order) -> tuple[int, int]:
@@ -89,13 +83,13 @@ def montgomery_shape(item: Item, order: Order) -> tuple[int, int]:
 def write_shenzhen_image(item: Item, order: Order, path: Path) -> None:
     """Draw one PNG: grey, colour, or a palette whose indices run against the brightness."""
     rng = item.key.passing(Draw.TABLE)
-    beam = Beam(photons=float(rng.uniform(2e6, 5e6)), scatter=float(rng.uniform(0.25, 0.4)))
+    beam = Beam(photons=rng.uniform(2e6, 5e6), scatter=rng.uniform(0.25, 0.4))
     wide = round(order.size * rng.uniform(1.0, 1.1))
     shape = (order.size, wide) if rng.random() < 0.6 else (wide, order.size)
     grey = draw_exam_picture(shenzhen_exam(item), beam, shape=shape)
     if rng.random() < 0.6:
-        stamp(grey, "R", (float(rng.uniform(0.05, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
-    pixels = np.rint(grey * 255).astype(np.uint8)
+        stamp(grey, "R", (rng.uniform(0.05, 0.1), rng.uniform(0.03, 0.1)), 0.05)
+    pixels = eight_bit(grey)
     mode = item.facts["mode"]
     if mode == "P":
         picture = Image.fromarray(255 - pixels, "P")
@@ -104,22 +98,22 @@ def write_shenzhen_image(item: Item, order: Order, path: Path) -> None:
         return
     if mode == "RGB":
         pixels = np.dstack([pixels] * 3)
-    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    write_picture(path, pixels)
 
 
 def write_montgomery_image(item: Item, order: Order, path: Path) -> None:
     """Draw one PNG and the masks of its two lungs; a left mask is the patient's left, on the image's right."""
     rng = item.key.passing(Draw.TABLE)
-    beam = Beam(photons=float(rng.uniform(3e6, 6e6)), scatter=float(rng.uniform(0.2, 0.35)))
+    beam = Beam(photons=rng.uniform(3e6, 6e6), scatter=rng.uniform(0.2, 0.35))
     shape, exam = montgomery_shape(item, order), montgomery_exam(item)
     grey = draw_exam_picture(exam, beam, shape=shape)
-    cv2.imwrite(str(path), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    write_picture(path, eight_bit(grey))
     frame, lungs = frame_of(exam, shape), frontal_shape(exam).lungs
     for folder, lung in zip(("rightMask", "leftMask"), lungs, strict=True):
         target = path.parents[1] / "ManualMask" / folder / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         mask = np.where(frame.mask8(lung) > 127, 255, 0).astype(np.uint8)
-        cv2.imwrite(str(target), mask, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        write_picture(target, mask)
 
 
 def write_shenzhen_texts(items: Sequence[Item], order: Order, out: Path) -> None:
@@ -152,7 +146,7 @@ def write_montgomery_texts(items: Sequence[Item], order: Order, out: Path) -> No
 
 
 def _who(item: Item, exam: Exam, *, irregular: bool) -> str:
-    sex, age, number = {"F": "female", "M": "male"}[exam.patient.sex], exam.patient.age, int(item.facts["number"])
+    sex, age, number = {"F": "female", "M": "male"}[exam.patient.sex], exam.patient.age, item.facts["number"]
     months = item.facts["months"]
     if months is not None:
         return f"{sex} {months}month" if months > 2 else f"{sex} {30 * months + 4}days"

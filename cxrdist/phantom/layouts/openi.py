@@ -8,24 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-import cv2
 import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, stamp
-from cxrdist.phantom.draw import draw_exam_picture
-from cxrdist.phantom.layouts.base import Item, Layout, Order, patient_of, study_findings, write_index_html
+from cxrdist.phantom.layouts.base import (
+    Item,
+    Layout,
+    Order,
+    eight_bit,
+    exam_of,
+    patient_of,
+    patients_of,
+    site_picture,
+    study_findings,
+    write_index_html,
+    write_picture,
+)
 from cxrdist.phantom.layouts.dicom_file import (
     COMPUTED_RADIOGRAPHY,
     DIGITAL_XRAY,
+    add_whole_window,
     new_uid,
     pixel_dataset,
     save_dicom,
     stored_values,
 )
-from cxrdist.phantom.people import Draw, Exam, Key, Projection, draw_exam
+from cxrdist.phantom.people import Draw, Exam, Projection
 from cxrdist.phantom.shapes import affected_sides
 
 CODE = 14
+AGE_MEAN = 50.0
 PNG, DCM, REPORTS = "NLMCXR_png", "NLMCXR_dcm", "NLMCXR_reports/ecgen-radiology"
 HEADINGS = {
     "cardiomegaly": "Cardiomegaly/mild",
@@ -91,11 +103,10 @@ def plan(order: Order) -> list[Item]:
     """Return the images: one report per patient with one to five images, mostly a frontal and a lateral."""
     items = []
     number = 0
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
+    for key, rng in patients_of(order, CODE):
+        patient = key.patient
         number += 2 if rng.random() < 0.03 and number else 1  # the numbers have gaps
-        bed = bool(rng.random() < 0.12)
+        bed = rng.random() < 0.12
         findings = study_findings(key, 0, order, sicker=1.5 if bed else 0.9)
         kind = ("unindexed", "poor")[patient % 2] if order.traps and patient % 14 in (5, 12) else "indexed"
         frontal: Projection = "AP" if bed else "PA"
@@ -112,13 +123,8 @@ def plan(order: Order) -> list[Item]:
             # The DICOM file of an image begins with the report's number, whether or not its id repeats it.
             path = f"{DCM}/{number}/{number}_{stem.removeprefix('1_')}.dcm"
             facts = {"number": number, "kind": kind, "view": VIEWS[projection], "also": f"{PNG}/CXR{number}_{stem}.png"}
-            items.append(Item(path, Key(order.seed, CODE, patient, image), projection, findings, facts))
+            items.append(Item(path, key.of_image(image), projection, findings, facts))
     return items
-
-
-def exam_of(item: Item) -> Exam:
-    """Return the exam of an item."""
-    return draw_exam(item.key, patient_of(item, age_mean=50), item.projection, dict(item.findings))
 
 
 def write_image(item: Item, order: Order, path: Path) -> None:
@@ -126,29 +132,27 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     rng = item.key.passing(Draw.TABLE)
     poor = item.facts["kind"] == "poor"
     beam = Beam(
-        photons=1e4 if poor else float(rng.uniform(2e6, 5e6)),
-        scatter=1.6 if poor else float(rng.uniform(0.25, 0.45)),
-        gamma=float(rng.uniform(0.85, 1.1)),
+        photons=1e4 if poor else rng.uniform(2e6, 5e6),
+        scatter=1.6 if poor else rng.uniform(0.25, 0.45),
+        gamma=rng.uniform(0.85, 1.1),
     )
     long = round(order.size * rng.uniform(1.0, 1.25))
     shape = (long, order.size) if rng.random() < 0.6 or item.projection == "lateral" else (order.size, long)
-    grey = draw_exam_picture(exam_of(item), beam, shape=shape)
+    grey = site_picture(item, beam, shape, age_mean=AGE_MEAN)
     if item.projection != "lateral" and rng.random() < 0.7:
-        stamp(grey, "L", (float(rng.uniform(0.86, 0.91)), float(rng.uniform(0.03, 0.1))), 0.05)
+        stamp(grey, "L", (rng.uniform(0.86, 0.91), rng.uniform(0.03, 0.1)), 0.05)
     png = path.parents[2] / str(item.facts["also"])
     png.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(png), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    write_picture(png, eight_bit(grey))
     _write_dicom(item, grey, path, rng)
 
 
 def _write_dicom(item: Item, grey: np.ndarray, path: Path, rng: np.random.Generator) -> None:
     """Write the file with what the real headers still hold: a name (here an obvious phantom's), dates, an accession."""
-    bits, inverse, computed = int(rng.choice([10, 12, 12, 14, 15])), bool(rng.random() < 0.48), bool(rng.random() < 0.4)
+    bits, inverse, computed = int(rng.choice([10, 12, 12, 14, 15])), rng.random() < 0.48, rng.random() < 0.4
     sop_class = COMPUTED_RADIOGRAPHY if computed else DIGITAL_XRAY
-    stored = stored_values(
-        grey, bits, inverse=inverse, low=float(rng.uniform(0, 0.05)), high=float(rng.uniform(0.9, 1))
-    )
-    uid, number, patient = new_uid(rng), int(item.facts["number"]), patient_of(item, age_mean=50)
+    stored = stored_values(grey, bits, inverse=inverse, low=rng.uniform(0, 0.05), high=rng.uniform(0.9, 1))
+    uid, number, patient = new_uid(rng), item.facts["number"], patient_of(item, age_mean=AGE_MEAN)
     ds = pixel_dataset(stored, bits, inverse=inverse, uid=uid, sop_class=sop_class, syntax="explicit")
     ds.SOPClassUID, ds.SOPInstanceUID = sop_class, uid
     ds.StudyInstanceUID, ds.SeriesInstanceUID = new_uid(item.key.lasting(Draw.TABLE, 2)), new_uid(rng)
@@ -165,7 +169,7 @@ def _write_dicom(item: Item, grey: np.ndarray, path: Path, rng: np.random.Genera
     if rng.random() < 0.6:
         ds.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
     if rng.random() < 0.7:
-        ds.WindowCenter, ds.WindowWidth = str(1 << (bits - 1)), str(1 << bits)
+        add_whole_window(ds, bits)
     if rng.random() < 0.5:
         ds.BurnedInAnnotation = "NO"
     spacing = f"{350.0 / min(stored.shape):.4f}"
@@ -179,7 +183,7 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
     folder.mkdir(parents=True)
     studies: dict[int, list[Item]] = {}
     for item in items:
-        studies.setdefault(int(item.facts["number"]), []).append(item)
+        studies.setdefault(item.facts["number"], []).append(item)
     for number, images in studies.items():
         major, automatic = _headings(images[0])
         names = [Path(str(item.facts["also"])).stem for item in images]
@@ -195,7 +199,7 @@ def _headings(item: Item) -> tuple[list[str], list[str]]:
     term = next((term for term, kind in TERMS.items() if kind == item.facts["kind"]), None)
     if term is not None:
         return [term], []
-    exam = exam_of(item)
+    exam = exam_of(item, age_mean=AGE_MEAN)
     major = [HEADINGS[name].format(side=_side(exam, name)) for name in HEADINGS if name in item.findings]
     major += [heading for name, heading in BROADER.items() if name in item.labels]
     return list(dict.fromkeys(major)) or ["normal"], [heading.split("/")[0].lower() for heading in major]

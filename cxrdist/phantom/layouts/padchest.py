@@ -7,9 +7,7 @@ A PNG is what its authors' script left: the stored values under their window, di
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, stamp
@@ -19,14 +17,16 @@ from cxrdist.phantom.layouts.base import (
     Order,
     exam_of,
     patient_of,
+    patients_of,
     site_picture,
     study_findings,
     write_csv,
     write_ds_store,
     write_index_html,
+    write_picture,
 )
 from cxrdist.phantom.layouts.padchest_labels import TRAPS, draw_trap, words_of
-from cxrdist.phantom.people import Draw, Key, Patient, draw_child
+from cxrdist.phantom.people import Draw, Patient, Projection, draw_child
 
 CODE = 5
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -55,14 +55,12 @@ CODED = {"PA": "POSTEROANTERIOR", "AP": "ANTEROPOSTERIOR", "lateral": "LATERAL"}
 def plan(order: Order) -> list[Item]:
     """Return the images in the table's order: one to three studies per patient, upright ones mostly with a lateral."""
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
+    for key, rng in patients_of(order, CODE):
         named = _digits(rng, 36)
         birth = int(rng.integers(0, 2**31))
         image = 0
         for study in range(int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))):
-            bed = bool(rng.random() < 0.25)
+            bed = rng.random() < 0.25
             findings = study_findings(key, study, order, sicker=1.4 if bed else 0.9)
             taken = {
                 "patient": named,
@@ -74,17 +72,19 @@ def plan(order: Order) -> list[Item]:
                 "odd_birth": birth % 97 == 5,
                 "child": birth % 53 == 3,
             }
-            projections: list[Any] = ["AP"] if bed else ["PA", *(["lateral"] if rng.random() < 0.7 else [])]
+            projections: list[Projection] = ["AP"] if bed else ["PA"]
+            if not bed and rng.random() < 0.7:
+                projections.append("lateral")
             word = "AP_horizontal" if bed and rng.random() < 0.6 else None
             for projection in projections:
                 facts = taken | {
                     "dir": int(rng.choice([*range(51), 54])),
                     "projection": word or ("L" if projection == "lateral" else projection),
-                    "inverse": bool(rng.random() < 0.02),
+                    "inverse": rng.random() < 0.02,
                     "trap": "",
                 }
                 name = f"225{_digits(rng, 42)}_{rng.integers(0, 5):02d}-{rng.integers(0, 200):03d}-{image:03d}.png"
-                items.append(Item(f"{facts['dir']}/{name}", replace(key, image=image), projection, findings, facts))
+                items.append(Item(f"{facts['dir']}/{name}", key.of_image(image), projection, findings, facts))
                 image += 1
     return _with_traps(items) if order.traps else items
 
@@ -127,22 +127,22 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one PNG."""
     rng = item.key.passing(Draw.TABLE)
     beam = Beam(
-        photons=float(rng.uniform(1.5e6, 5e6)),
-        scatter=float(rng.uniform(0.25, 0.6)),
-        gamma=float(rng.uniform(0.85, 1.1)) * (1.5 if item.facts["projection"] == "COSTAL" else 1.0),
+        photons=rng.uniform(1.5e6, 5e6),
+        scatter=rng.uniform(0.25, 0.6),
+        gamma=rng.uniform(0.85, 1.1) * (1.5 if item.facts["projection"] == "COSTAL" else 1.0),
         sharpen=0.8 if item.facts["projection"] == "COSTAL" else 0.25,
     )
     rows = round(order.size * (1.0 if rng.random() < 0.5 else 1.2))
-    trap = str(item.facts["trap"])
+    trap = item.facts["trap"]
     grey = site_picture(
         item, beam, (rows, order.size), patient=patient_in(item), extra=lambda scene: draw_trap(scene, trap)
     )
     if item.projection != "lateral" and rng.random() < 0.7:
-        stamp(grey, "D", (float(rng.uniform(0.04, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
+        stamp(grey, "D", (rng.uniform(0.04, 0.1), rng.uniform(0.03, 0.1)), 0.05)
     stored = np.rint(grey * 4095)
     if item.facts["inverse"]:
         stored = 4095 - stored
-    cv2.imwrite(str(path), np.rint(stored / 4096 * 65535).astype(np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    write_picture(path, np.rint(stored / 4096 * 65535).astype(np.uint16))
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
@@ -158,8 +158,8 @@ def _row(number: int, item: Item, order: Order) -> list[object]:
     facts = item.facts
     patient = patient_in(item)
     rng = item.key.passing(Draw.TABLE, 1)
-    study = item.key.lasting(Draw.TABLE, 100 + int(facts["study"]))
-    words = words_of(exam_of(item, patient=patient), str(facts["trap"]))
+    study = item.key.lasting(Draw.TABLE, 100 + facts["study"])
+    words = words_of(exam_of(item, patient=patient), facts["trap"])
     physician = study.random() < 0.27
     float_dir = order.traps and number % 3 == 1
     birth = 2000 + int(facts["year"]) % 100 + 3 if facts["odd_birth"] else int(facts["year"]) - patient.age
@@ -172,7 +172,7 @@ def _row(number: int, item: Item, order: Order) -> list[object]:
     device += [f"MONOCHROME{1 if facts['inverse'] else 2}", 0, "", 0.1, 12, 2047.0, 4095.0, 2500, 2048]
     exposure = [int(rng.integers(50, 400)), int(rng.integers(1, 10)), "", int(rng.integers(5, 40)), ""]
     said = [facts["report_id"], f"{' . '.join(words) or 'sin hallazgos'} .", "Physician" if physician else "RNN_model"]
-    return [*named, *device, *exposure, *said, *_label_cells(words, str(facts["trap"]), study)]
+    return [*named, *device, *exposure, *said, *_label_cells(words, facts["trap"], study)]
 
 
 def _label_cells(words: list[str], trap: str, rng: np.random.Generator) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, collimate, stamp
@@ -17,11 +16,14 @@ from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
+    eight_bit,
     held_out_patients,
     patient_of,
+    patients_of,
     study_findings,
     write_csv,
     write_ds_store,
+    write_picture,
 )
 from cxrdist.phantom.layouts.dicom_file import new_uid
 from cxrdist.phantom.lines import PLACES, Kind, Line, Place, add_lines, draw_way
@@ -53,14 +55,12 @@ def plan(order: Order) -> list[Item]:
     """Return the images: one to four per patient; `support_devices` decides which have lines."""
     held_out = held_out_patients(order, CODE)
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
-        part, number = "test" if patient in held_out else "train", rng.bytes(5).hex()[:9]
+    for key, rng in patients_of(order, CODE):
+        part, number = "test" if key.patient in held_out else "train", rng.bytes(5).hex()[:9]
         for image in range(int(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1]))):
             findings = study_findings(key, image, order, sicker=1.0)
             name = new_uid(rng)
-            here = Key(order.seed, CODE, patient, image)
+            here = key.of_image(image)
             lines = _lines(here, findings)
             facts = {"part": part, "uid": name, "patient_id": number, "lines": lines}
             seen = frozenset(finding_of(kind, place) for kind, place in lines)
@@ -73,9 +73,8 @@ def _lines(key: Key, findings: Mapping[str, float]) -> list[tuple[Kind, Place]]:
         return []
     rng = key.passing(Draw.DEVICE)
     chances, places = rng.random((2, 5))
-    kinds: list[Kind] = [kind for kind, chance in zip(SHARES, chances, strict=False) if chance < SHARES[kind]] or [
-        "CVC"
-    ]
+    kinds = [kind for kind, chance in zip(SHARES, chances, strict=False) if chance < SHARES[kind]]
+    kinds = kinds or ["CVC"]
     if "CVC" in kinds and chances[4] < 0.12:
         kinds.append("CVC")  # a second one, perhaps with its tip elsewhere: two columns of a kind can be 1
     found = []
@@ -118,16 +117,15 @@ def picture_shape(item: Item, order: Order) -> tuple[int, int]:
 def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one JPEG."""
     rng = item.key.passing(Draw.TABLE)
-    beam = Beam(photons=float(rng.uniform(1e6, 2.5e6)), scatter=float(rng.uniform(0.5, 0.8)))
+    beam = Beam(photons=rng.uniform(1e6, 2.5e6), scatter=rng.uniform(0.5, 0.8))
     strength = item.findings.get("support_devices", 0.0)
     extra = partial(add_lines, lines=lines_of(item), strength=strength)
     grey = draw_exam_picture(exam_of(item), beam, shape=picture_shape(item, order), extra=extra)
     if rng.random() < 0.3:
-        edge = [int(order.size * share) for share in rng.uniform(0, 0.03, 4)]
-        grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 0.0)
+        grey = collimate(grey, rng.uniform(0, 0.03, 4))
     if rng.random() < 0.6:
-        stamp(grey, "L", (float(rng.uniform(0.86, 0.91)), float(rng.uniform(0.03, 0.1))), 0.05)
-    cv2.imwrite(str(path), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])
+        stamp(grey, "L", (rng.uniform(0.86, 0.91), rng.uniform(0.03, 0.1)), 0.05)
+    write_picture(path, eight_bit(grey))
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:

@@ -1,6 +1,7 @@
 """RSNA Pneumonia, stage 2: a row per box, a class per image in a second table, 8-bit JPEG in DICOM, unlabelled test."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from pydicom import config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from cxrdist.phantom.acquisition import Beam, stamp
+from cxrdist.phantom.acquisition import stamp
 from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
@@ -16,20 +17,16 @@ from cxrdist.phantom.layouts.base import (
     exam_of,
     held_out_patients,
     patient_of,
+    patients_of,
     site_picture,
     study_findings,
     write_csv,
     write_ds_store,
     write_index_html,
 )
-from cxrdist.phantom.layouts.dicom_file import (
-    SECONDARY_CAPTURE,
-    new_uid,
-    pixel_dataset,
-    save_dicom,
-    stored_values,
-)
-from cxrdist.phantom.people import Draw, Key
+from cxrdist.phantom.layouts.dicom_file import SECONDARY_CAPTURE, new_uid, pixel_dataset, save_dicom, stored_values
+from cxrdist.phantom.layouts.nih14 import draw_beam
+from cxrdist.phantom.people import Draw
 from cxrdist.phantom.regions import air_left, boxes
 
 CODE = 7
@@ -45,24 +42,23 @@ def plan(order: Order) -> list[Item]:
     """Return the images, sorted by path: one per patient, for the data set names no patient."""
     test = held_out_patients(order, CODE)
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
-        part = "test" if patient in test else "train"
+    for key, rng in patients_of(order, CODE):
+        part = "test" if key.patient in test else "train"
         named = image_name(rng)
-        bed = bool(rng.random() < 0.45)
+        bed = rng.random() < 0.45
         facts = {
             "part": part,
             "name": named,
-            "old": bool(rng.random() < 0.002),
+            "old": rng.random() < 0.002,
             "at": rng.uniform(0.03, 0.1, 2).tolist(),
         }
         findings = study_findings(key, 0, order, sicker=1.3 if bed else 0.8)
         items.append(Item(f"stage_2_{part}_images/{named}.dcm", key, "AP" if bed else "PA", findings, facts))
     items.sort(key=lambda item: item.path)
     if order.traps:
-        train = [item for item in items if item.facts["part"] == "train"]
-        train[len(train) // 2].facts["old"] = True  # type: ignore[index]
+        train = [k for k, item in enumerate(items) if item.facts["part"] == "train"]
+        middle = train[len(train) // 2]
+        items[middle] = replace(items[middle], facts={**items[middle].facts, "old": True})
     return items
 
 
@@ -76,7 +72,7 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one DICOM file."""
     rng = item.key.passing(Draw.TABLE, 1)
     age = 148 if item.facts["old"] else patient_of(item).age
-    save_dicom(draw_nih_dicom(item, order, str(item.facts["name"]), age, [new_uid(rng) for _ in range(3)]), path)
+    save_dicom(draw_nih_dicom(item, order, item.facts["name"], age, [new_uid(rng) for _ in range(3)]), path)
 
 
 def draw_nih_dicom(item: Item, order: Order, named: str, age: int, uids: Sequence[str]) -> Dataset:
@@ -90,16 +86,10 @@ def draw_nih_dicom(item: Item, order: Order, named: str, age: int, uids: Sequenc
         uids: Of the study, the series and the image.
     """
     rng = item.key.passing(Draw.TABLE)
-    bed = item.projection == "AP"
-    beam = Beam(
-        photons=float(rng.uniform(1.2e6, 2.5e6) if bed else rng.uniform(3e6, 6e6)),
-        scatter=float(rng.uniform(0.5, 0.75) if bed else rng.uniform(0.25, 0.4)),
-        gamma=float(rng.uniform(0.8, 1.05)),
-    )
-    grey = site_picture(item, beam, (order.size, order.size))
+    grey = site_picture(item, draw_beam(rng, bed=item.projection == "AP"), (order.size, order.size))
     if rng.random() < 0.7:
-        stamp(grey, "L", (float(rng.uniform(0.86, 0.91)), float(rng.uniform(0.03, 0.12))), 0.055)
-    stored = stored_values(grey, 8, inverse=False, low=float(rng.uniform(0, 0.08)), high=float(rng.uniform(0.88, 1.0)))
+        stamp(grey, "L", (rng.uniform(0.86, 0.91), rng.uniform(0.03, 0.12)), 0.055)
+    stored = stored_values(grey, 8, inverse=False, low=rng.uniform(0, 0.08), high=rng.uniform(0.88, 1.0))
     ds = pixel_dataset(stored, 8, inverse=False, uid=uids[2], sop_class=SECONDARY_CAPTURE, syntax="jpeg")
     ds.SOPClassUID = SECONDARY_CAPTURE
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = uids

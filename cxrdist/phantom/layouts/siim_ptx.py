@@ -14,13 +14,14 @@ from cxrdist.phantom.layouts.base import (
     exam_of,
     held_out_patients,
     patient_of,
+    patients_of,
     study_findings,
     write_csv,
     write_ds_store,
 )
 from cxrdist.phantom.layouts.dicom_file import new_uid, save_dicom
 from cxrdist.phantom.layouts.rsna_pneumonia import draw_nih_dicom, image_name
-from cxrdist.phantom.people import Draw, Key
+from cxrdist.phantom.people import Draw, Key, Projection
 from cxrdist.phantom.regions import air_left
 
 CODE = 8
@@ -34,11 +35,9 @@ def plan(order: Order) -> list[Item]:
     """Return the images, sorted by path: one per patient, for every file's patient id is another."""
     test = held_out_patients(order, CODE)
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
-        part = "test" if patient in test else "train"
-        bed = bool(rng.random() < 0.4)
+    for key, rng in patients_of(order, CODE):
+        part = "test" if key.patient in test else "train"
+        bed = rng.random() < 0.4
         findings = study_findings(key, 0, order, sicker=1.2 if bed else 0.9)
         items.append(_item(key, "AP" if bed else "PA", findings, part, rng))
     if order.traps:
@@ -46,11 +45,11 @@ def plan(order: Order) -> list[Item]:
     return sorted(items, key=lambda item: item.path)
 
 
-def _item(key: Key, projection: str, findings: dict[str, float], part: str, rng: np.random.Generator) -> Item:
+def _item(key: Key, projection: Projection, findings: dict[str, float], part: str, rng: np.random.Generator) -> Item:
     study, series, instance = (new_uid(rng) for _ in range(3))
     facts = {"part": part, "uids": (study, series, instance), "name": image_name(rng), "kind": ""}
     path = f"dicom-images-{part}/{study}/{series}/{instance}.dcm"
-    return Item(path, key, "AP" if projection == "AP" else "PA", findings, facts)
+    return Item(path, key, projection, findings, facts)
 
 
 def _planted(items: list[Item]) -> list[Item]:
@@ -69,7 +68,7 @@ def _planted(items: list[Item]) -> list[Item]:
 
 def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one DICOM file."""
-    save_dicom(draw_nih_dicom(item, order, str(item.facts["name"]), patient_of(item).age, item.facts["uids"]), path)
+    save_dicom(draw_nih_dicom(item, order, item.facts["name"], patient_of(item).age, item.facts["uids"]), path)
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
@@ -82,7 +81,7 @@ def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
         if item.facts["kind"] == "no row":
             continue
         codes = [run_lengths(mask) for mask in masks_of(item, order)] or [" -1" if k % 3 else "-1"]
-        rows[str(item.facts["part"])] += [[item.facts["uids"][2], code] for code in codes]
+        rows[item.facts["part"]] += [[item.facts["uids"][2], code] for code in codes]
     write_csv(out / "train-rle.csv", ["ImageId", " EncodedPixels"], rows["train"])
     write_csv(out / "stage_2_train.csv", ["ImageId", "EncodedPixels"], rows["train"] + rows["test"])
     guess = [[item.facts["uids"][2], "-1"] for item in items if item.facts["part"] == "test"]

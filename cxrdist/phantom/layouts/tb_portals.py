@@ -11,21 +11,33 @@ from uuid import UUID
 
 from cxrdist.phantom.acquisition import Beam, collimate, stamp
 from cxrdist.phantom.disease import strength
-from cxrdist.phantom.draw import draw_exam_picture
-from cxrdist.phantom.layouts.base import Item, Layout, Order, patient_of, study_findings, write_csv, write_ds_store
+from cxrdist.phantom.layouts.base import (
+    Item,
+    Layout,
+    Order,
+    exam_of,
+    patient_of,
+    patients_of,
+    site_picture,
+    study_findings,
+    write_csv,
+    write_ds_store,
+)
 from cxrdist.phantom.layouts.dicom_file import (
     COMPUTED_RADIOGRAPHY,
     DIGITAL_XRAY,
     SECONDARY_CAPTURE,
+    add_whole_window,
     new_uid,
     pixel_dataset,
     save_dicom,
     stored_values,
 )
-from cxrdist.phantom.people import Draw, Exam, Key, Projection, draw_exam
+from cxrdist.phantom.people import Draw, Projection
 from cxrdist.phantom.shapes import affected_sides
 
 CODE = 17
+AGE_MEAN = 42.0
 DATA = "TB_Portals_Published_Imaging_Data_August_2023"
 IMAGES = "TB_Portals_Published_CXRs_August_2023/GlobalBucket"
 COUNTRIES = ("Belarus", "Georgia", "Kazakhstan", "Moldova", "Romania", "Ukraine")
@@ -49,9 +61,8 @@ PREVALENCE = {"tuberculosis": 0.95, "effusion": 0.16, "lung_cavity": 0.2, "nodul
 def plan(order: Order) -> list[Item]:
     """Return the images: one case per patient, one to three studies; a few laterals are marked as outliers."""
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
+    for key, rng in patients_of(order, CODE):
+        patient = key.patient
         ids = {
             "patient": str(UUID(bytes=rng.bytes(16), version=4)),
             "condition": str(UUID(bytes=rng.bytes(16), version=4)),
@@ -74,33 +85,27 @@ def plan(order: Order) -> list[Item]:
             path = "/".join([IMAGES, ids["patient"], *uids]) + ".dcm"
             # The drawing of tuberculosis has a cavity on each side.
             seen = frozenset({"lung_cavity"})
-            items.append(Item(path, Key(order.seed, CODE, patient, image), projection, findings, facts, seen))
+            items.append(Item(path, key.of_image(image), projection, findings, facts, seen))
             day += int(rng.integers(20, 200))
     return items
-
-
-def exam_of(item: Item) -> Exam:
-    """Return the exam of an item."""
-    return draw_exam(item.key, patient_of(item, age_mean=42), item.projection, dict(item.findings))
 
 
 def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one DICOM file: CR, DX, or a film that was scanned."""
     rng = item.key.passing(Draw.TABLE)
-    film = bool(item.facts["film"])
-    beam = Beam(photons=float(rng.uniform(1e6, 4e6)), scatter=float(rng.uniform(0.3, 0.5)))
+    film = item.facts["film"]
+    beam = Beam(photons=rng.uniform(1e6, 4e6), scatter=rng.uniform(0.3, 0.5))
     long = round(order.size * rng.uniform(1.0, 1.2))
-    grey = draw_exam_picture(exam_of(item), beam, shape=(long, order.size))
+    grey = site_picture(item, beam, (long, order.size), age_mean=AGE_MEAN)
     if film:
-        edge = [int(order.size * share) for share in rng.uniform(0.01, 0.05, 4)]
-        grey = collimate(grey, (edge[0], edge[1], edge[2], edge[3]), 1.0)  # the light box around the film
+        grey = collimate(grey, rng.uniform(0.01, 0.05, 4), 1.0)  # the light box around the film
         if item.key.image == 0:  # what a film's label would say of its patient
             stamp(grey, f"PHANTOM CASE {item.key.patient + 1:03d} 05.03.2021", (0.08, 0.07), 0.035)
     elif item.projection != "lateral" and rng.random() < 0.6:
-        stamp(grey, "R", (float(rng.uniform(0.05, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
+        stamp(grey, "R", (rng.uniform(0.05, 0.1), rng.uniform(0.03, 0.1)), 0.05)
     bits = 8 if film else int(rng.choice([10, 12, 14]))
-    inverse = bool(rng.random() < 0.3) and not film
-    sop_class = {"XC": SECONDARY_CAPTURE, "CR": COMPUTED_RADIOGRAPHY, "DX": DIGITAL_XRAY}[str(item.facts["modality"])]
+    inverse = rng.random() < 0.3 and not film
+    sop_class = {"XC": SECONDARY_CAPTURE, "CR": COMPUTED_RADIOGRAPHY, "DX": DIGITAL_XRAY}[item.facts["modality"]]
     study, series, uid = item.facts["uids"]
     ds = pixel_dataset(
         stored_values(grey, bits, inverse=inverse),
@@ -112,7 +117,7 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     )
     ds.SOPClassUID, ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = sop_class, uid, study, series
     ds.PatientName, ds.PatientID = "PHANTOM^CASE", item.facts["patient"]
-    ds.PatientSex, ds.StudyDate = patient_of(item, age_mean=42).sex, f"2{100 + int(item.facts['day']) // 300}0101"
+    ds.PatientSex, ds.StudyDate = patient_of(item, age_mean=AGE_MEAN).sex, f"2{100 + int(item.facts['day']) // 300}0101"
     ds.Modality, ds.Manufacturer = "OT" if film else item.facts["modality"], "Phantom Devices"
     ds.PatientIdentityRemoved = "YES"
     if film:
@@ -120,7 +125,7 @@ def write_image(item: Item, order: Order, path: Path) -> None:
     elif rng.random() < 0.7:
         ds.ViewPosition = "LL" if item.projection == "lateral" else item.projection
     if bits > 8 and rng.random() < 0.7:
-        ds.WindowCenter, ds.WindowWidth = str(1 << (bits - 1)), str(1 << bits)
+        add_whole_window(ds, bits)
     save_dicom(ds, path)
 
 
@@ -151,7 +156,7 @@ def _image_row(item: Item) -> list[object]:
 
 def _remarks(item: Item) -> list[list[object]]:
     """Return the readers' rows: one of the whole image, and one for each upper sixth with infiltrates."""
-    exam, found = exam_of(item), item.findings
+    exam, found = exam_of(item, age_mean=AGE_MEAN), item.findings
     sides = affected_sides(exam, "tuberculosis", both=0.35)
     wet = affected_sides(exam, "effusion") if "effusion" in found else []
     percent = round(10 * len(sides) + 15 * found["tuberculosis"] + 10 * len(wet))
@@ -166,7 +171,7 @@ def _remarks(item: Item) -> list[list[object]]:
 
 
 def _case(item: Item, items: Sequence[Item]) -> list[object]:
-    patient, rng = patient_of(item, age_mean=42), item.key.lasting(Draw.TABLE, 4)
+    patient, rng = patient_of(item, age_mean=AGE_MEAN), item.key.lasting(Draw.TABLE, 4)
     count = sum(other.key.patient == item.key.patient for other in items)
     resistance = str(rng.choice(["Sensitive", "MDR non XDR", "XDR"]))
     outcome = str(rng.choice(["Cured", "Completed", "Failure", "Still on treatment"]))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, stamp
@@ -16,15 +15,18 @@ from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
+    eight_bit,
     exam_of,
-    held_out_patients,
     patient_of,
+    patients_of,
     site_picture,
     study_findings,
+    three_parts,
     write_csv,
     write_ds_store,
+    write_picture,
 )
-from cxrdist.phantom.people import Draw, Exam, Key
+from cxrdist.phantom.people import Draw, Exam
 from cxrdist.phantom.shapes import affected_sides
 
 CODE = 6
@@ -49,21 +51,16 @@ NOT_JUDGED = (5, 9)
 
 def plan(order: Order) -> list[Item]:
     """Return the images in the table's order: several bedside radiographs of each patient, a day or so apart."""
-    test = held_out_patients(order, CODE)
-    others = [patient for patient in range(order.patients) if patient not in test]
-    validate = set(others[:: max(len(others) // max(order.patients // 10, 1), 1)]) if len(others) > 2 else set()
+    parts = three_parts(order, CODE, validating=10)
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
-        part = "test" if patient in test else "validate" if patient in validate else "train"
+    for key, rng in patients_of(order, CODE):
         for image in range(1 + int(rng.geometric(0.5)) % 6):
             subset = SUBSETS[int(rng.integers(0, len(SUBSETS)))]
-            named = f"{20_000_000 + (patient * 16 + image) * 37 + 11:d}"
-            facts = {"part": part, "image_id": named, "subset": subset, "image": image}
+            named = f"{20_000_000 + (key.patient * 16 + image) * 37 + 11:d}"
+            facts = {"part": parts[key.patient], "image_id": named, "subset": subset, "image": image}
             findings = study_findings(key, image, order, sicker=1.0)
             path = f"images/{subset}/{named}.jpg"
-            item = Item(path, Key(order.seed, CODE, patient, image), "AP", findings, facts)
+            item = Item(path, key.of_image(image), "AP", findings, facts)
             items.append(replace(item, seen=_sides_of(item)))
     return items
 
@@ -83,16 +80,12 @@ def _sides_of(item: Item) -> frozenset[str]:
 def write_image(item: Item, order: Order, path: Path) -> None:
     """Draw one JPEG."""
     rng = item.key.passing(Draw.TABLE)
-    beam = Beam(
-        photons=float(rng.uniform(1.0e6, 2.0e6)),
-        scatter=float(rng.uniform(0.55, 0.85)),
-        gamma=float(rng.uniform(0.85, 1)),
-    )
+    beam = Beam(photons=rng.uniform(1.0e6, 2.0e6), scatter=rng.uniform(0.55, 0.85), gamma=rng.uniform(0.85, 1))
     wide = round(order.size * (1.22 if rng.random() < 0.7 else 1.0))
     grey = site_picture(item, beam, (order.size, wide), age_mean=AGE_MEAN)
     if rng.random() < 0.6:
-        stamp(grey, "R", (float(rng.uniform(0.03, 0.08)), float(rng.uniform(0.03, 0.1))), 0.05)
-    cv2.imwrite(str(path), np.rint(grey * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])
+        stamp(grey, "R", (rng.uniform(0.03, 0.08), rng.uniform(0.03, 0.1)), 0.05)
+    write_picture(path, eight_bit(grey))
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:

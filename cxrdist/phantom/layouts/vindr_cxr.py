@@ -13,15 +13,18 @@ from cxrdist.phantom.layouts.base import (
     Order,
     held_out_patients,
     patient_of,
+    patients_of,
     site_picture,
     study_findings,
+    write_csv,
     write_ds_store,
     write_index_html,
 )
-from cxrdist.phantom.layouts.dicom_file import pixel_dataset, save_dicom, stored_values
-from cxrdist.phantom.people import Draw, Key
+from cxrdist.phantom.layouts.dicom_file import add_whole_window, pixel_dataset, save_dicom, stored_values
+from cxrdist.phantom.people import Draw
 
 CODE = 3
+AGE_MEAN = 52.0
 LABELS = {
     "Aortic enlargement": "aortic_enlargement",
     "Atelectasis": "atelectasis",
@@ -69,18 +72,16 @@ def plan(order: Order) -> list[Item]:
     """Return the images: one per patient, for the data set names no patient."""
     held_out = held_out_patients(order, CODE)
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
-        part = "test" if patient in held_out else "train"
+    for key, rng in patients_of(order, CODE):
+        part = "test" if key.patient in held_out else "train"
         name = rng.bytes(16).hex()
         facts = {
             "part": part,
             "name": name,
-            "inverse": bool(rng.random() < 0.18),
-            "compressed": bool(rng.random() < 0.35),
+            "inverse": rng.random() < 0.18,
+            "compressed": rng.random() < 0.35,
             "bits": 12 if rng.random() < 0.75 else 14,
-            "window": bool(rng.random() < 0.98),
+            "window": rng.random() < 0.98,
         }
         findings = study_findings(key, 0, order, sicker=1.0)
         items.append(Item(f"{part}/{name}.dicom", key, "PA", findings, facts))
@@ -88,66 +89,67 @@ def plan(order: Order) -> list[Item]:
 
 
 def write_image(item: Item, order: Order, path: Path) -> None:
-    """Draw one DICOM file with the tags that the authors' white list leaves, and no others."""
+    """Draw one DICOM file."""
     rng = item.key.passing(Draw.TABLE)
-    beam = Beam(
-        photons=float(rng.uniform(3e6, 7e6)), scatter=float(rng.uniform(0.2, 0.35)), gamma=float(rng.uniform(0.9, 1.15))
-    )
+    beam = Beam(photons=rng.uniform(3e6, 7e6), scatter=rng.uniform(0.2, 0.35), gamma=rng.uniform(0.9, 1.15))
     rows = round(order.size * (1.0 if rng.random() < 0.4 else 1.2))
-    grey = site_picture(item, beam, (rows, order.size), age_mean=52)
+    grey = site_picture(item, beam, (rows, order.size), age_mean=AGE_MEAN)
     if rng.random() < 0.8:
-        stamp(grey, "R", (float(rng.uniform(0.05, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
-    bits = int(item.facts["bits"])
+        stamp(grey, "R", (rng.uniform(0.05, 0.1), rng.uniform(0.03, 0.1)), 0.05)
     low, high = rng.uniform(0.0, 0.06), rng.uniform(0.9, 1.0)
-    stored = stored_values(grey, bits, inverse=bool(item.facts["inverse"]), low=low, high=high)
-    save_dicom(_dicom(item, stored, bits, 370.0 / order.size), path)
+    stored = stored_values(grey, item.facts["bits"], inverse=item.facts["inverse"], low=low, high=high)
+    patient = patient_of(item, age_mean=AGE_MEAN)
+    ds = white_listed(item, stored, patient.sex, f"{patient.age:03d}Y", 370.0 / order.size)
+    if item.facts["window"]:
+        add_whole_window(ds, item.facts["bits"])
+    save_dicom(ds, path)
 
 
-def _dicom(item: Item, stored: np.ndarray, bits: int, spacing_mm: float) -> Dataset:
-    patient = patient_of(item, age_mean=52)
+def white_listed(item: Item, stored: np.ndarray, sex: str, age: str, spacing_mm: float) -> Dataset:
+    """Return one image with the tags that the authors' white list leaves, but for a window, and no others.
+
+    Args:
+        item: Its facts tell `bits`, `inverse`, `compressed` and `name`.
+        stored: (H, W) values.
+        sex: As the header has it.
+        age: An age string (PS3.5, VR AS); some patients' is not known.
+        spacing_mm: Of the pixels.
+    """
     ds = pixel_dataset(
         stored,
-        bits,
-        inverse=bool(item.facts["inverse"]),
-        uid="2.25." + str(int(str(item.facts["name"]), 16)),
+        item.facts["bits"],
+        inverse=item.facts["inverse"],
+        uid=f"2.25.{int(item.facts['name'], 16)}",
         syntax="jpeg2000" if item.facts["compressed"] else "explicit",
     )
-    ds.PatientSex = patient.sex
-    ds.PatientAge = "000Y" if item.key.patient % 17 == 3 else f"{patient.age:03d}Y"
+    ds.PatientSex, ds.PatientAge = sex, "000Y" if item.key.patient % 17 == 3 else age
     ds.PixelSpacing = [f"{spacing_mm:.4f}"] * 2
     ds.RescaleIntercept, ds.RescaleSlope = "0", "1"
-    if item.facts["window"]:
-        ds.WindowCenter, ds.WindowWidth = str(1 << (bits - 1)), str(1 << bits)
     return ds
 
 
 def write_tables(items: Sequence[Item], order: Order, out: Path) -> None:
     """Write both label tables: three readers' votes per training image, one consensus per test image."""
     folder = out / "annotations"
-    folder.mkdir(exist_ok=True)
-    lines = [",".join(["image_id", "rad_id", *LABELS])]
+    rows: list[list[object]] = []
     train = [item for item in items if item.facts["part"] == "train"]
     split_vote = next((item for item in train if _can_split(item)), None) if order.traps else None
     for item in train:
         rng = item.key.passing(Draw.TABLE, 2)
         readers = np.sort(rng.permutation(READERS)[:3]) + 1
         votes = _split_votes(item) if item is split_vote else [_vote(item, rng) for _ in range(3)]
-        lines += [
-            _line(str(item.facts["name"]), vote, f"R{reader}") for reader, vote in zip(readers, votes, strict=True)
-        ]
-    (folder / "image_labels_train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    header = ",".join(["image_id", *LABELS]).replace("Other diseases", "Other disease")
-    lines = [header]
-    lines += [_line(str(item.facts["name"]), item.labels) for item in items if item.facts["part"] == "test"]
-    (folder / "image_labels_test.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows += [[item.facts["name"], f"R{reader}", *_cells(vote)] for reader, vote in zip(readers, votes, strict=True)]
+    write_csv(folder / "image_labels_train.csv", ["image_id", "rad_id", *LABELS], rows)
+    header = ["image_id", *("Other disease" if name == "Other diseases" else name for name in LABELS)]
+    test = [[item.facts["name"], *_cells(item.labels)] for item in items if item.facts["part"] == "test"]
+    write_csv(folder / "image_labels_test.csv", header, test)
     if order.traps:
         write_ds_store(out / "train")
         write_index_html(out / "train")
 
 
-def _line(name: str, labels: set[str], reader: str | None = None) -> str:
-    cells = ["1" if finding in labels else "0" for finding in LABELS.values()]
-    return ",".join([name, *([reader] if reader else []), *cells])
+def _cells(labels: set[str]) -> list[int]:
+    return [int(finding in labels) for finding in LABELS.values()]
 
 
 def _shown(item: Item) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,17 @@ from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
+    exam_of,
     held_out_patients,
+    patients_of,
     study_findings,
     write_csv,
     write_ds_store,
     write_index_html,
 )
-from cxrdist.phantom.layouts.dicom_file import pixel_dataset, save_dicom, stored_values
-from cxrdist.phantom.people import Draw, Exam, Key, draw_child, draw_exam
+from cxrdist.phantom.layouts.dicom_file import add_whole_window, save_dicom, stored_values
+from cxrdist.phantom.layouts.vindr_cxr import white_listed
+from cxrdist.phantom.people import Draw, Exam, draw_child
 from cxrdist.phantom.shapes import frontal_shape
 
 CODE = 15
@@ -88,29 +92,27 @@ def plan(order: Order) -> list[Item]:
     """Return the images: one per child, for the data set names no patient."""
     held_out = held_out_patients(order, CODE)
     items = []
-    for patient in range(order.patients):
-        key = Key(order.seed, CODE, patient)
-        rng = key.lasting(Draw.TABLE)
-        part, name = "test" if patient in held_out else "train", rng.bytes(16).hex()
-        facts = {
+    for key, rng in patients_of(order, CODE):
+        part, name = "test" if key.patient in held_out else "train", rng.bytes(16).hex()
+        facts: dict[str, Any] = {
             "part": part,
             "name": name,
             "months": int(rng.integers(0, 120) if rng.random() < 0.6 else rng.integers(0, 30)),
-            "inverse": bool(rng.random() < 0.15),
-            "compressed": bool(rng.random() < 0.35),
+            "inverse": rng.random() < 0.15,
+            "compressed": rng.random() < 0.35,
             "bits": int(rng.choice([12, 12, 14, 16])),
-            "mirrored": bool(rng.random() < 0.015) or (order.traps and patient == 5),
+            "mirrored": rng.random() < 0.015 or (order.traps and key.patient == 5),
         }
         findings = study_findings(key, 0, order, sicker=1.0)
-        told = diseases(findings, mirrored=bool(facts["mirrored"]))
+        told = diseases(findings, mirrored=facts["mirrored"])
         seen = frozenset(CANONICAL[label] for label in told - {"No finding"})
         items.append(Item(f"{part}/{name}.dicom", key, "PA", findings, {**facts, "told": sorted(told)}, seen))
     return sorted(items, key=lambda item: item.path)
 
 
-def exam_of(item: Item) -> Exam:
+def child_exam(item: Item) -> Exam:
     """Return the exam of an item, a child below ten."""
-    return draw_exam(item.key, draw_child(item.key, int(item.facts["months"])), "PA", dict(item.findings))
+    return exam_of(item, patient=draw_child(item.key, item.facts["months"]))
 
 
 def picture_shape(item: Item, order: Order) -> tuple[int, int]:
@@ -132,42 +134,30 @@ def diseases(findings: Iterable[str], *, mirrored: bool) -> set[str]:
 
 
 def write_image(item: Item, order: Order, path: Path) -> None:
-    """Draw one DICOM file with the tags that the authors' white list leaves, and no others."""
+    """Draw one DICOM file."""
     rng = item.key.passing(Draw.TABLE)
     beam = Beam(
-        photons=float(rng.uniform(1.5e6, 4e6)),
-        scatter=float(rng.uniform(0.2, 0.35)),
-        attenuation=float(rng.uniform(0.11, 0.14)),
-        gamma=float(rng.uniform(0.9, 1.15)),
+        photons=rng.uniform(1.5e6, 4e6),
+        scatter=rng.uniform(0.2, 0.35),
+        attenuation=rng.uniform(0.11, 0.14),
+        gamma=rng.uniform(0.9, 1.15),
     )
-    grey = draw_exam_picture(exam_of(item), beam, shape=picture_shape(item, order))
+    exam = child_exam(item)
+    grey = draw_exam_picture(exam, beam, shape=picture_shape(item, order))
     if item.facts["mirrored"]:
         grey = np.ascontiguousarray(grey[:, ::-1])  # before the marker, which stays true
     if rng.random() < 0.8:
-        stamp(grey, "R", (float(rng.uniform(0.05, 0.1)), float(rng.uniform(0.03, 0.1))), 0.05)
-    bits, inverse = int(item.facts["bits"]), bool(item.facts["inverse"])
-    stored = stored_values(
-        grey, bits, inverse=inverse, low=float(rng.uniform(0, 0.06)), high=float(rng.uniform(0.9, 1))
-    )
-    ds = pixel_dataset(
-        stored,
-        bits,
-        inverse=inverse,
-        uid="2.25." + str(int(str(item.facts["name"]), 16)),
-        syntax="jpeg2000" if item.facts["compressed"] else "explicit",
-    )
-    ds.PatientSex, ds.PatientAge = exam_of(item).patient.sex, _age(int(item.facts["months"]), item.key.patient)
-    ds.PixelSpacing = [f"{250.0 / order.size:.4f}"] * 2
-    ds.RescaleIntercept, ds.RescaleSlope = "0", "1"
+        stamp(grey, "R", (rng.uniform(0.05, 0.1), rng.uniform(0.03, 0.1)), 0.05)
+    low, high = rng.uniform(0, 0.06), rng.uniform(0.9, 1)
+    stored = stored_values(grey, item.facts["bits"], inverse=item.facts["inverse"], low=low, high=high)
+    ds = white_listed(item, stored, exam.patient.sex, _age(item.facts["months"]), 250.0 / order.size)
     if rng.random() < 0.97:
-        ds.WindowCenter, ds.WindowWidth = str(1 << (bits - 1)), str(1 << bits)
+        add_whole_window(ds, item.facts["bits"])
     save_dicom(ds, path)
 
 
-def _age(months: int, patient: int) -> str:
-    """Return an age string in the unit that suits it (PS3.5, VR AS); a few are unknown."""
-    if patient % 17 == 3:
-        return "000Y"
+def _age(months: int) -> str:
+    """Return an age string in the unit that suits it (PS3.5, VR AS)."""
     if months == 0:
         return "012D"
     return f"{months:03d}M" if months < 24 else f"{months // 12:03d}Y"
@@ -198,11 +188,10 @@ def _boxes(item: Item, order: Order) -> list[list[object]]:
     classes = sorted({BOXES[name] for name in item.findings if name in BOXES})
     start = [item.facts["name"], _reader(item)]
     if not classes:
-        return [
-            [*start, "No finding" if "No finding" in item.facts["told"] else "Other lesion", None, None, None, None]
-        ]
+        label = "No finding" if "No finding" in item.facts["told"] else "Other lesion"
+        return [[*start, label, None, None, None, None]]
     rows, columns = picture_shape(item, order)
-    exam = exam_of(item)
+    exam = child_exam(item)
     corners = frame_of(exam, (rows, columns)).pixels(np.vstack(frontal_shape(exam).lungs))
     left, top = np.clip(corners.min(axis=0), 0, (columns, rows))
     right, bottom = np.clip(corners.max(axis=0), 0, (columns, rows))
