@@ -5,21 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cxrdist.phantom.acquisition import Beam, stamp
-from cxrdist.phantom.layouts.base import (
-    Item,
-    Layout,
-    Order,
-    eight_bit,
-    patient_of,
-    patients_of,
-    site_picture,
-    study_findings,
-    write_csv,
-    write_index_html,
-    write_picture,
-)
+from cxrdist.phantom.layouts.base import Item, Layout, Order, patient_of, patients_of, site_picture, study_findings
 from cxrdist.phantom.layouts.chex14 import LABELS, label_cells
 from cxrdist.phantom.layouts.dicom_file import Syntax, new_uid, pixel_dataset, save_dicom, stored_values
+from cxrdist.phantom.layouts.files import eight_bit, write_csv, write_index_html, write_picture
 from cxrdist.phantom.people import Draw, Projection
 
 CODE = 9

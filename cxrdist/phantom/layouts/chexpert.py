@@ -8,18 +8,14 @@ from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
-    eight_bit,
     held_out_patients,
     patient_of,
     patients_of,
     site_picture,
     study_findings,
-    write_csv,
-    write_ds_store,
-    write_index_html,
-    write_picture,
 )
 from cxrdist.phantom.layouts.chex14 import LABELS, label_cells
+from cxrdist.phantom.layouts.files import eight_bit, write_csv, write_ds_store, write_index_html, write_picture
 from cxrdist.phantom.people import Draw, Projection
 
 CODE = 1

@@ -10,18 +10,8 @@ import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, collimate, stamp
 from cxrdist.phantom.draw import draw_exam_picture
-from cxrdist.phantom.layouts.base import (
-    Item,
-    Layout,
-    Order,
-    eight_bit,
-    exam_of,
-    held_out_patients,
-    patients_of,
-    study_findings,
-    write_ds_store,
-    write_picture,
-)
+from cxrdist.phantom.layouts.base import Item, Layout, Order, exam_of, held_out_patients, patients_of, study_findings
+from cxrdist.phantom.layouts.files import eight_bit, write_ds_store, write_picture
 from cxrdist.phantom.people import Draw, draw_child
 
 CODE = 12

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cxrdist.phantom.layouts import mimic, mimic_tables
-from cxrdist.phantom.layouts.base import Item, Layout, Order, write_csv, write_index_html
+from cxrdist.phantom.layouts.base import Item, Layout, Order
+from cxrdist.phantom.layouts.files import write_csv, write_index_html
 from cxrdist.phantom.people import Draw
 
 IMAGES = "mimic-cxr/2.0.0"

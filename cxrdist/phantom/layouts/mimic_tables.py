@@ -5,8 +5,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrdist.phantom.layouts.base import Item, Order, write_csv, write_index_html
+from cxrdist.phantom.layouts.base import Item, Order
 from cxrdist.phantom.layouts.chex14 import LABELS, label_cells
+from cxrdist.phantom.layouts.files import write_csv, write_index_html
 from cxrdist.phantom.people import Draw
 
 METADATA = (

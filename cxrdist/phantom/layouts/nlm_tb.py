@@ -11,7 +11,8 @@ from PIL import Image
 
 from cxrdist.phantom.acquisition import Beam, stamp
 from cxrdist.phantom.draw import draw_exam_picture, frame_of
-from cxrdist.phantom.layouts.base import Item, Layout, Order, eight_bit, exam_of, study_findings, write_picture
+from cxrdist.phantom.layouts.base import Item, Layout, Order, exam_of, study_findings
+from cxrdist.phantom.layouts.files import eight_bit, write_picture
 from cxrdist.phantom.people import Draw, Exam, Key, draw_child
 from cxrdist.phantom.shapes import affected_sides, frontal_shape
 

@@ -15,14 +15,11 @@ from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
-    eight_bit,
     exam_of,
     patient_of,
     patients_of,
     site_picture,
     study_findings,
-    write_index_html,
-    write_picture,
 )
 from cxrdist.phantom.layouts.dicom_file import (
     COMPUTED_RADIOGRAPHY,
@@ -33,6 +30,7 @@ from cxrdist.phantom.layouts.dicom_file import (
     save_dicom,
     stored_values,
 )
+from cxrdist.phantom.layouts.files import eight_bit, write_index_html, write_picture
 from cxrdist.phantom.people import Draw, Exam, Projection
 from cxrdist.phantom.shapes import affected_sides
 

@@ -20,11 +20,8 @@ from cxrdist.phantom.layouts.base import (
     patients_of,
     site_picture,
     study_findings,
-    write_csv,
-    write_ds_store,
-    write_index_html,
-    write_picture,
 )
+from cxrdist.phantom.layouts.files import write_csv, write_ds_store, write_index_html, write_picture
 from cxrdist.phantom.layouts.padchest_labels import TRAPS, draw_trap, words_of
 from cxrdist.phantom.people import Draw, Patient, Projection, draw_child
 

@@ -12,20 +12,9 @@ import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, collimate, stamp
 from cxrdist.phantom.draw import draw_exam_picture, frame_of
-from cxrdist.phantom.layouts.base import (
-    Item,
-    Layout,
-    Order,
-    eight_bit,
-    held_out_patients,
-    patient_of,
-    patients_of,
-    study_findings,
-    write_csv,
-    write_ds_store,
-    write_picture,
-)
+from cxrdist.phantom.layouts.base import Item, Layout, Order, held_out_patients, patient_of, patients_of, study_findings
 from cxrdist.phantom.layouts.dicom_file import new_uid
+from cxrdist.phantom.layouts.files import eight_bit, write_csv, write_ds_store, write_picture
 from cxrdist.phantom.lines import PLACES, Kind, Line, Place, add_lines, draw_way
 from cxrdist.phantom.people import Draw, Exam, Key, draw_exam
 from cxrdist.phantom.shapes import frontal_shape

@@ -20,11 +20,9 @@ from cxrdist.phantom.layouts.base import (
     patients_of,
     site_picture,
     study_findings,
-    write_csv,
-    write_ds_store,
-    write_index_html,
 )
 from cxrdist.phantom.layouts.dicom_file import SECONDARY_CAPTURE, new_uid, pixel_dataset, save_dicom, stored_values
+from cxrdist.phantom.layouts.files import write_csv, write_ds_store, write_index_html
 from cxrdist.phantom.layouts.nih14 import draw_beam
 from cxrdist.phantom.people import Draw
 from cxrdist.phantom.regions import air_left, boxes

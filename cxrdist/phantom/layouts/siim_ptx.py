@@ -16,10 +16,9 @@ from cxrdist.phantom.layouts.base import (
     patient_of,
     patients_of,
     study_findings,
-    write_csv,
-    write_ds_store,
 )
 from cxrdist.phantom.layouts.dicom_file import new_uid, save_dicom
+from cxrdist.phantom.layouts.files import write_csv, write_ds_store
 from cxrdist.phantom.layouts.rsna_pneumonia import draw_nih_dicom, image_name
 from cxrdist.phantom.people import Draw, Key, Projection
 from cxrdist.phantom.regions import air_left

@@ -20,8 +20,6 @@ from cxrdist.phantom.layouts.base import (
     patients_of,
     site_picture,
     study_findings,
-    write_csv,
-    write_ds_store,
 )
 from cxrdist.phantom.layouts.dicom_file import (
     COMPUTED_RADIOGRAPHY,
@@ -33,6 +31,7 @@ from cxrdist.phantom.layouts.dicom_file import (
     save_dicom,
     stored_values,
 )
+from cxrdist.phantom.layouts.files import write_csv, write_ds_store
 from cxrdist.phantom.people import Draw, Projection
 from cxrdist.phantom.shapes import affected_sides
 

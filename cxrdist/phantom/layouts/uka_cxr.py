@@ -15,17 +15,14 @@ from cxrdist.phantom.layouts.base import (
     Item,
     Layout,
     Order,
-    eight_bit,
     exam_of,
     patient_of,
     patients_of,
     site_picture,
     study_findings,
     three_parts,
-    write_csv,
-    write_ds_store,
-    write_picture,
 )
+from cxrdist.phantom.layouts.files import eight_bit, write_csv, write_ds_store, write_picture
 from cxrdist.phantom.people import Draw, Exam
 from cxrdist.phantom.shapes import affected_sides
 

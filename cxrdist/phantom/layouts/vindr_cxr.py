@@ -16,11 +16,9 @@ from cxrdist.phantom.layouts.base import (
     patients_of,
     site_picture,
     study_findings,
-    write_csv,
-    write_ds_store,
-    write_index_html,
 )
 from cxrdist.phantom.layouts.dicom_file import add_whole_window, pixel_dataset, save_dicom, stored_values
+from cxrdist.phantom.layouts.files import write_csv, write_ds_store, write_index_html
 from cxrdist.phantom.people import Draw
 
 CODE = 3

@@ -8,19 +8,9 @@ import numpy as np
 
 from cxrdist.phantom.acquisition import Beam, stamp
 from cxrdist.phantom.draw import draw_exam_picture, frame_of
-from cxrdist.phantom.layouts.base import (
-    Item,
-    Layout,
-    Order,
-    exam_of,
-    held_out_patients,
-    patients_of,
-    study_findings,
-    write_csv,
-    write_ds_store,
-    write_index_html,
-)
+from cxrdist.phantom.layouts.base import Item, Layout, Order, exam_of, held_out_patients, patients_of, study_findings
 from cxrdist.phantom.layouts.dicom_file import add_whole_window, save_dicom, stored_values
+from cxrdist.phantom.layouts.files import write_csv, write_ds_store, write_index_html
 from cxrdist.phantom.layouts.vindr_cxr import white_listed
 from cxrdist.phantom.people import Draw, Exam, draw_child
 from cxrdist.phantom.shapes import frontal_shape
