@@ -235,6 +235,11 @@ def repair(
         typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it."),
     ],
     name: Annotated[str | None, typer.Option(help="The dataset's name or fact file. Default: as packed.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Its variant. Default: as packed.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=V", help="A fact changed for the pack. Default: as kept beside the id key."),
+    ] = None,
     id_key: Annotated[Path | None, typer.Option(help="The key it was packed with.")] = None,
     workers: Workers = 1,
     as_json: Json = False,
@@ -243,15 +248,14 @@ def repair(
 
     Example: `cxrdist shards repair shards/nih14 --root raw/nih`
     """
-    from cxrdist.datasets import read_facts
-    from cxrdist.datasets.shard_format import read_manifest
+    from cxrdist.config import parse_settings
     from cxrdist.datasets.tree import check_root
-    from cxrdist.pack.dataset import repair_dataset
+    from cxrdist.pack.dataset import packed_facts, repair_dataset
 
     for each in root:
         check_root(each)
-    packed = read_manifest(folder)
-    facts = read_facts(name or packed.dataset, variant=packed.variant, changes=packed.changes)
+    changes = parse_settings(settings or [])
+    facts = packed_facts(folder, name=name, variant=variant, changes=changes, id_key=id_key)
     manifest = repair_dataset(facts, root, folder, id_key=id_key, workers=workers)
     if as_json:
         typer.echo(manifest.model_dump_json())

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
@@ -155,11 +155,12 @@ class Manifest(Config):
     """Findings of which samples may carry the share of their readers who say present."""
     preprocessing: Preprocessing
     facts: str
-    """Hash of the fact file's content."""
+    """Keyed hash of the facts: values that are kept or dropped can be those of a patient, so a plain hash could be
+    guessed."""
     variant: str | None = None
     """The fact file's variant, if one was named."""
-    changes: dict[str, Any] = {}
-    """Facts that the user changed by hand."""
+    changes: str | None = None
+    """Keyed hash of the facts that the user changed by hand, under which they are in a private file; None: none."""
     policy: LabelPolicy = LabelPolicy()
     """What becomes of uncertain and unmentioned findings, where a run does not say."""
     code_version: str

@@ -2,16 +2,18 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from cxrdist.datasets import FactFile, Import, UnknownLabelsError, fact_hash, import_dataset
+from cxrdist.datasets import FactFile, Import, UnknownLabelsError, fact_hash, import_dataset, list_facts, read_facts
 from cxrdist.datasets.shard_format import Manifest, read_manifest
 from cxrdist.dispatch import Map
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
+from cxrdist.pack.changes import recall_changes
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.plan import DatasetName
-from cxrdist.pack.pseudonyms import default_id_key
+from cxrdist.pack.pseudonyms import check_id_key, default_id_key
 from cxrdist.pack.run import pack_rows
 
 
@@ -56,6 +58,45 @@ def pack_dataset(
     return pack_rows(dataset, found, out, options, spread=spread, shown=shown)
 
 
+def packed_facts(
+    shards: Path,
+    *,
+    name: str | None = None,
+    variant: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    id_key: Path | None = None,
+) -> FactFile:
+    """Return the facts that the finished folder `shards` was packed with.
+
+    Args:
+        shards: The folder.
+        name: The dataset or fact file; None: the dataset in the manifest, if it comes with the tool.
+        variant: None: that of the manifest.
+        changes: All facts that were changed by hand; none: those in the private file beside the id key.
+        id_key: None: the default one.
+
+    Raises:
+        UsageError, UserError: If something of it is not known any more; the sentence says which option tells it.
+    """
+    manifest, key = read_manifest(shards), id_key or default_id_key()
+    if name is None and not ships(manifest.dataset):
+        raise UsageError(
+            f"A dataset whose fact file does not come with cxrdist must be given, got none [for {manifest.dataset!r}]. "
+            f"Name the file that it was packed with: `--name FACTS.yaml`."
+        )
+    check_id_key(key, manifest.id_key, shards)
+    return read_facts(
+        name or manifest.dataset,
+        variant=variant or manifest.variant,
+        changes=changes or recall_changes(manifest, key),
+    )
+
+
+def ships(dataset: str) -> bool:
+    """Return whether a fact file of this name comes with the tool."""
+    return dataset in {facts.name for facts in list_facts()}
+
+
 def repair_dataset(
     facts: FactFile,
     root: Path | Sequence[Path],
@@ -71,6 +112,7 @@ def repair_dataset(
         UserError: If the dataset below `root`, the id key or the code is another one than `shards` was packed with.
     """
     manifest = read_manifest(shards)
+    check_id_key(id_key or default_id_key(), manifest.id_key, shards)
     how = {name: value for name, value in manifest.preprocessing.model_dump().items() if value is not None}
     # A policy that the user named is that of both kinds of text; else the fact file decides again.
     if how.pop("declared_text") != how.get("burned_in_text"):

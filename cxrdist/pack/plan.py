@@ -14,6 +14,7 @@ from cxrdist.datasets.shard_format import FORMAT_VERSION, ORIGIN, Manifest, Prep
 from cxrdist.dicom import BurnedInPolicy
 from cxrdist.errors import UserError
 from cxrdist.findings import LabelPolicy, titles
+from cxrdist.pack.changes import changes_hash
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.pseudonyms import Pseudonyms
 
@@ -26,7 +27,7 @@ class DatasetName:
     title: str
     namespace: str
     facts: str
-    """Hash of the fact file's content."""
+    """Hash of the fact file's content; only a keyed hash of it goes into a shard folder, see `Plan.facts`."""
     variant: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     policy: LabelPolicy = field(default_factory=LabelPolicy)
@@ -106,11 +107,21 @@ class Plan:
         """What is done to every image."""
         return self.options.preprocessing(self.dataset.burned_in_text)
 
+    @property
+    def facts(self) -> str:
+        """Keyed hash of the facts, always: whoever knows a fact file could try which patient's id is dropped in it."""
+        return self.pseudonyms.keyed_hash(b"facts\0" + self.dataset.facts.encode())
+
+    @property
+    def changes(self) -> str | None:
+        """Keyed hash of the facts changed by hand."""
+        return changes_hash(self.dataset.changes, self.pseudonyms)
+
     def recipe(self) -> dict[str, object]:
         """Return what decides the bytes of the shard folder, in words a user knows."""
         return {
             "dataset": self.dataset.name,
-            "fact file": self.dataset.facts,
+            "fact file": self.facts,
             "code version": __version__,
             "shard format": FORMAT_VERSION,
             "id key": self.pseudonyms.fingerprint,

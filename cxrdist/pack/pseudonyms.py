@@ -71,6 +71,16 @@ def default_id_key() -> Path:
     return data_folder() / "id.key"
 
 
+def check_id_key(path: Path, fingerprint: str, shards: Path) -> None:
+    """Raise `UserError` unless the file `path` holds the id key that the finished folder `shards` was packed with."""
+    way_out = "Name the file with `--id-key`."
+    rule = "The id key must be the one that the folder was packed with"
+    if not path.exists():
+        raise UserError(f"{rule}, got none at {str(path)!r} [for {str(shards)!r}]. {way_out}")
+    if Pseudonyms(open_id_key(path), "").fingerprint != fingerprint:
+        raise UserError(f"{rule}, got another at {str(path)!r} [for {str(shards)!r}]. {way_out}")
+
+
 def id_map_path(dataset: str, id_key: Path, id_map: Path | None) -> Path:
     """Return where the private map of `dataset` goes: where the user says (file or folder), or beside the id key."""
     name = f"{dataset}.idmap.parquet"

@@ -11,6 +11,7 @@ from cxrdist.dispatch import Map, process_map
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.pack.build import Task, build_shard, read_record, record_path, tar_path
+from cxrdist.pack.changes import changes_path, keep_changes
 from cxrdist.pack.finish import (
     Records,
     find_duplicates,
@@ -75,9 +76,13 @@ def pack_rows(
             records = _build(plan, work, out, spread, shown=shown)
             manifest, left = finish(plan, records, work, out)
             write_id_map(id_map, _mappings(plan, left))
+            if plan.changes:
+                keep_changes(changes_path(dataset.name, id_key), plan.changes, dataset.changes)
             write_manifest(manifest, work, out)
     remove_work_folder(out)
-    log.info("Private files, to be kept and never passed on: id key %s, id map %s.", id_key, id_map)
+    private = [f"id key {id_key}", f"id map {id_map}"]
+    private += [f"changed facts {changes_path(dataset.name, id_key)}"] if plan.changes else []
+    log.info("Private files, to be kept and never passed on: %s.", ", ".join(private))
     return manifest
 
 
