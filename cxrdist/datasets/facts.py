@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -293,8 +293,11 @@ def fact_hash(facts: FactFile) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def columns_read(facts: FactFile) -> set[str]:
-    """Return every column that anything reads, in lower case; the others never come into memory."""
+def columns_read(facts: FactFile) -> dict[str, set[str]]:
+    """Return every column that anything reads, and the words in it that the facts know; all in lower case.
+
+    Other columns never come into memory; a known word says something even where it is one for blank (``None``).
+    """
     names: list[str] = [*facts.keep, *facts.drop, *facts.replace]
     layout = facts.layout
     if isinstance(layout, TableLayout):
@@ -313,7 +316,10 @@ def columns_read(facts: FactFile) -> set[str]:
     names += [facts.splits.column] if facts.splits.column else []
     names += [facts.origin.column] if facts.origin else []
     names += [facts.pixels.invert.column] if isinstance(facts.pixels.invert, Inversion) else []
-    return {name.strip().lower() for name in names}
+    read: dict[str, set[str]] = {name.strip().lower(): set() for name in names}
+    for column, words in _words_known(facts):
+        read[column.strip().lower()].update(word.strip().lower() for word in words)
+    return read
 
 
 def required_columns(facts: FactFile) -> dict[tuple[str, ...], str]:
@@ -362,6 +368,28 @@ def columns_of(cells: Iterable[Cell]) -> list[str]:
 
 def _source(name_or_path: str) -> tuple[Tree, str]:
     if name_or_path.endswith((".yaml", ".yml")):
+def _words_known(facts: FactFile) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield columns with the words that the facts know in them."""
+    for listed in (facts.keep, facts.drop, facts.replace):
+        yield from listed.items()
+    columns, labels = facts.columns, facts.labels
+    yield from ((name, facts.projections) for name in columns_of(columns.projection))
+    yield from ((name, facts.sexes) for name in columns_of([columns.sex] if columns.sex else []))
+    if isinstance(labels, TokenLabels):
+        said = [*labels.exclude, *labels.unlabelled, *labels.open, *(labels.others or [])]
+        said += [name for source in facts.findings.values() for name in source.names]
+        yield from ((name, said) for name in labels.columns)
+    else:
+        for source in facts.findings.values():
+            yield from ((name, source.values or labels.values) for name in source.names)
+    if facts.splits.column:
+        yield facts.splits.column, facts.splits.values
+    if facts.origin:
+        yield facts.origin.column, facts.origin.words
+    if isinstance(facts.pixels.invert, Inversion):
+        yield facts.pixels.invert.column, facts.pixels.invert.values
+
+
         path = Path(name_or_path)
         return read_yaml(path), path.name
     paths = {path.stem: path for path in sorted(shipped("shards").glob("*.yaml"))}

@@ -19,36 +19,40 @@ from cxrdist.datasets.layouts import TableFile, Xml
 from cxrdist.errors import UserError
 
 Cells = dict[str, str]
-BLANK = ("", "nan", "none", "null", "n/a")
+BLANKS = frozenset(("", "nan", "none", "null", "n/a"))
 LIST_SEPARATOR = "|"
 """Between the entries of a list, where a table's cell holds one (JSON)."""
 LARGEST_XML = 2**24
 """Bytes of one XML file; a report is a few thousand."""
 
 
-def read_table(path: Path, how: TableFile | None = None, columns: set[str] | None = None) -> Iterator[Cells]:
+def read_table(
+    path: Path, how: TableFile | None = None, columns: Mapping[str, set[str]] | None = None
+) -> Iterator[Cells]:
     """Yield each row's cells as text, by column name stripped and in lower case; blank cells are left out.
 
     Args:
         path: The file; ``.gz`` is inflated.
         how: How it is written; by default the name says it.
-        columns: The columns wanted, in lower case; None wants all.
+        columns: The columns wanted, each with the words that are not blank in it though they look so (``none`` can be
+            a grade); in lower case.  None wants all.
 
     Raises:
         UserError: If the file is no readable table.
     """
     how = how or TableFile(files=[path.name])
     renamed = {old.strip().lower(): new.strip().lower() for old, new in how.rename.items()}
-    allowed = {column.lower(): {code(value) for value in values} for column, values in how.where.items()}
-    if columns is not None:
-        columns = columns | set(allowed)
+    allowed = {column.strip().lower(): {code(value) for value in values} for column, values in how.where.items()}
+    blanks = {column: BLANKS - words | {""} for column, words in (columns or {}).items()}
+    blanks |= {column: blanks.get(column, BLANKS) - words | {""} for column, words in allowed.items()}
     for row in _rows(path, how):
         cells: Cells = {}
         for column, value in row:
             name = column.strip().lower()
             name = renamed.get(name, name)
             text = value.strip()
-            if name and name not in cells and text.lower() not in BLANK and (columns is None or name in columns):
+            blank = text.lower() in blanks.get(name, BLANKS)
+            if name and name not in cells and not blank and (columns is None or name in blanks):
                 cells[name] = text
         if cells and all(column not in cells or code(cells[column]) in allowed[column] for column in allowed):
             yield cells
