@@ -205,6 +205,8 @@ class FactFile(Config):
     dataset has looked for names himself."""
     replace: dict[str, dict[str, str]] = {}
     """Cells to rewrite before anything reads them: ``{column: {old: new}}``."""
+    optional_columns: list[str] = []
+    """Columns that some releases lack; any other that is named here and is in no table stops the import."""
     keep: dict[str, list[str]] = {}
     """``{column: values}``: an image with another value is no radiograph of this dataset, and a reject."""
     drop: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ from cxrdist.datasets.labels import Findings, Labeller, Unlabelled, combine_read
 from cxrdist.datasets.layouts import FolderLayout, TableLayout
 from cxrdist.datasets.records import SPLITS, Import, Reject, Row, Split
 from cxrdist.datasets.splits import OfficialSplits, carve_all, carve_validation, crossing_patients
-from cxrdist.datasets.tables import Record, folder_records, table_records
+from cxrdist.datasets.tables import Record, Tables, folder_records, table_records
 from cxrdist.datasets.tree import ImageFiles, Tree
 from cxrdist.errors import UserError
 from cxrdist.findings import NO_FINDING
@@ -81,12 +81,14 @@ def import_dataset(
     if shown:
         logger.info("Reading the folders and tables of %s.", facts.title)
     labeller = Labeller(facts)
-    context = _Context(facts, tree, labeller, OfficialSplits(facts, tree), projection)
+    context = _Context(facts, tree, labeller, OfficialSplits(facts, tree, home), projection)
     files = _files(facts, tree)
     rows: list[Row] = []
     rejects: list[Reject] = []
     seen: set[str] = set()
-    images = list(_images(facts, tree, home, files))
+    tables = Tables(facts, tree, home)
+    images = list(_images(tables, home, files))
+    tables.check()
     for records in track(images, "read tables", len(images), shown=shown):
         seen.update(*((record.source, *record.others) for record in records))
         outcome = _judge(context, records)
@@ -109,15 +111,16 @@ def import_dataset(
     return Import(sorted(rows, key=lambda row: row.source), sorted(rejects, key=lambda reject: reject.source))
 
 
-def _images(facts: FactFile, tree: Tree, home: str, files: ImageFiles | None) -> Iterator[list[Record]]:
+def _images(tables: Tables, home: str, files: ImageFiles | None) -> Iterator[list[Record]]:
     """Yield the records of each image, in the order of the first."""
+    facts = tables.facts
     if isinstance(facts.layout, FolderLayout):
-        for record in folder_records(facts, facts.layout, tree, home):
+        for record in folder_records(facts.layout, tables, home):
             yield [_rewritten(facts, record)]
         return
     grouped: dict[str, list[Record]] = {}
     assert files is not None
-    for record in table_records(facts, facts.layout, tree, files):
+    for record in table_records(facts.layout, tables, files):
         grouped.setdefault(record.source, []).append(_rewritten(facts, record))
     yield from grouped.values()
 
@@ -231,14 +234,14 @@ def _files(facts: FactFile, tree: Tree) -> ImageFiles | None:
     layout = facts.layout
     if isinstance(layout, FolderLayout):
         return None
-    return ImageFiles(tree.files, parts=layout.match_parts, within=layout.within, suffixes=layout.suffixes)
+    return ImageFiles(tree, parts=layout.match_parts, within=layout.within, suffixes=layout.suffixes)
 
 
 def _unnamed(files: ImageFiles, seen: set[str]) -> Iterator[Reject]:
     """Yield a reject for each image file that no table names; a second copy of a named image is a duplicate."""
     for path in files.paths:
         if path not in seen:
-            yield Reject(path, "duplicate_row" if files.copies(path) in seen else "no_label_row")
+            yield Reject(path, "duplicate_row" if files.is_copy(path, seen) else "no_label_row")
 
 
 def _without_crossing(rows: list[Row]) -> tuple[list[Row], list[Reject]]:

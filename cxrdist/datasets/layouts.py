@@ -111,6 +111,8 @@ class Join(_Keyed):
     """What becomes of an image without a row in this table; reject: ``no_label_row``."""
     overwrite: bool = False
     """Whether its cells replace those that are there already."""
+    repeats: Literal["error", "union"] = "error"
+    """What rows for the same image that differ are: a fault of the table, or each says more (a row per box or mask)."""
 
 
 class Text(Config):

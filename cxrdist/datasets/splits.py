@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from cxrdist.datasets.codes import code
@@ -10,7 +11,7 @@ from cxrdist.datasets.layouts import TableLayout
 from cxrdist.datasets.readers import read_list
 from cxrdist.datasets.records import Split
 from cxrdist.datasets.tables import Record
-from cxrdist.datasets.tree import MARKER_LEVELS, Tree, find, stem
+from cxrdist.datasets.tree import MARKER_LEVELS, Tree, find, folder_prefix, stem
 from cxrdist.errors import UserError
 
 
@@ -40,24 +41,27 @@ class OfficialSplits:
         UserError: If a list is missing, or if an image is in two.
     """
 
-    def __init__(self, facts: FactFile, tree: Tree) -> None:
+    def __init__(self, facts: FactFile, tree: Tree, home: str = "") -> None:
         splits = facts.splits
         self._listed: dict[str, Split] | None = None
         self._column: str | None = None
         self._folders: dict[Split, re.Pattern[str]] = {}
+        self._tree, self._shown = tree, 0
         self._tables = False
         if not splits.official:
             return
         if splits.lists:
-            self._listed = _read_lists(facts, tree)
+            self._listed = _read_lists(facts, tree, home)
         elif splits.column:
             self._column = splits.column.strip().lower()
             self._values = {code(text): split for text, split in splits.values.items()}
         else:
             self._tables = isinstance(facts.layout, TableLayout) and any(table.split for table in facts.layout.tables)
             patterns = {split: re.compile(pattern, re.IGNORECASE) for split, pattern in splits.folders.items()}
-            if any(pattern.search(path) for pattern in patterns.values() for path in tree.files):
-                self._folders = patterns
+            for shown in range(2):  # the root itself may be the folder that says it
+                if any(pattern.search(tree.shown(path)[shown]) for pattern in patterns.values() for path in tree.files):
+                    self._folders, self._shown = patterns, shown
+                    break
 
     @property
     def exist(self) -> bool:
@@ -72,13 +76,14 @@ class OfficialSplits:
             cell = record.cells.get(self._column)
             return record.split if cell is None and "" not in self._values else self._values.get(code(cell or ""))
         if self._folders:
-            return next((split for split, pattern in self._folders.items() if pattern.search(record.source)), None)
+            shown = self._tree.shown(record.source)[self._shown]
+            return next((split for split, pattern in self._folders.items() if pattern.search(shown)), None)
         return record.split if self._tables else None
 
 
 def list_key(path: str) -> str:
     """Return how lists name an image: without folders and suffix, in lower case."""
-    return stem(path.replace("\\", "/").rsplit("/", 1)[-1].lower())
+    return stem(unicodedata.normalize("NFC", path).replace("\\", "/").rsplit("/", 1)[-1].lower())
 
 
 def crossing_patients(splits: Iterable[tuple[str, Split]]) -> int:
@@ -88,12 +93,13 @@ def crossing_patients(splits: Iterable[tuple[str, Split]]) -> int:
     return len(crossing)
 
 
-def _read_lists(facts: FactFile, tree: Tree) -> dict[str, Split]:
+def _read_lists(facts: FactFile, tree: Tree, home: str) -> dict[str, Split]:
     """Return the split of each image that the official lists name, by name without suffix in lower case."""
     near = tree.near()
     listed: dict[str, Split] = {}
     for split, names in facts.splits.lists.items():
-        path = next((found for name in names for found in find(near, name)), None)
+        paths = [path for name in names for path in find(near, name)]
+        path = next((path for path in paths if path.startswith(folder_prefix(home))), paths[0] if paths else None)
         if path is None:
             raise UserError(
                 f"{facts.title} must have the list {' or '.join(names)} of its {split} images at most {MARKER_LEVELS} "

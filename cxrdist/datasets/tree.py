@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +14,7 @@ from cxrdist.errors import UsageError, UserError
 MARKER_LEVELS = 4
 JUNK = ("__macosx", "thumbs.db", ".*", "*.part", "*.crdownload", "index.html*")
 """Left behind by archives, file managers and download tools; hidden files cover ``._*`` and ``.azDownload-*``."""
+MOST_ALONE = 8
 LEVELS_UP = 2
 """How far above the root folders of `FactFile.beside` are looked for: ``mimic-cxr/2.0.0`` has its sister two up."""
 
@@ -20,7 +22,8 @@ LEVELS_UP = 2
 class Tree:
     """One or several roots that hold one dataset, seen as one tree of relative POSIX paths.
 
-    Paths below a further root begin with its number (``2:``), so that no two files share a path.
+    Paths below a further root begin with its number (``2:``), so that no two files share a path.  The first root's
+    come first: where two roots have the same, the first counts.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -31,27 +34,29 @@ class Tree:
 
     @property
     def files(self) -> list[str]:
-        """All files but junk, sorted."""
+        """All files but junk, by root and sorted."""
         if self._files is None:
-            self._files = sorted(
-                _numbered(number, path) for number, root in enumerate(self.roots, 1) for path in walk(root)
-            )
+            self._files = [
+                _numbered(number, path) for number, root in enumerate(self.roots, 1) for path in sorted(walk(root))
+            ]
         return self._files
 
     def near(self, *, folders: bool = False) -> list[str]:
-        """Return the files (and folders, if asked) at most `MARKER_LEVELS` down."""
-        if self._files is None:  # a look for markers need not read the whole tree
-            return [
-                _numbered(number, path)
-                for number, root in enumerate(self.roots, 1)
-                for path in walk(root, levels=MARKER_LEVELS, folders=folders)
-            ]
-        found = [path for path in self._files if path.count("/") < MARKER_LEVELS]
-        if folders:
-            parents = {
-                "/".join(path.split("/")[:depth]) for path in self._files for depth in range(1, MARKER_LEVELS + 1)
-            }
-            found += sorted(parent for parent in parents.difference(self._files))
+        """Return the files (and folders, if asked) at most `MARKER_LEVELS` down.
+
+        Folders at the top that hold a folder and nothing else do not count: ``wget`` makes three.
+        """
+        found = []
+        for number, root in enumerate(self.roots, 1):
+            levels = MARKER_LEVELS + _alone(root)
+            if self._files is None:  # a look for markers need not read the whole tree
+                found += [_numbered(number, path) for path in walk(root, levels=levels, folders=folders)]
+                continue
+            own = [path for path in self._files if (root_number(path) or "1:") == f"{number}:"]
+            found += [path for path in own if path.count("/") < levels]
+            if folders:
+                parents = {"/".join(path.split("/")[:depth]) for path in own for depth in range(1, levels + 1)}
+                found += sorted(parents.difference(own))
         return found
 
     def path(self, relative: str) -> Path:
@@ -59,9 +64,15 @@ class Tree:
         number = root_number(relative)
         return self.roots[int(number[:-1]) - 1 if number else 0] / relative[len(number) :]
 
+    def shown(self, relative: str) -> list[str]:
+        """Return how patterns may see a path: from its root, or with the root's own name before it."""
+        number = root_number(relative)
+        plain = relative[len(number) :]
+        return [plain, f"{self.roots[int(number[:-1]) - 1 if number else 0].name}/{plain}"]
+
     def below(self, home: str) -> Iterator[str]:
         """Yield the files below the folder `home`, as they are called from there; ``""`` is the first root."""
-        prefix = home if home.endswith(":") or not home else f"{home}/"
+        prefix = folder_prefix(home)
         for path in self.files:
             if path.startswith(prefix) and (prefix or not root_number(path)):
                 yield path[len(prefix) :]
@@ -115,7 +126,7 @@ def _walk(
             "A folder below `--root` must be readable, got one that is not. Check the permissions."
         ) from None
     for entry in entries:
-        if any(fnmatchcase(entry.name.lower(), pattern) for pattern in JUNK):
+        if _is_junk(entry.name):
             continue
         path = prefix + entry.name
         if not _is_folder(entry):
@@ -135,6 +146,10 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def _is_junk(name: str) -> bool:
+    return any(fnmatchcase(name.lower(), pattern) for pattern in JUNK)
+
+
 def _is_file(entry: "os.DirEntry[str]") -> bool:
     try:  # a link to nowhere is a file that is missing; a pipe would be waited for without end
         return entry.is_file() or stat.S_ISREG(entry.stat().st_mode)
@@ -151,16 +166,38 @@ def _folders(parent: Path) -> list[Path]:
 
 def root_number(path: str) -> str:
     """Return what stands before a path below a further root (``2:``); nothing for the first."""
-    match = re.match(r"[2-9]:|[1-9]\d:", path)
+    match = re.match(r"[1-9]\d?:", path)
     return match[0] if match else ""
 
 
+def folder_prefix(home: str) -> str:
+    """Return what the paths of all files below the folder `home` begin with."""
+    return home if home.endswith(":") or not home else f"{home}/"
+
+
 def _numbered(number: int, path: str) -> str:
-    return path if number == 1 else f"{number}:{path}"
+    # A path of the first root that looks numbered is numbered, too.
+    return path if number == 1 and not root_number(path) else f"{number}:{path}"
+
+
+def _order(path: str) -> tuple[int, str]:
+    number = root_number(path)
+    return int(number[:-1]) if number else 1, path
+
+
+def _alone(root: Path) -> int:
+    """Return how many folders from `root` on hold one folder and nothing else."""
+    levels = 0
+    while levels < MOST_ALONE:
+        entries = [entry for entry in root.iterdir() if not _is_junk(entry.name)]
+        if len(entries) != 1 or not entries[0].is_dir():
+            break
+        root, levels = entries[0], levels + 1
+    return levels
 
 
 def find(paths: Iterable[str], pattern: str) -> list[str]:
-    """Return those of `paths` whose last parts match `pattern`; the shallowest and uncompressed first."""
+    """Return those of `paths` whose last parts match `pattern`: by root, the shallowest and uncompressed first."""
     depth = pattern.count("/") + 1
     wanted = pattern.lower()
     # Folders hold hundreds of thousands of images, and `auto` asks for the markers of every dataset.
@@ -173,40 +210,90 @@ def find(paths: Iterable[str], pattern: str) -> list[str]:
         tail = "/".join(path[len(root_number(path)) :].lower().split("/")[-depth:])
         if fnmatchcase(tail.removesuffix(".gz"), wanted):
             found.append(path)
-    return sorted(found, key=lambda path: (path.count("/"), path.lower().endswith(".gz"), path))
+    return sorted(found, key=lambda path: (_order(path)[0], path.count("/"), path.lower().endswith(".gz"), path))
 
 
 class ImageFiles:
-    """The image files of a tree, found by the last parts of their path, in any case and with any suffix."""
+    """The image files of a tree, found by the last parts of their path, in any case and with any suffix.
+
+    Where several files end alike, that one is meant which shares most of its path with what the table says; between
+    files that share as much, copies of one image, the first is taken.
+    """
 
     def __init__(
-        self, files: Iterable[str], *, parts: int = 1, within: str = "", suffixes: Sequence[str] = IMAGE_SUFFIXES
+        self, tree: Tree, *, parts: int = 1, within: str = "", suffixes: Sequence[str] = IMAGE_SUFFIXES
     ) -> None:
+        self._tree = tree
         self._parts = parts
-        self._exact: dict[str, str] = {}
-        self._stems: dict[str, str] = {}
+        self._named: dict[str, list[str]] = {}
         pattern = re.compile(within, re.IGNORECASE)
-        self.paths = [path for path in files if is_image(path, suffixes) and pattern.search(path)]
-        for path in self.paths:  # sorted: of two copies the first is taken
-            self._exact.setdefault(self._tail(path), path)
-            self._stems.setdefault(stem(self._tail(path)), path)
+        self.paths = [
+            path for path in tree.files if is_image(path, suffixes) and any(map(pattern.search, tree.shown(path)))
+        ]
+        for path in self.paths:
+            self._named.setdefault(stem(self._tail(path)), []).append(path)
 
     def find(self, named: str) -> str | None:
-        """Return the path of the image that a table calls `named`; None if it is not on disk."""
-        tail = self._tail(named)
-        return self._exact.get(tail) or self._stems.get(stem(tail))
+        """Return the path of the image that a table calls `named`; None if it is not on disk.
+
+        Raises:
+            UserError: If several files, of different sizes, could be meant.
+        """
+        candidates = self._named.get(stem(self._tail(named)), [])
+        if len(candidates) > 1:
+            likeness = [_likeness(path, named) for path in candidates]
+            candidates = [path for path, like in zip(candidates, likeness, strict=True) if like == max(likeness)]
+            alike = [path for path in candidates if _rank(path) == _rank(candidates[0])]
+            if len({self._size(path) for path in alike}) > 1:
+                raise UserError(
+                    f"A table must say which file it means, got a name that {len(alike)} different files in several "
+                    f"folders have. Name more of the path in the table, or one of the folders by `layout.within`."
+                )
+        return candidates[0] if candidates else None
 
     def name(self, named: str) -> str:
         """Return what names an image in any copy of the dataset: the parts that find it, without suffix."""
         return stem(self._tail(named))
 
-    def copies(self, path: str) -> str:
-        """Return the copy of `path` that `find` gives; itself but for a second copy of one image."""
-        return self._stems[stem(self._tail(path))]
+    def is_copy(self, path: str, seen: set[str]) -> bool:
+        """Whether the file is one of `seen` once more: under the same name, and as large or in another format."""
+        others = [other for other in self._named[stem(self._tail(path))] if other in seen]
+        return any(ending(other) != ending(path) or self._size(other) == self._size(path) for other in others)
+
+    def _size(self, path: str) -> int:
+        try:
+            return self._tree.path(path).stat().st_size
+        except OSError:
+            return -1
 
     def _tail(self, path: str) -> str:
-        path = path.strip().replace("\\", "/").lower()
-        return "/".join(path[len(root_number(path)) :].split("/")[-self._parts :])
+        return "/".join(_parts_of(path.lower())[-self._parts :])
+
+
+def _parts_of(path: str) -> list[str]:
+    """Return the parts of a path in one spelling; discs write umlauts as one character or as two."""
+    path = unicodedata.normalize("NFC", path.strip()).replace("\\", "/")
+    return path[len(root_number(path)) :].split("/")
+
+
+def _likeness(path: str, named: str) -> tuple[int, int, int]:
+    """Return how many of the last parts are the same in any case, and in this one; and whether the suffix is."""
+    ours, theirs = _parts_of(path), _parts_of(named)
+    same = 0
+    for one, other in zip(reversed(ours[:-1]), reversed(theirs[:-1]), strict=False):
+        if one.lower() != other.lower():
+            break
+        same += 1
+    return int(ending(path) == ending(named)), same, int(stem(ours[-1]) == stem(theirs[-1]))
+
+
+def _rank(path: str) -> tuple[str, str]:
+    return root_number(path), ending(path)
+
+
+def ending(path: str) -> str:
+    """Return an image's suffix in lower case; nothing for a name without."""
+    return path[len(stem(path)) :].lower()
 
 
 def is_image(path: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
