@@ -83,3 +83,42 @@ def test_rows_are_kept_split_and_told_apart_by_words_that_look_blank(tmp_path):
     tables = [{"files": ["labels.csv"], "where": {"part": ["None"]}}]
     found = import_dataset(build(layout={**BASE["layout"], "tables": tables}), tmp_path)
     assert [row.source for row in found.rows] == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    ("born", "now", "age"),
+    [
+        ("12.05.1956", "01.02.2020", 64),
+        ("12/05/1956", "2020-02-01", 64),
+        ("1956/05/12", "2020/02/01 08:15", 64),
+        ("2.5.1956", "20200201", 64),
+        ("12-05-1956 00:00:00", "2020", 64),
+        ("12. 05. 1956", "2020", 64),
+        ("12.05.56", "2020", None),
+        ("12.05/1956", "2020", None),
+        ("12.05.19567", "2020", None),
+    ],
+)
+def test_dates_are_understood_in_any_order_and_years_of_two_digits_are_not(tmp_path, born, now, age):
+    columns = {"age": {"column": "born", "born": True, "at": "now"}}
+    assert imported(tmp_path, [{"Fluid": "1", "born": born, "now": now}], columns=columns)[0].age == age
+
+
+@pytest.mark.parametrize(
+    ("text", "age"), [("50,5", 50), ("50.5", 50), ("50,5 Y", 50), ("1,234,5", None), ("50,", None)]
+)
+def test_an_age_may_have_a_decimal_comma(tmp_path, text, age):
+    assert imported(tmp_path, [{"Fluid": "1", "age": text}], columns={"age": "age"})[0].age == age
+
+
+@pytest.mark.parametrize(
+    ("sex", "words"),
+    [
+        ("F", "weiblich W w. F. mujer femme Frau Féminin Fe\u0301minin"),
+        ("M", "männlich ma\u0308nnlich M. hombre homme Mann"),
+        ("unknown", "H D divers ? X"),
+    ],
+)
+def test_the_sex_is_understood_in_other_languages_where_a_word_has_one_meaning(tmp_path, sex, words):
+    rows = [{"Fluid": "1", "sex": word} for word in words.split()]
+    assert {row.sex for row in imported(tmp_path, rows, columns={"sex": "sex"})} == {sex}

@@ -1,6 +1,7 @@
 """From cells to ids, projection, sex and age."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,13 @@ from cxrdist.datasets.records import Projection, Sex
 MAX_AGE, TOP_AGE = 120, 90
 YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 UNITS = {"years": "Y", "months": "M", "days": "D"}
-SEXES: dict[str, Sex] = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M"}
+SEXES: dict[str, Sex] = {
+    **dict.fromkeys(("f", "w", "female", "woman", "weiblich", "frau", "femme", "féminin", "feminin"), "F"),
+    **dict.fromkeys(("mujer", "femenino"), "F"),
+    **dict.fromkeys(("m", "male", "man", "männlich", "maennlich", "mann", "homme", "masculin"), "M"),
+    **dict.fromkeys(("hombre", "masculino", "varón", "varon"), "M"),
+}
+"""Words for the sex in tables of several languages; the letter H and others that are not alike everywhere are not."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def read_sex(facts: FactFile, cells: Cells) -> Sex:
     if text is None:
         return "unknown"
     own = {code(name): sex for name, sex in facts.sexes.items()}
-    return own.get(code(text)) or SEXES.get(text.lower(), "unknown")
+    return own.get(code(text)) or SEXES.get(unicodedata.normalize("NFC", text).lower().rstrip(". "), "unknown")
 
 
 def read_age(age: Age | None, cells: Cells) -> int | None:
@@ -78,9 +85,9 @@ def read_age(age: Age | None, cells: Cells) -> int | None:
         years = None if born is None or now is None else float(now - born)
     else:
         match = re.fullmatch(
-            r"(\d+(?:\.\d+)?)\s*([YMWD]?)(?:\s*(?:years?|yrs?|or more|or older|\+))*", text, re.IGNORECASE
+            r"(\d+(?:[.,]\d+)?)\s*([YMWD]?)(?:\s*(?:years?|yrs?|or more|or older|\+))*", text, re.IGNORECASE
         )
-        years = float(match[1]) * YEARS[match[2].upper() or UNITS[age.unit]] if match else None
+        years = float(match[1].replace(",", ".")) * YEARS[match[2].upper() or UNITS[age.unit]] if match else None
         if years is not None and age.since:
             then, now = (_year(cells.get((column or "").strip().lower(), "")) for column in (age.since, age.at))
             years = None if then is None or now is None else years + now - then
@@ -90,5 +97,7 @@ def read_age(age: Age | None, cells: Cells) -> int | None:
 
 
 def _year(text: str) -> int | None:
-    match = re.match(r"(1[89]\d\d|2\d\d\d)(?!\d)|(1[89]\d\d|2\d\d\d)(?=\d{4}(?!\d))", text)
-    return int(match[0]) if match else None
+    """Return the year of a date, whichever of day and month comes first; None where the year has two digits."""
+    first = re.match(r"(1[89]\d\d|2\d\d\d)(?!\d)|(1[89]\d\d|2\d\d\d)(?=\d{4}(?!\d))", text)
+    last = re.match(r"\d{1,2}([./-]) ?\d{1,2}\1 ?(1[89]\d\d|2\d\d\d)(?!\d)", text)
+    return int(first[0]) if first else int(last[2]) if last else None
