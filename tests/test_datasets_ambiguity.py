@@ -61,6 +61,18 @@ def test_files_of_one_name_in_many_folders_keep_their_own_labels(tmp_path):
     assert not found.rejects
 
 
+def test_numbers_that_train_and_test_share_are_told_apart_by_their_folders(tmp_path):
+    tables = {f"ChestX_Det_{part}.json": f'[{{"file_name": "1.png", "syms": ["{word}"], "boxes": []}}]' for part, word in
+              (("train", "Mass"), ("test", "Effusion"))}  # fmt: skip
+    write(tmp_path, tables, ["test_data/1.png", "train_data/1.png"])
+    found = import_dataset(read_facts("chestx_det"), tmp_path)
+    assert {row.source: (row.findings["mass"], row.findings["effusion"]) for row in found.rows} == {
+        "train_data/1.png": (1, 0),
+        "test_data/1.png": (0, 1),
+    }
+    assert {row.split for row in found.rows if "test" in row.source} == {"test"}
+
+
 def test_a_name_that_several_different_files_have_stops_the_import(tmp_path):
     write(tmp_path, {"labels.csv": "file,Fluid\nIM0001.png,1\n"}, ["a/IM0001.png", "b/IM0001.png"])
     with pytest.raises(UserError, match="2 different files in several folders") as caught:

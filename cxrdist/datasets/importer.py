@@ -97,8 +97,12 @@ def import_dataset(
         else:
             rejects.append(outcome)
         rejects += [Reject(record.source, "duplicate_row") for record in _surplus(facts, records)]
-    if files is not None and isinstance(facts.layout, TableLayout) and facts.layout.unnamed == "reject":
-        rejects += _unnamed(files, seen)
+    if files is not None:
+        unnamed = list(_unnamed(files, seen))
+        if isinstance(facts.layout, TableLayout) and facts.layout.unnamed == "reject":
+            rejects += unnamed
+        elif unnamed:
+            logger.warning("%d image files here are in no table of %s, and left alone.", len(unnamed), facts.title)
     _check_labels(facts, labeller)
     if facts.splits.crossing == "reject":
         rows, crossed = _without_crossing(rows)
