@@ -16,15 +16,16 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from cxrdist.cli.main import app
-from cxrdist.datasets import list_facts
+from cxrdist.datasets import list_facts, read_facts
 from cxrdist.datasets.records import SPLITS, Import, Row
-from cxrdist.datasets.shard_format import read_index
+from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.findings import LabelPolicy
-from cxrdist.pack import PackOptions, pack_rows
+from cxrdist.pack import PackOptions, pack_dataset, pack_rows
 from cxrdist.pack.contents import read_contents
 from cxrdist.pack.info import ShardInfo, shard_info
 from cxrdist.pack.overlaps import Pair, compare_folders, known_overlaps
 from cxrdist.pack.plan import DatasetName
+from cxrdist.phantom import write_phantoms
 from tests.test_pack_origin import as_format_1
 
 RULES = ["origin", "projection", "file type", "sex", "age", "image size", "mean brightness"]
@@ -70,8 +71,9 @@ def pack(rows: list[Row], out: Path, *, name: str = "toy", namespace: str = "toy
         out.parent.mkdir(parents=True, exist_ok=True)
         key.write_text(f"{key.name:*^40}")
         key.chmod(0o600)
+    known = options.pop("patients_known", True)
     settings = PackOptions(**{"size": 64, "format": "png", "id_key": key, "projection": "all", **options})
-    dataset = DatasetName(name, name.title(), namespace, "0" * 64, policy=policy or LabelPolicy())
+    dataset = DatasetName(name, name.title(), namespace, "0" * 64, policy=policy or LabelPolicy(), patients_known=known)
     pack_rows(dataset, Import(rows, []), out, settings, shown=False)
     return out
 
@@ -378,6 +380,27 @@ def test_patients_in_two_folders_are_found_where_namespace_and_key_agree(tmp_pat
     (pair,) = pairs_of(one, elsewhere)
     assert pair.patients is None
     assert not pair.warnings
+
+
+def test_patients_are_not_compared_where_a_source_does_not_know_them(tmp_path):
+    rows = make_rows(tmp_path / "raw", images=30)
+    known = pack(rows, tmp_path / "known", name="known")
+    unknown = pack(rows, tmp_path / "unknown", name="unknown", patients_known=False)
+    for folders in ((known, unknown), (unknown, known)):
+        (pair,) = pairs_of(*folders, images=0)
+        assert pair.patients is None
+        assert "unknown has no ids of patients, so those it shares with others cannot be told." in pair.notes
+        assert not any("patients" in warning for warning in pair.warnings)
+    told = CliRunner().invoke(app, ["shards", "info", str(known), str(unknown), "--images", "0"]).output
+    assert "not comparable" in told and "30 samples of unknown patients" in told
+
+
+@pytest.mark.parametrize(("name", "known"), [("nih14", True), ("vindr_cxr", False)])
+def test_a_manifest_says_whether_the_source_knows_its_patients(tmp_path, name, known):
+    write_phantoms(name, tmp_path / "raw", patients=4, seed=0, difficulty=0.5, size=48, workers=1, traps=False)
+    options = PackOptions(size=32, id_key=tmp_path / "id.key", max_reject=1)
+    manifest = pack_dataset(read_facts(name), tmp_path / "raw", tmp_path / "shards", options, shown=False)
+    assert manifest.patients_known == read_manifest(tmp_path / "shards").patients_known == known
 
 
 def test_equal_images_are_found_where_folders_were_packed_alike(tmp_path):

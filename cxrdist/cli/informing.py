@@ -51,7 +51,8 @@ def _show_folder(found: "ShardInfo") -> None:
     manifest = found.manifest
     how = manifest.preprocessing
     kind = f"{how.format} {how.bits}-bit, shorter side {how.size} px at most, projection {how.projection}"
-    typer.echo(f"{manifest.title}: {manifest.samples} samples of {found.patients} patients")
+    patients = f"{found.patients} patients" if manifest.patients_known else "unknown patients, each its own"
+    typer.echo(f"{manifest.title}: {manifest.samples} samples of {patients}")
     typer.echo(f"{len(manifest.shards)} shards, {found.bytes / 2**20:.1f} MiB, {kind}")
     rejects = sum(manifest.rejects.values())
     left = _counts(dict(sorted(manifest.rejects.items()))) or "none"

@@ -143,6 +143,8 @@ class Manifest(Config):
     """Two shard folders of one namespace, packed with one id key, share their pseudonyms."""
     id_key: str
     """Fingerprint of the id key; pseudonyms of two folders compare only when it is the same."""
+    patients_known: bool = True
+    """Whether the source says whose an image is; else every image counts as a patient of its own."""
     complete: bool
     rows: int
     """Images the source names: the sum of `splits` and `rejects`."""

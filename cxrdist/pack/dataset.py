@@ -53,6 +53,7 @@ def pack_dataset(
         changes=facts.changes,
         policy=facts.policy,
         burned_in_text=facts.burned_in_text,
+        patients_known=facts.has_patient_ids,
     )
     found = _import(facts, root, options, shown=shown)
     return pack_rows(dataset, found, out, options, spread=spread, shown=shown)

@@ -133,6 +133,7 @@ def finish(plan: Plan, records: Records, work: Path, shards: Path) -> tuple[Mani
         title=plan.dataset.title,
         namespace=plan.dataset.namespace,
         id_key=plan.pseudonyms.fingerprint,
+        patients_known=plan.dataset.patients_known,
         complete=True,
         rows=plan.rows,
         splits={split: sum(entry.samples for entry in entries if entry.split == split) for split in SPLITS},

@@ -41,7 +41,7 @@ class Pair(Config):
     common: list[str]
     """Further datasets with which both overlap, and through which they may with each other."""
     patients: Shared | None
-    """None where pseudonyms do not compare: another namespace or another id key."""
+    """None where pseudonyms do not compare: another namespace or id key, or a dataset without ids of patients."""
     images: Shared | None
     """Images equal to the last byte; None where the folders were packed in different ways."""
     dataset_auroc: float | None
@@ -90,6 +90,8 @@ def _compare(first: str, one: Contents, second: str, two: Contents) -> Pair:
     patients = _shared_patients(one, two)
     if patients and patients.count:
         warnings.append(_sentence(both, patients, "patients"))
+    elif nameless := [name for name, folder in ((first, one), (second, two)) if not folder.manifest.patients_known]:
+        notes += [f"{name} has no ids of patients, so those it shares with others cannot be told." for name in nameless]
     elif one.manifest.namespace == two.manifest.namespace and patients is None:
         warnings.append(
             f"{both} have patients of one source, but were packed with different id keys, so those in both cannot be "
@@ -145,7 +147,12 @@ def _known(one: Manifest, two: Manifest) -> tuple[list[str], list[str]]:
 
 
 def _shared_patients(one: Contents, two: Contents) -> Shared | None:
-    """Return how many patients are in both; pseudonyms depend on the namespace and the id key."""
+    """Return how many patients are in both; pseudonyms depend on the namespace and the id key.
+
+    Where images stand for patients, a count of 0 would say that nobody is in both, which nobody knows.
+    """
+    if not (one.manifest.patients_known and two.manifest.patients_known):
+        return None
     if (one.manifest.namespace, one.manifest.id_key) != (two.manifest.namespace, two.manifest.id_key):
         return None
     (train, held_out), (train_too, held_out_too) = _patients(one.index), _patients(two.index)
