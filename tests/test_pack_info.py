@@ -347,6 +347,14 @@ def test_a_folder_of_the_first_format_is_told_without_its_sources(plain, tmp_pat
     assert {shortcut.rule for shortcut in info.shortcuts} == set(RULES) - {"origin", "file type"}
 
 
+def test_a_folder_without_training_samples_is_warned_of(tmp_path, plain, caplog):
+    shards = pack(make_rows(tmp_path / "raw", images=9, split=lambda f, rng: "test"), tmp_path / "shards")
+    sentence = "Toy has no training samples: it serves to test, and not to train."
+    assert [record.getMessage() for record in caplog.records if sentence in record.getMessage()]
+    assert sentence in shard_info(shards, images=0).warnings
+    assert not any("no training" in warning for warning in shard_info(plain, images=0).warnings)
+
+
 # --- several folders
 
 
@@ -429,16 +437,18 @@ def _renamed(rows: list[Row]) -> list[Row]:
     return [row.__class__(**{**vars(row), "source": f"copy of {row.source}"}) for row in rows]
 
 
-def test_overlaps_that_a_fact_file_knows_are_warned_of_in_both_directions(tmp_path):
-    here, there, how = next((f.name, *item) for f in list_facts() for item in f.overlaps.items())
+def test_overlaps_that_fact_files_know_are_warned_of_once_with_what_both_say(tmp_path):
+    told = {f.name: f.overlaps for f in list_facts()}
+    here, there = next((a, b) for a in told for b in told[a] if a in told.get(b, {}))
+    ways = {f"{here} says of {there}: {told[here][there]}", f"{there} says of {here}: {told[there][here]}"}
     rows = make_rows(tmp_path / "raw", images=10)
     folders = [pack(rows, tmp_path / name, name=name, namespace=name) for name in (here, there)]
-    sentence = f"known to overlap ({here} says of {there}: {how}): do not train on one and test on the other."
     for one, two in itertools.permutations(folders):
         (pair,) = pairs_of(one, two, images=0)
-        assert sum(sentence in warning for warning in pair.warnings) == 1
+        (warning,) = [warning for warning in pair.warnings if "known to overlap" in warning]
+        assert all(how in warning for how in ways) and len(pair.known) == 2
     info = shard_info(folders[0], images=0)
-    assert info.overlaps[there] == how
+    assert info.overlaps[there] == told[here][there]
     assert info.overlaps == known_overlaps(info.manifest)
 
 

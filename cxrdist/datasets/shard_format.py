@@ -178,6 +178,13 @@ class Manifest(Config):
         """Number of samples of all splits."""
         return sum(self.splits.values())
 
+    @property
+    def without_training(self) -> str | None:
+        """A warning where no sample is in the training split; None where there are some."""
+        if self.splits.get("train"):
+            return None
+        return f"{self.title} has no training samples: it serves to test, and not to train."
+
     def shards_of(self, split: str) -> list[Shard]:
         """Return the shards of one split, in order."""
         return [shard for shard in self.shards if shard.split == split]

@@ -109,9 +109,11 @@ def describe(contents: Contents) -> ShardInfo:
     shortcuts = find_shortcuts(contents)
     damaged = sum(levels.unreadable for levels in contents.levels.values())
     tried = damaged + sum(len(levels.rows) for levels in contents.levels.values())
-    warnings = [
-        f"{damaged} of {tried} images that were read are damaged. Check the folder with `cxrdist shards verify`."
-    ]
+    warnings = [manifest.without_training] if manifest.without_training else []
+    if damaged:
+        warnings.append(
+            f"{damaged} of {tried} images that were read are damaged. Check the folder with `cxrdist shards verify`."
+        )
     return ShardInfo(
         manifest=manifest,
         patients=int(index["patient_id"].nunique()),
@@ -122,7 +124,7 @@ def describe(contents: Contents) -> ShardInfo:
         },
         overlaps=known_overlaps(manifest),
         shortcuts=shortcuts,
-        warnings=[*(warnings if damaged else []), *shortcut_warnings(shortcuts)],
+        warnings=[*warnings, *shortcut_warnings(shortcuts)],
     )
 
 

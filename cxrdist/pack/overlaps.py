@@ -86,7 +86,9 @@ def _compare(first: str, one: Contents, second: str, two: Contents) -> Pair:
     both = f"{first} and {second}"
     known, notes = _known(one.manifest, two.manifest)
     overlaps = [set(known_overlaps(folder.manifest) or {}) for folder in (one, two)]
-    warnings = [f"{both} are known to overlap ({how}): do not train on one and test on the other." for how in known]
+    warnings = []
+    if known:
+        warnings.append(f"{both} are known to overlap ({'; '.join(known)}): do not train on one and test on the other.")
     patients = _shared_patients(one, two)
     if patients and patients.count:
         warnings.append(_sentence(both, patients, "patients"))

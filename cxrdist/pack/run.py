@@ -80,6 +80,8 @@ def pack_rows(
                 keep_changes(changes_path(dataset.name, id_key), plan.changes, dataset.changes)
             write_manifest(manifest, work, out)
     remove_work_folder(out)
+    if manifest.without_training:
+        log.warning("Warning: %s", manifest.without_training)
     private = [f"id key {id_key}", f"id map {id_map}"]
     private += [f"changed facts {changes_path(dataset.name, id_key)}"] if plan.changes else []
     log.info("Private files, to be kept and never passed on: %s.", ", ".join(private))
