@@ -59,8 +59,8 @@ class TableFile(Config):
     """Name patterns, best first; case-insensitive, ``.gz`` may follow, up to 4 levels down."""
     every: bool = False
     """Read all files that match the first pattern with a match, instead of one."""
-    separator: str = ","
-    """Between the cells of a row; ``\\t`` for tabs."""
+    separator: str | None = None
+    """Between the cells of a row; null: comma, semicolon or tab, whichever the first line has most of."""
     header: list[str] = []
     """Names of the columns, where the file has no line of them."""
     lines: list[str] = []

@@ -3,18 +3,17 @@
 Text stays text: ids of 30 digits do not survive a float.
 """
 
-import csv
 import gzip
-import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from cxrdist.datasets.codes import code
+from cxrdist.datasets.delimited import LARGEST_HEADER, decode, header_cells, rows_of
 from cxrdist.datasets.layouts import TableFile, Xml
 from cxrdist.errors import UserError
 
@@ -22,6 +21,8 @@ Cells = dict[str, str]
 BLANKS = frozenset(("", "nan", "none", "null", "n/a"))
 LIST_SEPARATOR = "|"
 """Between the entries of a list, where a table's cell holds one (JSON)."""
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""How files of spreadsheet programs begin, of any name."""
 LARGEST_XML = 2**24
 """Bytes of one XML file; a report is a few thousand."""
 
@@ -40,7 +41,7 @@ def read_table(
     Raises:
         UserError: If the file is no readable table.
     """
-    how = how or TableFile(files=[path.name])
+    how = how or TableFile(files=[f"*{path.suffix}"])
     renamed = {old.strip().lower(): new.strip().lower() for old, new in how.rename.items()}
     allowed = {column.strip().lower(): {code(value) for value in values} for column, values in how.where.items()}
     blanks = {column: BLANKS - words | {""} for column, words in (columns or {}).items()}
@@ -58,8 +59,11 @@ def read_table(
             yield cells
 
 
-def header_of(path: Path) -> set[str]:
-    """Return the column names of a table, stripped and in lower case; nothing if it cannot be read."""
+def header_of(path: Path, separator: str | None = None) -> set[str]:
+    """Return the column names of a table, stripped and in lower case; nothing if it cannot be read.
+
+    `separator` is what the fact file says of it.
+    """
     name = path.name.lower().removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
@@ -67,69 +71,55 @@ def header_of(path: Path) -> set[str]:
 
             return {str(column).strip().lower() for column in pq.read_schema(path).names}
         with _open(path) as file:
-            json_like = name.endswith((".json", ".jsonl"))  # often one name or bracket per line
-            line = (file.read if json_like else file.readline)(2**16).decode("utf-8-sig", errors="replace")
+            text = decode(file.read(LARGEST_HEADER), whole=False)
+        if name.endswith((".json", ".jsonl")):  # often one name or bracket per line
+            return {match.lower() for match in re.findall(r'"([^"\\]{1,80})"\s*:', text)}
+        return {column.strip().lower() for column in header_cells(text, separator)}
     except Exception:  # whatever a damaged file does to the library, it is no table with these columns
         return set()
-    if json_like:
-        return {match.lower() for match in re.findall(r'"([^"\\]{1,80})"\s*:', line)}
-    try:
-        return {column.strip().lower() for column in next(csv.reader([line]), [])}
-    except csv.Error:
-        return set()
 
 
-def read_list(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+def read_list(path: Path, where: str = "") -> list[str]:
+    """Return the non-empty lines of a text file; `where` as in `read_text`."""
+    return [line.strip() for line in read_text(path, where).splitlines() if line.strip()]
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file, in UTF-8 with or without a byte-order mark, or in Latin-1.
+def read_text(path: Path, where: str = "") -> str:
+    """Return the text of a file, as `decode` does; `where` names it in errors: its own name can be a patient's.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or if it is a spreadsheet.
     """
+    place = f" [in {where}]" if where else ""
     try:
         with _open(path) as file:
             data = file.read()
     except (OSError, EOFError, zlib.error):
-        raise UserError(f"A table must be a whole file, got a damaged one [in {path.name}].") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")  # hand-kept tables are saved by spreadsheets
+        raise UserError(f"A table must be a whole file, got a damaged one{place}.") from None
+    if data.startswith(SPREADSHEETS):
+        raise UserError(f"A table must be CSV, Parquet or JSON, got a spreadsheet{place}. Save it as CSV.")
+    return decode(data)
 
 
 def _rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]]:
     name = path.name.lower().removesuffix(".gz")
+    where = " or ".join(how.files)
     if how.xml:
         yield from _xml_rows(path, how.xml)
     elif how.lines:
-        yield from _line_rows(path, how)
+        yield from _line_rows(path, how.lines, where)
     elif name.endswith(".parquet"):
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, where)
     elif name.endswith((".json", ".jsonl")):
-        yield from (_flat(row) for row in _json_rows(path))
+        yield from (_flat(row) for row in _json_rows(path, where))
     else:
-        yield from _csv_rows(path, how)
+        yield from rows_of(read_text(path, where), how.separator, how.header, where)
 
 
-def _csv_rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]]:
-    csv.field_size_limit(2**27)  # radiology reports are longer than the default allows
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=how.separator)
-    try:
-        header = how.header or next(rows, [])
-        for row in rows:
-            yield zip(header, row, strict=False)
-    except csv.Error:
-        raise UserError(f"A table must be CSV, got an unreadable one [in {path.name}].") from None
-
-
-def _line_rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]]:
-    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in how.lines]
+def _line_rows(path: Path, lines: Sequence[str], where: str) -> Iterator[Iterable[tuple[str, str]]]:
+    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in lines]
     strange = 0
-    for line in read_list(path):
+    for line in read_list(path, where):
         match = next((found for found in (pattern.fullmatch(line) for pattern in patterns) if found), None)
         if match is None:
             strange += 1
@@ -137,12 +127,12 @@ def _line_rows(path: Path, how: TableFile) -> Iterator[Iterable[tuple[str, str]]
         yield [(name, value or "") for name, value in match.groupdict().items()]
     if strange:
         raise UserError(
-            f"Each line must be of a form that the fact file knows, got {strange} that are not [in {path.name}]. "
+            f"Each line must be of a form that the fact file knows, got {strange} that are not [in {where}]. "
             f"Add a pattern to `lines`."
         )
 
 
-def _parquet_rows(path: Path) -> Iterator[Iterable[tuple[str, str]]]:
+def _parquet_rows(path: Path, where: str) -> Iterator[Iterable[tuple[str, str]]]:
     import pyarrow as pa  # noqa: PLC0415 - slow to import, and most tables are CSV
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -151,13 +141,13 @@ def _parquet_rows(path: Path) -> Iterator[Iterable[tuple[str, str]]]:
             for batch in file.iter_batches():
                 yield from (_flat(row) for row in batch.to_pylist())
     except (OSError, pa.ArrowException, ValueError, OverflowError):  # texts that are none, dates of no calendar
-        raise UserError(f"A table must be Parquet, got an unreadable one [in {path.name}].") from None
+        raise UserError(f"A table must be Parquet, got an unreadable one [in {where}].") from None
 
 
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _json_rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
     """Yield objects of a list, of lines, or of a COCO file: there an image with its annotations' categories."""
-    text = read_text(path)
-    wrong = UserError(f"A table must be JSON with an object per row, got an unreadable one [in {path.name}].")
+    text = read_text(path, where)
+    wrong = UserError(f"A table must be JSON with an object per row, got an unreadable one [in {where}].")
     try:
         tree = json.loads(text)
         rows = tree if isinstance(tree, list) else _coco(tree) if "images" in tree else [tree]

@@ -105,7 +105,7 @@ def _read_lists(facts: FactFile, tree: Tree, home: str) -> dict[str, Split]:
                 f"{facts.title} must have the list {' or '.join(names)} of its {split} images at most {MARKER_LEVELS} "
                 f"levels below `--root`, got none."
             )
-        for line in read_list(tree.path(path)):
+        for line in read_list(tree.path(path), " or ".join(names)):
             if listed.setdefault(list_key(line), split) != split:
                 raise UserError(
                     f"An image of {facts.title} must be in one split list, got one in both {listed[list_key(line)]} "

@@ -301,10 +301,8 @@ def _in_folder(folder: str, name: str) -> str:
 
 
 def header_of_table(path: Path, table: TableFile) -> set[str]:
-    """Return the column names of a table, as `header_of`, for any separator."""
-    names = header_of(path)
-    if table.separator != ",":
-        names = {part.strip() for name in names for part in name.split(table.separator)}
+    """Return the column names of a table, as `header_of`, with those of a COCO file."""
+    names = header_of(path, table.separator)
     # The beginning of a COCO file may tell nothing of its rows.
     return names | {"file_name", "categories"} if names & {"images", "annotations"} else names
 
