@@ -211,7 +211,9 @@ def verify(folder: ShardFolder, workers: Workers = 1, as_json: Json = False) -> 
     """
     import json
 
+    from cxrdist.datasets.shard_format import read_manifest
     from cxrdist.pack.verify import verify_shards
+    from cxrdist.pack.ways_out import repair_command
 
     problems = verify_shards(folder, workers)
     if as_json:
@@ -220,7 +222,9 @@ def verify(folder: ShardFolder, workers: Workers = 1, as_json: Json = False) -> 
         typer.echo(f"{problem}")
     if problems:
         typer.echo(
-            f"{len(problems)} problems in {folder}. Mend it: cxrdist shards repair {folder} --root RAW", err=True
+            f"{len(problems)} problems in {folder}. Mend it, RAW being the same folders in the same order as packed: "
+            f"{repair_command(folder, read_manifest(folder))}",
+            err=True,
         )
         raise typer.Exit(1)
     if not as_json:

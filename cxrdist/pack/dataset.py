@@ -80,7 +80,7 @@ def packed_facts(
         UsageError, UserError: If something of it is not known any more; the sentence says which option tells it.
     """
     manifest, key = read_manifest(shards), id_key or default_id_key()
-    if name is None and not ships(manifest.dataset):
+    if name is None and manifest.dataset not in {facts.name for facts in list_facts()}:
         raise UsageError(
             f"A dataset whose fact file does not come with cxrdist must be given, got none [for {manifest.dataset!r}]. "
             f"Name the file that it was packed with: `--name FACTS.yaml`."
@@ -91,11 +91,6 @@ def packed_facts(
         variant=variant or manifest.variant,
         changes=changes or recall_changes(manifest, key),
     )
-
-
-def ships(dataset: str) -> bool:
-    """Return whether a fact file of this name comes with the tool."""
-    return dataset in {facts.name for facts in list_facts()}
 
 
 def repair_dataset(

@@ -4,6 +4,7 @@ So the bytes of a shard depend on its rows alone: not on the number of workers, 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from cxrdist.findings import LabelPolicy, titles
 from cxrdist.pack.changes import changes_hash
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.pseudonyms import Pseudonyms
+from cxrdist.pack.ways_out import way_out_of_rejects
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def make_plan(dataset: DatasetName, found: Import, options: PackOptions, pseudon
     if not found.rows:
         raise UserError(
             f"A pack must have at least one image, got 0 of {len(found.rejects)} rows [in dataset {dataset.name}]"
-            f"{_by_reason(found.rejects)}. Check `--root` and `--projection`."
+            f"{_by_reason(found.rejects)}. {way_out_of_rejects(Counter(reject.reason for reject in found.rejects))}"
         )
     _refuse_free_text(dataset, found.rows)
     images: dict[str, Planned] = {}

@@ -32,7 +32,8 @@ from cxrdist.pack.pseudonyms import (
     write_id_map,
 )
 from cxrdist.pack.repair import broken_shards, rebuild, tables_are_whole
-from cxrdist.pack.work import refuse_difference, remove_work_folder, work_folder
+from cxrdist.pack.ways_out import OF_REASON, refuse_difference, way_out_of_rejects
+from cxrdist.pack.work import remove_work_folder, work_folder
 
 BAD_IMAGE = ("missing_file", "unreadable", "unsupported", "constant_image", "too_large")
 """Reasons that speak of a broken download rather than of a choice; `max_reject` counts these."""
@@ -108,8 +109,9 @@ def _build(plan: Plan, work: Path, out: Path, spread: Map, *, shown: bool) -> Re
             getattr(built, "close", int)()  # ends the workers; the built-in map has none
     ordered = [records[shard.name] for shard in plan.shards]
     if not any(record.samples for _, record in ordered):
-        lefts = [left for _, record in ordered for left in record.rejects]
-        raise UserError(f"A pack must keep at least one image, got only rejects: {counts_by_reason(lefts)}.")
+        lefts = [left for _, left in plan.rejects] + [left for _, record in ordered for left in record.rejects]
+        way_out = way_out_of_rejects(Counter(left.reason for left in lefts))
+        raise UserError(f"A pack must keep at least one image, got only rejects: {counts_by_reason(lefts)}. {way_out}")
     return ordered
 
 
@@ -147,10 +149,12 @@ class _RejectGuard:
         """Count the rejects of one shard."""
         self._rejects += [left for left in rejects if left.reason in BAD_IMAGE]
         if self.bad > self._share * self._tried:
+            missing = 2 * sum(left.reason == "missing_file" for left in self._rejects) > self.bad
             raise UserError(
                 f"At most {self._share:.1%} of {self._tried} images may be broken or missing (`--max-reject`), "
                 f"got {self.bad} so far: {counts_by_reason(self._rejects)}. Nothing is lost: see whether the download "
                 f"is whole, or raise `--max-reject` and run the same command again; it goes on where it stopped."
+                f"{' ' + OF_REASON['missing_file'] if missing else ''}"
             )
 
 

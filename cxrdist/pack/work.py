@@ -12,6 +12,7 @@ from cxrdist.errors import UserError
 from cxrdist.log import get_logger
 from cxrdist.pack.build import PARTIAL, not_written, write_file
 from cxrdist.pack.plan import Plan
+from cxrdist.pack.ways_out import refuse_difference
 
 RECIPE = "recipe.json"
 LOCK = "lock"
@@ -52,17 +53,6 @@ def work_folder(shards: Path, plan: Plan) -> Iterator[Path]:
 def remove_work_folder(shards: Path) -> None:
     """Remove what a finished pack no longer needs."""
     shutil.rmtree(shards / WORK_FOLDER, ignore_errors=True)
-
-
-def refuse_difference(old: dict[str, object], new: dict[str, object], shards: Path) -> None:
-    """Raise `UserError` naming what differs between the recipe of `shards` and the one asked for now."""
-    different = [name for name in new if old.get(name) != new[name]]
-    if different:
-        shown = [name if len(str(new[name])) > 20 else f"{name} {old.get(name)} -> {new[name]}" for name in different]
-        raise UserError(
-            f"A shard folder must hold one pack, got another: {', '.join(shown)} [in {str(shards)!r}]. "
-            f"Choose a new `--out`, or delete this folder first."
-        )
 
 
 def _refuse_other_recipe(work: Path, shards: Path, plan: Plan) -> None:
