@@ -368,8 +368,6 @@ def columns_of(cells: Iterable[Cell]) -> list[str]:
     return [column for cell in cells for column in (cell.column, *cell.otherwise)]
 
 
-def _source(name_or_path: str) -> tuple[Tree, str]:
-    if name_or_path.endswith((".yaml", ".yml")):
 def _words_known(facts: FactFile) -> Iterator[tuple[str, Iterable[str]]]:
     """Yield columns with the words that the facts know in them."""
     for listed in (facts.keep, facts.drop, facts.replace):
@@ -392,6 +390,8 @@ def _words_known(facts: FactFile) -> Iterator[tuple[str, Iterable[str]]]:
         yield facts.pixels.invert.column, facts.pixels.invert.values
 
 
+def _source(name_or_path: str) -> tuple[Tree, str]:
+    if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         return read_yaml(path), path.name
     paths = {path.stem: path for path in sorted(shipped("shards").glob("*.yaml"))}
