@@ -354,6 +354,64 @@ def test_signal_ends_with_a_sentence(tmp_path, signum, code):
     assert "Traceback" not in err
 
 
+def cxrdist(*arguments: object) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    typed = [sys.executable, "-m", "cxrdist", *map(str, arguments)]
+    return subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def no_constant(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_json_of_packing_and_of_shards_is_alone_on_standard_output(cli, tmp_path):
+    raw, out, other = tmp_path / "raw", tmp_path / "out", tmp_path / "other"
+    cli("phantom", "nih14", raw, "--patients", 6, "--size", 64)
+    pack = cxrdist("pack", "auto", "--root", raw, "--max-reject", 1, "--size", 48, "--out", out, "--json")
+    stdout, err = pack.communicate(timeout=60)
+    assert pack.returncode == 0, err
+    assert json.loads(stdout, parse_constant=no_constant)["dataset"] == "nih14"
+    assert [line for line in err.splitlines() if "`--root` holds nih14." in line], "auto says what it found"
+    code, stdout, _ = cli("pack", "nih14", "--root", raw, "--max-reject", 1, "--out", other, "--size", 32, "--json")
+    assert (code, json.loads(stdout)["dataset"]) == (0, "nih14")
+    commands = [
+        ("shards", "info", out),
+        ("shards", "info", out, other),
+        ("shards", "verify", out),
+        ("shards", "repair", out, "--root", raw),
+    ]
+    for command in commands:
+        code, stdout, err = cli(*command, "--json")
+        assert code == 0, err
+        json.loads(stdout, parse_constant=no_constant)
+    next(out.glob("*.tar")).unlink()
+    code, stdout, err = cli("shards", "verify", out, "--json")
+    assert code == 1 and json.loads(stdout)
+    assert f"cxrdist shards repair {out} --root RAW\n" in err
+
+
+def test_second_pack_into_one_folder_is_refused_while_the_first_runs(cli, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    cli("phantom", "nih14", raw, "--patients", 150, "--size", 96, "--no-traps")
+    command = ("pack", "nih14", "--root", raw, "--out", out, "--size", 96)
+    first = cxrdist(*command)
+    end = time.monotonic() + 60
+    while not (out / ".pack" / "recipe.json").exists() and time.monotonic() < end and first.poll() is None:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        assert not (out / "manifest.json").exists(), "the first was too fast to be met"
+        code, stdout, err = cli(*command)
+        assert (code, stdout) == (1, "")
+        told = [line for line in err.splitlines() if line.startswith("Error: ")]
+        assert told == [f"Error: Only one process may pack into {str(out)!r}, got a second. Wait for it."]
+    finally:
+        first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=120)
+    assert first.returncode == 0, err
+    assert cli("shards", "verify", out)[0] == 0
+
+
 def test_reader_who_leaves_is_no_error():
     read, write = os.pipe()
     os.close(read)

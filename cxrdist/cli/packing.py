@@ -146,6 +146,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     from cxrdist.config import parse_settings
     from cxrdist.datasets import detect, read_facts
     from cxrdist.dispatch.cluster import cluster, ray_map
+    from cxrdist.log import get_logger
     from cxrdist.pack import PackOptions
     from cxrdist.pack.dataset import pack_dataset
 
@@ -165,8 +166,10 @@ def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
         },
         where="the options",
     )
-    found = detect(root).name if name == "auto" else name
-    facts = read_facts(found, variant=variant, changes=parse_settings(settings or []))
+    if name == "auto":
+        name = detect(root).name
+        get_logger(__name__).info("`--root` holds %s. To read it as another dataset, name that one.", name)
+    facts = read_facts(name, variant=variant, changes=parse_settings(settings or []))
     if address:  # other machines have other working folders
         root, out = [each.resolve() for each in root], out.resolve()
     with cluster(address) if address else nullcontext():
