@@ -14,25 +14,7 @@ from cxrdist.datasets.splits import carve_all, carve_validation, crossing_patien
 from cxrdist.datasets.tree import find, walk
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import titles
-
-MINIMAL = {
-    "name": "mine",
-    "title": "Mine",
-    "home": "here",
-    "licence": "mine",
-    "coding": "0 or 1",
-    "markers": [{"paths": ["labels.csv"]}],
-    "layout": {"kind": "table", "tables": [{"files": ["labels.csv"]}], "image": "file"},
-    "projections": {"*": "PA"},
-    "labels": {"coding": "columns"},
-    "findings": {"effusion": "Fluid"},
-    "splits": {"test_fraction": 0.3, "val_fraction": 0.2},
-    "namespace": "mine",
-}
-
-
-def build(**changes) -> FactFile:
-    return FactFile.build({**MINIMAL, **changes}, where="mine.yaml")
+from tests.trees.own import OWN, own_facts
 
 
 @pytest.mark.parametrize("path", sorted(shipped("shards").glob("*.yaml")), ids=lambda path: path.stem)
@@ -53,17 +35,17 @@ def test_an_unknown_dataset_is_a_usage_error_with_the_nearest_name(wrong, near):
 
 def test_a_wrong_fact_file_is_a_usage_error_that_names_every_mistake(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**MINIMAL, "findings": {"effusions": "Fluid"}, "lincense": "x"}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**OWN, "findings": {"effusions": "Fluid"}, "lincense": "x"}), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         read_facts(str(path))
     assert "Did you mean 'effusion'" in str(caught.value) and "`lincense` is unknown" in str(caught.value)
 
 
 def test_the_fact_hash_is_of_the_content_and_not_of_its_spelling():
-    same = build(findings={"effusion": {"names": ["Fluid"], "relation": "="}})
-    assert fact_hash(same) == fact_hash(build())
-    assert fact_hash(build(namespace="other")) != fact_hash(build())
-    assert len(fact_hash(build())) == 64
+    same = own_facts(findings={"effusion": {"names": ["Fluid"], "relation": "="}})
+    assert fact_hash(same) == fact_hash(own_facts())
+    assert fact_hash(own_facts(namespace="other")) != fact_hash(own_facts())
+    assert len(fact_hash(own_facts())) == 64
 
 
 def test_a_dataset_of_a_known_shape_needs_a_fact_file_only(tmp_path):
@@ -73,7 +55,7 @@ def test_a_dataset_of_a_known_shape_needs_a_fact_file_only(tmp_path):
     for number in range(40):
         (tmp_path / f"data/{number}.png").touch()
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
+    path.write_text(yaml.safe_dump(OWN), encoding="utf-8")
     found = import_dataset(read_facts(str(path)), tmp_path / "data")
     assert len(found.rows) == 40 and not found.rejects
     assert {row.split for row in found.rows} == {"train", "val", "test"}
@@ -82,7 +64,7 @@ def test_a_dataset_of_a_known_shape_needs_a_fact_file_only(tmp_path):
 
 
 def test_a_missing_root_is_wrong_usage_and_an_empty_one_an_error(tmp_path):
-    for call in (lambda root: import_dataset(build(), root), detect):
+    for call in (lambda root: import_dataset(own_facts(), root), detect):
         with pytest.raises(UsageError, match="existing folder"):
             call(tmp_path / "nowhere")
         with pytest.raises(UserError, match="empty folder") as caught:
@@ -95,7 +77,7 @@ def test_a_folder_without_a_marker_is_refused_saying_what_was_looked_for(tmp_pat
     with pytest.raises(UserError, match=r"marker files of \d+ datasets"):
         detect(tmp_path)
     with pytest.raises(UserError, match=r"must have labels\.csv"):
-        import_dataset(build(), tmp_path)
+        import_dataset(own_facts(), tmp_path)
 
 
 def test_a_marker_five_levels_down_is_not_looked_for(tmp_path):
@@ -113,7 +95,7 @@ def test_a_marker_five_levels_down_is_not_looked_for(tmp_path):
 
 
 def test_the_split_of_a_patient_is_a_pure_function_of_the_patient():
-    facts = build()
+    facts = own_facts()
     for patient in ("1", "77", "patient00042"):
         digest = hashlib.sha256(f"mine:0:{patient}".encode()).hexdigest()
         place = int(digest, 16) / 2**256
@@ -186,7 +168,7 @@ def test_every_column_that_must_be_there_is_one_that_is_read(path):
 
 
 def test_columns_that_must_be_there_are_told_with_their_place_and_what_may_stand_for_them():
-    facts = build(
+    facts = own_facts(
         columns={
             "patient": [{"column": "Path", "otherwise": ["PngPath"]}],
             "projection": ["view", "View2"],
@@ -211,5 +193,5 @@ def test_columns_that_must_be_there_are_told_with_their_place_and_what_may_stand
         ("kind",): "keep",
         ("part",): "splits.column",
     }
-    words = build(labels={"coding": "tokens", "columns": ["Terms"]}, findings={"effusion": "fluid"})
+    words = own_facts(labels={"coding": "tokens", "columns": ["Terms"]}, findings={"effusion": "fluid"})
     assert required_columns(words) == {("terms",): "labels.columns"}

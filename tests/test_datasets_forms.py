@@ -4,29 +4,12 @@ import json
 
 import pytest
 
-from cxrdist.datasets import FactFile, import_dataset
+from cxrdist.datasets import import_dataset
 from cxrdist.datasets.cells import read_cell
 from cxrdist.datasets.layouts import Cell
 from cxrdist.datasets.readers import header_of
 from tests.trees.files import picture, reasons, table
-
-BASE = {
-    "name": "mine",
-    "title": "Mine",
-    "home": "https://example.org",
-    "licence": "mine",
-    "coding": "0 or 1",
-    "markers": [{"paths": ["labels*"]}],
-    "layout": {"kind": "table", "tables": [{"files": ["labels.csv"]}], "image": "file"},
-    "projections": {"*": "PA"},
-    "labels": {"coding": "columns"},
-    "findings": {"effusion": "Fluid"},
-    "namespace": "mine",
-}
-
-
-def build(**changes) -> FactFile:
-    return FactFile.build({**BASE, **changes}, where="mine.yaml")
+from tests.trees.own import own_facts, own_layout
 
 
 def test_one_image_may_be_named_by_a_part_of_a_column_and_lie_there_twice(tmp_path):
@@ -35,7 +18,7 @@ def test_one_image_may_be_named_by_a_part_of_a_column_and_lie_there_twice(tmp_pa
     for name in ("png/CXR1_1_IM-7.png", "dcm/1/1_IM-7.dcm", "dcm/2/2_IM-8.dcm"):
         picture(tmp_path / name)
     image = [{"column": "file", "pattern": r"CXR(?:\d+_)?(\d+_IM-.*)"}, "file"]
-    found = import_dataset(build(layout={**BASE["layout"], "image": image}), tmp_path)
+    found = import_dataset(own_facts(layout=own_layout(image=image)), tmp_path)
     # The first way to name it wins; the other file is the same image, and is none of its own.
     assert [row.source for row in found.rows] == ["dcm/1/1_IM-7.dcm", "dcm/2/2_IM-8.dcm"]
     assert reasons(found) == {"missing_file": 1}
@@ -54,7 +37,7 @@ def test_a_word_counts_by_its_part_where_asked(tmp_path):
     labels = {"coding": "tokens", "columns": ["Terms"], "separators": [";"], "unlisted": 0, "others": None}
     findings = {"effusion": "Fluid", "mass": "Mass", "nodule": "Fluid /lung"}
     whole, part = (
-        import_dataset(build(labels=labels | more, findings=findings), tmp_path).rows[0].findings
+        import_dataset(own_facts(labels=labels | more, findings=findings), tmp_path).rows[0].findings
         for more in ({}, {"part": "[^/]*"})
     )
     assert list(whole.values()) == [0, 0, 1] and list(part.values()) == [1, 1, 0]
@@ -65,7 +48,7 @@ def test_images_are_kept_or_dropped_by_a_column_and_blank_cells_say_nothing(tmp_
     table(tmp_path / "labels.csv", list(rows[0]), rows)
     for row in rows:
         picture(tmp_path / f"{row['file']}.png")
-    found = import_dataset(build(keep={"kind": ["cr", "scout"]}, drop={"kind": ["SCOUT"]}), tmp_path)
+    found = import_dataset(own_facts(keep={"kind": ["cr", "scout"]}, drop={"kind": ["SCOUT"]}), tmp_path)
     assert [row.source for row in found.rows] == ["CR.png", "empty.png"]
     assert [reject.detail for reject in found.rejects] == ["another kind", "by kind"]
 
@@ -77,9 +60,9 @@ def test_where_the_column_of_splits_is_blank_the_tables_own_split_counts(tmp_pat
     table(tmp_path / "labels.csv", list(rows[0]), rows)
     for name in splits:
         picture(tmp_path / f"{name}.png")
-    layout = {**BASE["layout"], "tables": [{"files": ["labels.csv"], "split": "train"}]}
+    layout = own_layout(tables=[{"files": ["labels.csv"], "split": "train"}])
     column = {"column": "part", "values": {"test": "test", "val": "val"}, "val_fraction": 0}
-    found = import_dataset(build(layout=layout, splits=column), tmp_path)
+    found = import_dataset(own_facts(layout=layout, splits=column), tmp_path)
     assert {row.source[0]: row.split for row in found.rows} == {
         name: part if part else "train" for name, part in splits.items()
     }
@@ -90,7 +73,8 @@ def test_the_columns_of_json_are_found_on_whatever_line_they_are(tmp_path, inden
     (tmp_path / "labels.json").write_text(json.dumps([{"file": "a.png", "Fluid": 1}], indent=indent))
     assert header_of(tmp_path / "labels.json") == {"file", "fluid"}
     picture(tmp_path / "a.png")
-    found = import_dataset(build(layout={**BASE["layout"], "tables": [{"files": ["labels.json"]}]}), tmp_path)
+    json_facts = own_facts(markers=[{"paths": ["*.json"]}], layout=own_layout(tables=[{"files": ["labels.json"]}]))
+    found = import_dataset(json_facts, tmp_path)
     assert found.rows[0].findings == {"effusion": 1}
 
 
@@ -106,6 +90,6 @@ def test_a_coco_file_is_joined_however_it_is_written(tmp_path, order, indent):
     table(tmp_path / "labels.csv", ["file_name"], [{"file_name": "a.png"}])
     picture(tmp_path / "a.png")
     join = {"files": ["boxes.json"], "on": ["file_name"]}
-    layout = {**BASE["layout"], "image": "file_name", "joins": [join]}
+    layout = own_layout(image="file_name", joins=[join])
     labels = {"coding": "tokens", "columns": ["categories"], "separators": ["|"], "unlisted": 0}
-    assert import_dataset(build(layout=layout, labels=labels), tmp_path).rows[0].findings == {"effusion": 1}
+    assert import_dataset(own_facts(layout=layout, labels=labels), tmp_path).rows[0].findings == {"effusion": 1}

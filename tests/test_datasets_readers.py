@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from cxrdist.datasets import FactFile, UnknownLabelsError, import_dataset, read_facts
+from cxrdist.datasets import UnknownLabelsError, import_dataset, read_facts
 from cxrdist.datasets.cells import read_age
 from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import Age, columns_read
@@ -20,29 +20,7 @@ from cxrdist.datasets.tree import Tree, walk
 from cxrdist.errors import UsageError, UserError
 from cxrdist.pack import PackOptions
 from cxrdist.pack.dataset import pack_dataset, repair_dataset
-
-BASE = {
-    "name": "mine",
-    "title": "Mine",
-    "home": "here",
-    "licence": "mine",
-    "coding": "0 or 1",
-    "markers": [{"paths": ["labels.csv"]}],
-    "layout": {"kind": "table", "tables": [{"files": ["labels.csv"]}], "image": "file"},
-    "projections": {"*": "PA"},
-    "labels": {"coding": "columns"},
-    "findings": {"effusion": "Fluid"},
-    "splits": {"test_fraction": 0.3, "val_fraction": 0.2},
-    "namespace": "mine",
-}
-
-
-def facts(**changes) -> FactFile:
-    return FactFile.build({**BASE, **changes}, where="mine.yaml")
-
-
-def layout(**changes) -> dict:
-    return {**BASE["layout"], **changes}
+from tests.trees.own import OWN, own_facts, own_layout
 
 
 def tree(root, text: str, images=(), name="labels.csv"):
@@ -131,23 +109,23 @@ def test_tables_join_on_ids_in_any_spelling_and_rows_without_a_partner_are_rejec
     tree(tmp_path, "file,subject\na,10\nb,11.0\nc,12\nd,\n", images)
     tree(tmp_path, "subject,Fluid,Fluid2\n10.0,1,x\n11,0,\n11,0,\n", name="more.csv")
     join = {"files": ["more.csv"], "on": ["subject"], "unmatched": "reject"}
-    found = import_dataset(facts(layout=layout(joins=[join])), tmp_path)
+    found = import_dataset(own_facts(layout=own_layout(joins=[join])), tmp_path)
     assert {row.source: row.findings["effusion"] for row in found.rows} == {"a.png": 1, "b.png": 0}
     assert {(reject.source, reject.reason) for reject in found.rejects} == {
         ("c.png", "no_label_row"),
         ("d.png", "no_label_row"),
     }
-    kept = import_dataset(facts(layout=layout(joins=[join | {"unmatched": "keep"}])), tmp_path)
+    kept = import_dataset(own_facts(layout=own_layout(joins=[join | {"unmatched": "keep"}])), tmp_path)
     assert {row.source: row.findings["effusion"] for row in kept.rows}["c.png"] is None
     (tmp_path / "more.csv").unlink()
     with pytest.raises(UserError, match="further `--root`"):
-        import_dataset(facts(layout=layout(joins=[join])), tmp_path)
-    assert import_dataset(facts(layout=layout(joins=[join | {"required": False}])), tmp_path).rows
+        import_dataset(own_facts(layout=own_layout(joins=[join])), tmp_path)
+    assert import_dataset(own_facts(layout=own_layout(joins=[join | {"required": False}])), tmp_path).rows
 
 
 def test_a_row_per_box_adds_up_and_rows_of_several_patients_are_a_reject(tmp_path):
     tree(tmp_path, "file,who,Fluid\na,1,0\na,1,1\nb,1,0\nb,2,0\nc,3,0\n", ["a.png", "b.png", "c.png"])
-    found = import_dataset(facts(layout=layout(repeats="union"), columns={"patient": "who"}), tmp_path)
+    found = import_dataset(own_facts(layout=own_layout(repeats="union"), columns={"patient": "who"}), tmp_path)
     assert {row.source: row.findings["effusion"] for row in found.rows} == {"a.png": 1, "c.png": 0}
     assert [(reject.source, reject.detail) for reject in found.rejects] == [("b.png", "of several patients")]
 
@@ -155,7 +133,7 @@ def test_a_row_per_box_adds_up_and_rows_of_several_patients_are_a_reject(tmp_pat
 def test_readers_give_shares_and_their_majority(tmp_path):
     lines = "a,r1,1\na,r2,0\na,r3,1\na,r3,0\nb,r1,0\nb,r2,1\nb,r3,0\nc,r1,1\nc,r2,0\n"
     tree(tmp_path, "file,reader,Fluid\n" + lines, ["a.png", "b.png", "c.png"])
-    found = import_dataset(facts(layout=layout(readers="mean", reader="reader")), tmp_path)
+    found = import_dataset(own_facts(layout=own_layout(readers="mean", reader="reader")), tmp_path)
     rows = {row.source: row for row in found.rows}
     assert [rows[f"{name}.png"].findings["effusion"] for name in "abc"] == [1, 0, -1]
     assert [rows[f"{name}.png"].soft["effusion"] for name in "abc"] == pytest.approx([2 / 3, 1 / 3, 1 / 2])
@@ -172,7 +150,7 @@ def test_codes_of_one_finding_can_differ_and_findings_can_be_made_of_others(tmp_
         "lung_opacity": {"any_of": ["effusion"], "relation": "≈"},
         "pleural_other": {"none_of": ["effusion"]},
     }
-    found = import_dataset(facts(labels=ordinal, findings=findings), tmp_path)
+    found = import_dataset(own_facts(labels=ordinal, findings=findings), tmp_path)
     values = {row.source[0]: tuple(row.findings[name] for name in findings) for row in found.rows}
     assert values == {
         "a": (0, 1, 1, 0, 1, 0),
@@ -182,7 +160,7 @@ def test_codes_of_one_finding_can_differ_and_findings_can_be_made_of_others(tmp_
     }
     assert list(found.rows[0].findings) == list(findings)
     with pytest.raises(UsageError, match="one of names, none_of, any_of"):
-        facts(findings={"effusion": {"names": ["left"], "none_of": ["effusion"]}})
+        own_facts(findings={"effusion": {"names": ["left"], "none_of": ["effusion"]}})
 
 
 def test_words_that_stand_alone_open_a_report_or_are_no_label(tmp_path):
@@ -200,7 +178,7 @@ def test_words_that_stand_alone_open_a_report_or_are_no_label(tmp_path):
     tokens = {"coding": "tokens", "columns": ["Labels"], "python_list": True, "unlisted": 0}
     tokens |= {"open": ["unchanged"], "exclude": ["exclude"], "others": None}
     findings = {"pneumonia": "pneumonia", "no_finding": {"names": ["normal"], "alone": True}}
-    found = import_dataset(facts(labels=tokens, findings=findings), tmp_path)
+    found = import_dataset(own_facts(labels=tokens, findings=findings), tmp_path)
     values = {row.source[0]: (row.findings["pneumonia"], row.findings["no_finding"]) for row in found.rows}
     assert values == {"0": (0, 1), "1": (0, 0), "2": (1, 0), "3": (None, None)}
     assert {(reject.source[0], reject.reason) for reject in found.rejects} == {
@@ -215,22 +193,22 @@ def test_images_may_lie_in_another_root_or_beside_the_first(tmp_path):
     pictures = tree(tmp_path / "site/pictures-2/deep", "", ["a.png"], name="x.txt").parent
     tree(tmp_path / "site/pictures-2", "", ["b.png"], name="x.txt")
     for found in (
-        import_dataset(facts(), [tables, pictures]),
-        import_dataset(facts(beside=["pictures*"]), tables),
-        import_dataset(facts(beside=["pictures*"]), [tables, pictures]),
+        import_dataset(own_facts(), [tables, pictures]),
+        import_dataset(own_facts(beside=["pictures*"]), tables),
+        import_dataset(own_facts(beside=["pictures*"]), [tables, pictures]),
     ):
         assert [row.source for row in found.rows] == ["2:b.png", "2:deep/a.png"] and not found.rejects
         assert all(row.path.is_file() for row in found.rows)
-    assert len(import_dataset(facts(), tables).rejects) == 2
+    assert len(import_dataset(own_facts(), tables).rejects) == 2
     # A link inside one root to the other holds the same files once more: no image counts twice.
     with pytest.raises(UsageError, match="existing folder"):
-        import_dataset(facts(), [tables, tmp_path / "gone"])
+        import_dataset(own_facts(), [tables, tmp_path / "gone"])
 
 
 def test_only_columns_that_the_facts_name_come_into_memory(tmp_path):
     tree(tmp_path, "file,Fluid,Report,PatientName\na,1,long text,Mustermann\n", ["a.png"])
-    assert set(columns_read(facts())) == {"file", "fluid"}
-    rows = import_dataset(facts(), tmp_path).rows
+    assert set(columns_read(own_facts())) == {"file", "fluid"}
+    rows = import_dataset(own_facts(), tmp_path).rows
     assert len(rows) == 1 and "Mustermann" not in repr(rows)
 
 
@@ -239,10 +217,10 @@ def test_splits_come_from_folders_or_are_put_aside(tmp_path):
     images = [image.replace("test/", "test/t") for image in images]
     tree(tmp_path, "file,Fluid\n" + "".join(f"{image.split('/')[1]},1\n" for image in images), images)
     folders = {"train": "images-train/", "test": "images-test/"}
-    found = import_dataset(facts(splits={"folders": folders, "val_fraction": 0.3}), tmp_path)
+    found = import_dataset(own_facts(splits={"folders": folders, "val_fraction": 0.3}), tmp_path)
     assert {row.split for row in found.rows if "test" in row.source} == {"test"}
     assert {row.split for row in found.rows if "train" in row.source} == {"train", "val"}
-    carved = import_dataset(facts(splits={"folders": folders, "official": False, "test_fraction": 0.4}), tmp_path)
+    carved = import_dataset(own_facts(splits={"folders": folders, "official": False, "test_fraction": 0.4}), tmp_path)
     assert {row.split for row in carved.rows if "images-test" in row.source} == {"train", "val", "test"}
 
 
@@ -285,7 +263,7 @@ def test_a_variant_and_a_changed_fact_change_the_hash_and_are_packed_and_repaire
         tmp_path / "raw", "file,Fluid\n" + "".join(f"{n},{n % 3}\n" for n in range(12)), [f"{n}.png" for n in range(12)]
     )
     path = tmp_path / "mine.yaml"
-    changed = {**BASE, "labels": {"coding": "columns", "values": {"0": 0, "1": 1, "2": 1}}}
+    changed = {**OWN, "labels": {"coding": "columns", "values": {"0": 0, "1": 1, "2": 1}}}
     changed["variants"] = {"strict": {"about": "Grade 1 is absent.", "labels.values": {"1": 0}}}
     path.write_text(yaml.safe_dump(changed), encoding="utf-8")
     strict = read_facts(str(path), variant="strict", changes={"splits.seed": 5})
@@ -304,7 +282,7 @@ def test_unknown_labels_are_listed_in_a_private_file_and_not_in_the_message(tmp_
     raw = tree(tmp_path / "raw", "file,Fluid\na,Mustermann\n", ["a.png"])
     options = PackOptions(id_key=tmp_path / "k/id.key")
     with pytest.raises(UserError, match=r"mine\.unknown_labels\.txt") as caught:
-        pack_dataset(facts(), raw, tmp_path / "shards", options, shown=False)
+        pack_dataset(own_facts(), raw, tmp_path / "shards", options, shown=False)
     assert not isinstance(caught.value, UnknownLabelsError) and "Mustermann" not in str(caught.value)
     private = tmp_path / "k/mine.unknown_labels.txt"
     assert private.read_text(encoding="utf-8") == "1\tMustermann\n" and private.stat().st_mode & 0o777 == 0o600

@@ -5,29 +5,12 @@ import pytest
 from cxrdist.datasets import FactFile, import_dataset
 from cxrdist.errors import UserError
 from tests.trees.files import picture, reasons, table
-
-BASE = {
-    "name": "mine",
-    "title": "Mine",
-    "home": "https://example.org",
-    "licence": "mine",
-    "coding": "0 or 1",
-    "markers": [{"paths": ["*labels.csv"]}],
-    "layout": {"kind": "table", "tables": [{"files": ["labels.csv"]}], "image": "file"},
-    "projections": {"*": "PA"},
-    "labels": {"coding": "columns"},
-    "findings": {"effusion": "Fluid"},
-    "namespace": "mine",
-}
-
-
-def build(**changes) -> FactFile:
-    return FactFile.build({**BASE, **changes}, where="mine.yaml")
+from tests.trees.own import own_facts, own_layout
 
 
 def by_study(**more) -> FactFile:
     tables = [{"files": ["labels.csv"], "named_by": {"files": ["images.csv"], "on": ["study"]}}]
-    return build(layout={"kind": "table", "tables": tables, "image": "file", **more}, columns={"study": "study"})
+    return own_facts(layout={"kind": "table", "tables": tables, "image": "file", **more}, columns={"study": "study"})
 
 
 def test_a_row_that_speaks_of_a_study_is_each_of_its_images(tmp_path):
@@ -51,8 +34,8 @@ def test_images_of_another_dataset_beside_its_own_are_passed_over_where_asked(tm
     table(tmp_path / "labels.csv", ["file", "Fluid"], [{"file": "a.png", "Fluid": "1"}])
     for name in "ab":
         picture(tmp_path / f"{name}.png")
-    assert reasons(import_dataset(build(), tmp_path)) == {"no_label_row": 1}
-    borrowed = build(layout={**BASE["layout"], "unnamed": "ignore"})
+    assert reasons(import_dataset(own_facts(), tmp_path)) == {"no_label_row": 1}
+    borrowed = own_facts(layout=own_layout(unnamed="ignore"))
     found = import_dataset(borrowed, tmp_path)
     assert ([row.source for row in found.rows], found.rejects) == (["a.png"], [])
 
@@ -65,7 +48,7 @@ def test_a_patient_who_is_held_out_does_not_train_where_asked(tmp_path, crossing
     for name in "abcde":
         picture(tmp_path / f"{name}.png")
     splits = {"column": "part", "values": {"train": "train", "val": "val", "test": "test"}, "crossing": crossing}
-    found = import_dataset(build(columns={"patient": "who"}, splits=splits), tmp_path)
+    found = import_dataset(own_facts(columns={"patient": "who"}, splits=splits), tmp_path)
     assert "".join(row.source[0] for row in found.rows) == kept
     assert reasons(found) == ({} if crossing == "keep" else {"excluded_by_source": 1})
 
@@ -79,7 +62,7 @@ def test_an_age_told_for_one_year_runs_on_to_the_examination(tmp_path, told, sin
     table(tmp_path / "labels.csv", list(row), [row])
     picture(tmp_path / "a.png")
     columns = {"age": {"column": "age", "since": "year", "at": "date"}}
-    assert import_dataset(build(columns=columns), tmp_path).rows[0].age == age
+    assert import_dataset(own_facts(columns=columns), tmp_path).rows[0].age == age
 
 
 def test_rows_are_chosen_by_numbers_in_any_spelling(tmp_path):
@@ -88,7 +71,7 @@ def test_rows_are_chosen_by_numbers_in_any_spelling(tmp_path):
     for fold in range(3):
         picture(tmp_path / f"{fold}.png")
     tables = [{"files": ["labels.csv"], "where": {"Fold": ["0", "2"]}}]
-    found = import_dataset(build(layout={"kind": "table", "tables": tables, "image": "file"}), tmp_path)
+    found = import_dataset(own_facts(layout={"kind": "table", "tables": tables, "image": "file"}), tmp_path)
     assert [row.source for row in found.rows] == ["0.png", "2.png"]
 
 
@@ -98,5 +81,5 @@ def test_columns_of_different_releases_stand_for_one_finding(tmp_path, either, v
     table(tmp_path / "labels.csv", ["file", "Fluid", "Water"], rows)
     for name in "abc":
         picture(tmp_path / f"{name}.png")
-    found = import_dataset(build(findings={"effusion": {"names": ["Fluid", "Water"], "either": either}}), tmp_path)
+    found = import_dataset(own_facts(findings={"effusion": {"names": ["Fluid", "Water"], "either": either}}), tmp_path)
     assert [row.findings["effusion"] for row in found.rows] == values

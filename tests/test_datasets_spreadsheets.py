@@ -10,24 +10,13 @@ from cxrdist.datasets.layouts import TableFile
 from cxrdist.datasets.readers import header_of, read_table
 from cxrdist.errors import UserError
 from tests.trees.files import picture, table
+from tests.trees.own import own_facts, own_layout
 
-BASE = {
-    "name": "mine",
-    "title": "Mine",
-    "home": "https://example.org",
-    "licence": "mine",
-    "coding": "0 or 1",
-    "markers": [{"paths": ["labels*"]}],
-    "layout": {"kind": "table", "tables": [{"files": ["labels*.csv"]}], "image": "file"},
-    "projections": {"*": "PA"},
-    "labels": {"coding": "columns"},
-    "findings": {"effusion": "Fluid"},
-    "namespace": "mine",
-}
+PATTERNS = {"markers": [{"paths": ["labels*"]}], "layout": own_layout(tables=[{"files": ["labels*.csv"]}])}
 
 
 def build(**changes) -> FactFile:
-    return FactFile.build({**BASE, **changes}, where="mine.yaml")
+    return own_facts(**{**PATTERNS, **changes})
 
 
 def imported(root, rows, **changes):
@@ -87,7 +76,7 @@ def test_rows_are_kept_split_and_told_apart_by_words_that_look_blank(tmp_path):
         ("2.png", "test", "ward"),
     ]
     tables = [{"files": ["labels.csv"], "where": {"part": ["None"]}}]
-    found = import_dataset(build(layout={**BASE["layout"], "tables": tables}), tmp_path)
+    found = import_dataset(build(layout=own_layout(tables=tables)), tmp_path)
     assert [row.source for row in found.rows] == ["0.png", "2.png"]
 
 
@@ -228,7 +217,7 @@ def test_lines_lists_and_json_are_told_by_their_pattern(tmp_path):
         list(read_table(tmp_path / "MUSTERMANN.txt", TableFile(files=["*.txt"], lines=[r"(?P<a>\d+)"])))
     (tmp_path / "train_MUSTERMANN.txt.gz").write_bytes(gzip.compress(b"a\n")[:-4])
     (tmp_path / "labels.json").write_text(json.dumps([{"file": "a", "Fluid": 1}]))
-    layout = {**BASE["layout"], "tables": [{"files": ["labels.json"]}]}
+    layout = own_layout(tables=[{"files": ["labels.json"]}])
     with pytest.raises(UserError, match=r"got a damaged one \[in train_\*\.txt\]"):
         import_dataset(build(layout=layout, splits={"lists": {"train": ["train_*.txt"]}}), tmp_path)
 
