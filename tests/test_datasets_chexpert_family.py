@@ -4,7 +4,7 @@ import pytest
 
 from cxrdist.datasets import detect, import_dataset, read_facts
 from tests.trees.chexpert import make_brax, make_chexpert, make_plus, make_test_alone, write_other_labelers
-from tests.trees.files import ones, reasons
+from tests.trees.files import imported, ones, reasons
 
 VALUES = ("effusion", "edema", "lung_lesion", "fracture")
 
@@ -76,10 +76,8 @@ def test_chexpert_of_tayebi_arasteh_carves_all_patients_and_takes_blank_for_abse
 @pytest.mark.parametrize("top", [False, True])
 def test_chexpert_plus_reads_labels_from_lines_of_json(tmp_path, dicom, png, top):
     named = make_plus(tmp_path / "chexpertplus", dicom=dicom, png=png, top=top)
-    facts = detect(tmp_path)
-    assert facts.name == "chexpert_plus" and facts.namespace == read_facts("chexpert").namespace
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "chexpert_plus", named)
+    assert read_facts("chexpert_plus").namespace == read_facts("chexpert").namespace
     # A row without labels, and an image in no row; where DICOM and PNG are there, each PNG is a second copy.
     copies = {"duplicate_row": 5, "no_label_row": 3} if dicom and png else {"no_label_row": 2}
     assert reasons(found) == copies | {"projection_filtered": 1}
@@ -124,10 +122,7 @@ def test_a_patient_of_chexpert_is_the_same_in_chexpert_plus(tmp_path):
 @pytest.mark.parametrize(("dicom", "png"), [(True, True), (True, False), (False, True)])
 def test_brax_takes_dicom_before_png_in_both_releases(tmp_path, dicom, png, first):
     named = make_brax(tmp_path / "brax/1.0.0", dicom=dicom, png=png, first=first)
-    facts = detect(tmp_path)
-    assert facts.name == "brax"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "brax", named)
     assert reasons(found) == {"projection_filtered": 3, "missing_file": 1, "no_label_row": 1}
     rows = {row.patient[:11]: row for row in found.rows}
     assert sorted(rows) == ["id_00000000", "id_00000001"]

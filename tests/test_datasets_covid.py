@@ -7,7 +7,7 @@ import pytest
 from cxrdist.datasets import detect, import_dataset, read_facts
 from cxrdist.errors import UserError
 from tests.trees.covid import A_TEST, A_TRAIN, RSNA, make_covid, make_covid_qu_ex, make_covidx
-from tests.trees.files import by_name, reasons
+from tests.trees.files import by_name, imported, reasons
 
 ORDER = ("covid19", "pneumonia", "no_finding")
 
@@ -19,10 +19,7 @@ def told(found):
 @pytest.mark.parametrize("form", ["kaggle", "covidnet"])
 def test_covidxs_lines_are_read_from_the_right_and_negative_says_nothing_of_pneumonia(tmp_path, form):
     named = make_covidx(tmp_path, form=form)
-    facts = detect(tmp_path)
-    assert facts.name == "covidx"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "covidx", named)
     # The competition's images have no labels, also those whose names other folders have.
     assert reasons(found) == {"missing_file": 1, **({"no_label_row": 2} if form == "kaggle" else {})}
     rows = by_name(found)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cxrdist.datasets import detect, import_dataset, read_facts
+from cxrdist.datasets import import_dataset, read_facts
 from cxrdist.dicom import PixelHints, RawImage, read_radiograph
-from tests.trees.files import by_name, reasons
+from tests.trees.files import by_name, imported, reasons
 from tests.trees.jsrt import make_jsrt, make_object_cxr
 
 
@@ -13,10 +13,8 @@ from tests.trees.jsrt import make_jsrt, make_object_cxr
 @pytest.mark.parametrize("one_folder", [False, True])
 def test_jsrts_tables_are_read_whatever_parts_their_lines_and_cells(tmp_path, one_folder, end):
     named = make_jsrt(tmp_path, one_folder=one_folder, end=end)
-    facts = detect(tmp_path)
-    assert facts.name == "jsrt" and not facts.has_patient_ids
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "jsrt", named)
+    assert not read_facts("jsrt").has_patient_ids
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     assert {row.patient: (row.findings["nodule"], row.sex, row.age) for row in found.rows} == {
         "jpcln001": (1, "M", 53),
@@ -44,10 +42,8 @@ def test_jsrts_air_is_dark_once_it_is_read(tmp_path):
 @pytest.mark.parametrize("image", ["image_name", "image"])
 def test_object_cxr_has_a_blank_cell_where_there_is_nothing_and_dev_tests(tmp_path, image):
     named = make_object_cxr(tmp_path, image=image)
-    facts = detect(tmp_path)
-    assert facts.name == "object_cxr" and not facts.has_patient_ids
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "object_cxr", named)
+    assert not read_facts("object_cxr").has_patient_ids
     assert reasons(found) == {"missing_file": 1, "no_label_row": 2}
     rows = by_name(found)
     assert not [row for row in found.rows if row.source.startswith("test")]

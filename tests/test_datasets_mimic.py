@@ -4,7 +4,7 @@ import pytest
 
 from cxrdist.datasets import detect, import_dataset, read_facts
 from cxrdist.errors import UserError
-from tests.trees.files import ones, reasons
+from tests.trees.files import by_letter, imported, ones, reasons
 from tests.trees.mimic import (
     DICOM_HOME,
     EDEMA_HOME,
@@ -20,10 +20,6 @@ from tests.trees.mimic import (
     write_reflacx,
     write_tables,
 )
-
-
-def by_letter(found):
-    return {row.source.split("/")[-1][0]: row for row in found.rows}
 
 
 def check(found, named):
@@ -130,10 +126,7 @@ def test_reflacx_combines_readers_of_phases_that_name_findings_otherwise(tmp_pat
         "two roots": [tmp_path / REFLACX_HOME, tmp_path / DICOM_HOME],
         "beside": [tmp_path / REFLACX_HOME],
     }[how]
-    facts = detect(roots)
-    assert facts.name == "reflacx"
-    found = import_dataset(facts, roots)
-    assert len(found.rows) + len(found.rejects) == named  # what nobody read of MIMIC-CXR is none of this dataset
+    found = imported(roots, "reflacx", named)  # what nobody read of MIMIC-CXR is none of this dataset
     assert reasons(found) == {"missing_file": 1}
     rows = by_letter(found)
     first = rows["a"].findings
@@ -168,10 +161,7 @@ def test_a_certainty_of_a_half_counts_in_the_variant_possibly(tmp_path):
 
 def test_edema_grades_by_study_are_those_of_all_its_images(tmp_path):
     named = make_edema(tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "edema_severity"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "edema_severity", named)
     # b and i are no frontals; g is not on disk; the rules speak of h, too, which the consensus has.
     assert reasons(found) == {"projection_filtered": 2, "missing_file": 1, "duplicate_row": 1}
     rows = by_letter(found)

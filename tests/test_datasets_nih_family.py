@@ -4,7 +4,7 @@ import pytest
 
 from cxrdist.datasets import detect, import_dataset, read_facts
 from cxrdist.dicom import read_radiograph
-from tests.trees.files import by_name, ones, reasons
+from tests.trees.files import by_name, imported, ones, reasons
 from tests.trees.nih14 import google_images, google_readers, make_chestx_det, make_google, make_nih
 
 
@@ -96,10 +96,8 @@ def test_googles_single_readers_give_shares(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_chestx_det_has_an_entry_per_box_and_no_link_to_the_nih(tmp_path, indent):
     named = make_chestx_det(tmp_path, indent=indent)
-    facts = detect(tmp_path)
-    assert facts.name == "chestx_det" and not facts.has_patient_ids
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "chestx_det", named)
+    assert not read_facts("chestx_det").has_patient_ids
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     rows = by_name(found)
     assert ones(rows["36200.png"]) == {"effusion", "nodule", "nodule_or_mass"}

@@ -10,7 +10,7 @@ from cxrdist.datasets import detect, import_dataset, read_facts
 from cxrdist.pack import PackOptions
 from cxrdist.pack.dataset import pack_dataset
 from tests.helpers import make_dicom
-from tests.trees.files import ones, reasons
+from tests.trees.files import imported, ones, reasons
 from tests.trees.openi import make_openi, make_openi_kaggle
 
 FORMS = {
@@ -24,10 +24,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_headings_are_labels_in_every_form_of_the_collection(tmp_path, form):
     named = FORMS[form](tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "openi"
-    found = import_dataset(facts, tmp_path, projection="all")
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "openi", named, projection="all")
     # Not indexed, a poor image, no headings at all; in the downloads a file without a report, too.
     assert reasons(found) == {"missing_file": 1, "no_label_row": 3 + (form != "kaggle")}
     told = {row.patient: ones(row) for row in found.rows}
@@ -54,9 +51,7 @@ def test_of_an_images_two_files_the_dicom_one_is_read(tmp_path):
 def test_the_downloads_may_be_roots_of_their_own(tmp_path):
     named = make_openi(tmp_path)
     roots = [tmp_path / "NLMCXR_reports", tmp_path / "NLMCXR_dcm", tmp_path / "NLMCXR_png"]
-    assert detect(roots).name == "openi"
-    found = import_dataset(detect(roots), roots, projection="all")
-    assert len(found.rows) + len(found.rejects) == named
+    imported(roots, "openi", named, projection="all")
 
 
 def test_kaggle_tells_frontal_from_lateral_and_figures_do_so_where_asked(tmp_path):

@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from cxrdist.datasets import UnknownLabelsError, detect, import_dataset, read_facts
-from tests.trees.files import ones, reasons
+from cxrdist.datasets import UnknownLabelsError, import_dataset, read_facts
+from tests.trees.files import imported, ones, reasons
 from tests.trees.padchest import LABELS, LONG, TREES, make
 
 
@@ -16,10 +16,7 @@ def by_letter(found):
 @pytest.mark.parametrize("form", TREES)
 def test_padchest_reads_whole_words_and_their_descendants(tmp_path, form):
     named = TREES[form](tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "padchest"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "padchest", named)
     assert reasons(found) == {
         "excluded_by_source": 2, "no_label_row": 3, "projection_filtered": 2, "missing_file": 1,
     }  # fmt: skip

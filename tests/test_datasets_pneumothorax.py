@@ -2,18 +2,16 @@
 
 import pytest
 
-from cxrdist.datasets import detect, import_dataset
-from tests.trees.files import by_name, ones, reasons
+from cxrdist.datasets import detect, import_dataset, read_facts
+from tests.trees.files import by_name, imported, ones, reasons
 from tests.trees.pneumothorax import make_candid, make_siim, siim_uid
 
 
 @pytest.mark.parametrize("form", [{}, {"flat": True}, {"first": True}])
 def test_siims_masks_add_up_and_files_without_a_row_are_rejects(tmp_path, form):
     named = make_siim(tmp_path, **form)
-    facts = detect(tmp_path)
-    assert facts.name == "siim_ptx" and not facts.has_patient_ids
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "siim_ptx", named)
+    assert not read_facts("siim_ptx").has_patient_ids
     assert reasons(found) == {"missing_file": 1, "no_label_row": 2}
     told = {row.patient: row.findings for row in found.rows}
     # A blank before the -1, or before the column's name, changes nothing.
@@ -30,10 +28,7 @@ def test_siims_masks_add_up_and_files_without_a_row_are_rejects(tmp_path, form):
 @pytest.mark.parametrize("folder", ["dataset", "chest_radiographs", "dataset1/dataset"])
 def test_candid_files_have_no_suffix_and_patients_come_from_the_reports_names(tmp_path, folder):
     named = make_candid(tmp_path, folder=folder)
-    facts = detect(tmp_path)
-    assert facts.name == "candid_ptx"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "candid_ptx", named)
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1, "excluded_by_source": 1}
     assert [reject.detail for reject in found.rejects if reject.reason == "excluded_by_source"] == [
         "of several patients"

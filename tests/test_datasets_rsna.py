@@ -11,7 +11,7 @@ from cxrdist.datasets import detect, import_dataset, read_facts
 from cxrdist.pack import PackOptions
 from cxrdist.pack.dataset import pack_dataset
 from tests.helpers import make_dicom
-from tests.trees.files import by_name, reasons
+from tests.trees.files import by_name, imported, reasons
 from tests.trees.rsna import IDS, make_rsna
 
 
@@ -22,10 +22,7 @@ def values(found, *findings):
 
 def test_rows_of_boxes_become_one_image_and_the_unlabelled_test_images_are_rejects(tmp_path):
     named = make_rsna(tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "rsna_pneumonia"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "rsna_pneumonia", named)
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     # What is not an opacity need not be normal.
     assert values(found, "pneumonia", "lung_opacity", "no_finding") == [(1, 1, 0), (1, 1, 0), (0, 0, 1), (0, 0, 0)]

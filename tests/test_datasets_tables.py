@@ -9,7 +9,7 @@ from cxrdist.datasets.importer import UnknownLabelsError
 from cxrdist.errors import UserError
 from tests.trees.chexpert import CHEXPERT, chex, make_chexpert
 from tests.trees.covid import make_covid
-from tests.trees.files import by_name, picture, reasons, table
+from tests.trees.files import by_name, imported, picture, reasons, table
 from tests.trees.nih14 import make_nih
 from tests.trees.vindr import make_vindr
 
@@ -19,10 +19,7 @@ from tests.trees.vindr import make_vindr
 @pytest.mark.parametrize("batches", [False, True])
 def test_chexpert_is_imported_from_one_folder_and_from_batches(tmp_path, batches):
     named = make_chexpert(tmp_path, batches=batches)
-    facts = detect(tmp_path)
-    assert facts.name == "chexpert"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "chexpert", named)
     assert reasons(found) == {"projection_filtered": 2, "missing_file": 1, "no_label_row": 1}
     rows = {row.patient + "/" + row.study: row for row in found.rows}
     first = rows["patient00001/patient00001/study1"]
@@ -73,10 +70,7 @@ def test_an_unknown_label_code_stops_the_import_and_is_kept_out_of_the_message(t
 @pytest.mark.parametrize("kaggle", [False, True])
 def test_nih14_is_imported_from_both_releases_and_both_folder_forms(tmp_path, kaggle, old):
     named = make_nih(tmp_path / "CXR8", kaggle=kaggle, old=old)
-    facts = detect(tmp_path)
-    assert facts.name == "nih14"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "nih14", named)
     assert reasons(found) == {
         "missing_file": 1, "excluded_by_source": 1, "duplicate_row": 1, "no_label_row": 1,
     }  # fmt: skip
@@ -116,10 +110,8 @@ def test_labels_are_never_read_by_substring(tmp_path):
 def test_vindr_readers_become_one_row_by_majority(tmp_path, gz):
     root = tmp_path / "physionet.org/files/vindr-cxr/1.0.0"
     named = make_vindr(root, gz=gz)
-    facts = detect(root)
-    assert facts.name == "vindr_cxr" and not facts.has_patient_ids
-    found = import_dataset(facts, root)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(root, "vindr_cxr", named)
+    assert not read_facts("vindr_cxr").has_patient_ids
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     rows = {row.patient[0]: row for row in found.rows}
     assert {name for name, value in rows["a"].findings.items() if value} == {"cardiomegaly"}
@@ -156,10 +148,7 @@ def test_the_split_of_a_patient_does_not_depend_on_where_the_root_is(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
 def test_covid_chestxray_is_open_world_and_drops_the_unlabelled(tmp_path, encoding):
     named = make_covid(tmp_path / "repo", encoding=encoding)
-    facts = detect(tmp_path)
-    assert facts.name == "covid_chestxray"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "covid_chestxray", named)
     assert reasons(found) == {
         "excluded_by_source": 3, "projection_filtered": 1, "missing_file": 1, "no_label_row": 1,
     }  # fmt: skip

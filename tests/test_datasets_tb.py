@@ -2,9 +2,9 @@
 
 import pytest
 
-from cxrdist.datasets import detect, import_dataset
+from cxrdist.datasets import detect, import_dataset, read_facts
 from cxrdist.errors import UserError
-from tests.trees.files import by_name, ones, reasons
+from tests.trees.files import by_name, imported, ones, reasons
 from tests.trees.tuberculosis import SHENZHEN, make_montgomery, make_shenzhen, make_tb_portals, make_tbx11k
 
 
@@ -66,10 +66,8 @@ def test_both_sets_in_one_folder_are_two_datasets(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_tbx11ks_folders_and_boxes_are_labels_and_its_validation_list_tests(tmp_path, indent):
     named = make_tbx11k(tmp_path, indent=indent)
-    facts = detect(tmp_path)
-    assert facts.name == "tbx11k" and not facts.has_patient_ids
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "tbx11k", named)
+    assert not read_facts("tbx11k").has_patient_ids
     # Another dataset's images, an image in no list, and the hidden labels of the test.
     assert reasons(found) == {"excluded_by_source": 3, "no_label_row": 1}
     rows = by_name(found)
@@ -90,10 +88,8 @@ def test_tbx11ks_folders_and_boxes_are_labels_and_its_validation_list_tests(tmp_
 
 def test_tb_portals_tables_are_joined_by_study_and_by_case(tmp_path):
     named = make_tb_portals(tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "tb_portals" and not facts.verified
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "tb_portals", named)
+    assert not read_facts("tb_portals").verified
     assert reasons(found) == {"missing_file": 1, "excluded_by_source": 2}
     rows = {row.study: row for row in found.rows}
     order = ("tuberculosis", "effusion", "lung_cavity", "nodule")

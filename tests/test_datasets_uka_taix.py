@@ -2,19 +2,16 @@
 
 import pytest
 
-from cxrdist.datasets import detect, import_dataset, read_facts
+from cxrdist.datasets import import_dataset, read_facts
 from tests.trees.aachen import TREES, make_taix, make_uka
-from tests.trees.files import by_name, ones, reasons
+from tests.trees.files import by_letter, by_name, imported, ones, reasons
 
 TAIX_TREES = {form: maker for form, maker in TREES.items() if form.startswith("taix")}
 
 
 def test_uka_grades_are_present_from_3_on_and_a_finding_is_where_a_side_is(tmp_path):
     named = make_uka(tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "uka_cxr"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "uka_cxr", named)
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     rows = by_name(found)
     assert {name[:3]: ones(row) for name, row in rows.items()} == {
@@ -44,12 +41,9 @@ def test_the_threshold_of_uka_is_a_setting_and_its_text_is_rejected(tmp_path):
 @pytest.mark.parametrize("form", TAIX_TREES)
 def test_taix_ray_is_read_in_each_form_of_its_export(tmp_path, form):
     named = TREES[form](tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "taix_ray"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "taix_ray", named)
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
-    rows = {name[0]: row for name, row in by_name(found).items()}
+    rows = by_letter(found)
     assert {letter: ones(row) for letter, row in rows.items()} == {
         "a": {"no_finding"},
         "b": {"effusion", "effusion_left"},

@@ -3,12 +3,8 @@
 import pytest
 
 from cxrdist.datasets import detect, import_dataset, read_facts
-from tests.trees.files import ones, reasons
+from tests.trees.files import by_letter, imported, ones, reasons
 from tests.trees.vindr import TREES, make_clip, make_pcxr, make_vinbigdata, make_vindr
-
-
-def by_letter(found):
-    return {row.source.rsplit("/", 1)[-1][0]: row for row in found.rows}
 
 
 @pytest.mark.parametrize("name", ["vindr_cxr", "vinbigdata"])
@@ -38,10 +34,8 @@ def test_readers_are_combined_as_the_variant_says(tmp_path, name, variant, a, c)
 
 def test_vinbigdata_has_a_row_per_box_and_a_vote_per_reader(tmp_path):
     named = make_vinbigdata(tmp_path / "kaggle")
-    facts = detect(tmp_path)
-    assert facts.name == "vinbigdata" and facts.namespace == read_facts("vindr_cxr").namespace
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "vinbigdata", named)
+    assert read_facts("vinbigdata").namespace == read_facts("vindr_cxr").namespace
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     rows = by_letter(found)
     assert ones(rows["a"]) == {"cardiomegaly"} and rows["a"].notes == {"readers": 3}
@@ -60,10 +54,7 @@ def test_vindr_cxr_can_be_its_test_part_alone(tmp_path):
 @pytest.mark.parametrize("form", ["vindr_pcxr", "vindr_pcxr/folder"])
 def test_vindr_pcxr_is_told_from_vindr_cxr_by_its_columns(tmp_path, form):
     named = TREES[form](tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "vindr_pcxr"
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "vindr_pcxr", named)
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     rows = by_letter(found)
     assert {letter: ones(row) for letter, row in rows.items()} == {
@@ -74,15 +65,13 @@ def test_vindr_pcxr_is_told_from_vindr_cxr_by_its_columns(tmp_path, form):
     }
     assert rows["e"].findings["cpam"] == 0  # blank
     assert [rows[letter].split == "test" for letter in "abde"] == [False, False, True, True]
-    assert {row.projection for row in found.rows} == {"PA"} and not facts.has_patient_ids
+    assert {row.projection for row in found.rows} == {"PA"} and not read_facts("vindr_pcxr").has_patient_ids
 
 
 def test_ranzcr_clip_reads_lines_by_study_uid_and_keeps_patients_together(tmp_path):
     named = make_clip(tmp_path)
-    facts = detect(tmp_path)
-    assert facts.name == "ranzcr_clip" and not facts.verified
-    found = import_dataset(facts, tmp_path)
-    assert len(found.rows) + len(found.rejects) == named
+    found = imported(tmp_path, "ranzcr_clip", named)
+    assert not read_facts("ranzcr_clip").verified
     assert reasons(found) == {"missing_file": 1, "no_label_row": 1}
     rows = {row.source.removesuffix(".jpg")[-1]: row for row in found.rows}
     assert {letter: ones(row) for letter, row in rows.items()} == {

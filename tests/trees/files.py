@@ -2,12 +2,14 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from cxrdist.datasets import detect, import_dataset
 from cxrdist.datasets.records import Import, Row
 
 
@@ -29,9 +31,23 @@ def table(path: Path, header: list[str], rows: Iterable[Mapping[str, str]], *, e
         writer.writerows(rows)
 
 
+def imported(root: Path | Sequence[Path], name: str, images: int, **how: Any) -> Import:
+    """Return what is found in `root`, known for the dataset `name`: each of its `images` is a row or a reject."""
+    facts = detect(root)
+    assert facts.name == name
+    found = import_dataset(facts, root, **how)
+    assert len(found.rows) + len(found.rejects) == images
+    return found
+
+
 def by_name(found: Import) -> dict[str, Row]:
-    """Return the rows by their file's name."""
+    """Return the rows by their file's name; where all are called alike (``view1_frontal.jpg``), by its path."""
     return {Path(row.source).name if "view" not in row.source else row.source: row for row in found.rows}
+
+
+def by_letter(found: Import) -> dict[str, Row]:
+    """Return the rows by the first letter of their file's name."""
+    return {row.path.name[0]: row for row in found.rows}
 
 
 def reasons(found: Import) -> Counter[str]:
