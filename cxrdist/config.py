@@ -5,14 +5,15 @@ and the trials of a sweep all go through `override`.  Every unknown name and eve
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cxrdist.errors import UsageError, nearest
@@ -122,15 +123,22 @@ def override(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
     """
     changed: Tree = deepcopy(dict(tree))
     for dotted, value in changes.items():
-        *parents, last = dotted.split(".")
+        *parents, last = str(dotted).split(".")
         node = changed
         for parent in parents:
             child = node.get(parent)
             node[parent] = child if isinstance(child, dict) else {}
             node = node[parent]
         old = node.get(last)
-        node[last] = override(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else deepcopy(value)
+        node[last] = _merged(old, value)
     return changed
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Return `new` merged into `old`; names inside of values are taken as they are: a code can be 0.5 or a number."""
+    if not (isinstance(old, dict) and isinstance(new, Mapping)):
+        return deepcopy(new)
+    return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}
 
 
 def shipped(folder: str) -> Path:
@@ -177,12 +185,12 @@ _Loader.add_implicit_resolver(
 
 
 def _sentence(cls: type[BaseModel], details: ErrorDetails) -> str:
-    *parents, last = details["loc"] or ("",)
-    name = ".".join(str(part) for part in details["loc"])
+    path = _typed_path(cls, details["loc"])
+    name = ".".join(path)
     if details["type"] == "extra_forbidden":
-        owner = _model_at(cls, [str(part) for part in parents])
+        owner = _model_at(cls, [str(part) for part in details["loc"][:-1]])
         fields = list(owner.model_fields) if owner else []
-        return f"`{name}` is unknown.{nearest(str(last), fields)} Known here: {', '.join(fields)}."
+        return f"`{name}` is unknown.{nearest(path[-1], fields)} Known here: {', '.join(fields)}."
     if details["type"] == "missing":
         return f"`{name}` is required, got nothing."
     value = repr(details["input"])
@@ -210,14 +218,45 @@ def _rule(details: ErrorDetails) -> str:
     )
 
 
+def _typed_path(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """Return the place of a value as a user writes it: the library's names of the kinds of a value are left out."""
+    path = []
+    for number, part in enumerate(loc):
+        field = _field_at(cls, [str(each) for each in loc[:number]])
+        if not (field and _is_kind(str(part), field)):
+            path.append(str(part))
+    return path
+
+
+def _is_kind(part: str, field: FieldInfo) -> bool:
+    if field.discriminator:
+        return True
+    kinds = [*_models(field.annotation), bool, int, float, str, list, dict]
+    return get_origin(field.annotation) in (Union, UnionType) and part in {kind.__name__ for kind in kinds}
+
+
+def _field_at(cls: type[BaseModel], path: list[str]) -> FieldInfo | None:
+    """Return the field that `path` ends with; None where it ends with a key, a position or a kind."""
+    owner = _model_at(cls, path[:-1]) if path else None
+    return owner.model_fields.get(path[-1]) if owner else None
+
+
 def _model_at(cls: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """Return the model that `path` leads to; list positions, keys and union tags in it are passed over."""
+    """Return the model that `path` leads to; list positions and keys in it are passed over, union tags choose."""
     model: type[BaseModel] | None = cls
+    choices: list[type[BaseModel]] = []
     for part in path:
-        field = model.model_fields.get(part) if model else None
-        if field is not None:
-            model = next(iter(_models(field.annotation)), model)
+        chosen = next((each for each in choices if _tagged(each, part)), None)
+        field = model.model_fields.get(part) if model and chosen is None else None
+        choices = _models(field.annotation) if field else []
+        model = chosen or next(iter(choices), model)
     return model
+
+
+def _tagged(model: type[BaseModel], tag: str) -> bool:
+    """Return whether `tag` names the model in a union: by its class, or by one of its literal fields."""
+    literals = [field.annotation for field in model.model_fields.values() if get_origin(field.annotation) is Literal]
+    return model.__name__ == tag or any(get_args(literal) == (tag,) for literal in literals)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -112,7 +112,7 @@ def test_choice_between_models_is_told_in_plain_words():
         Drawing.build({"shape": {"kind": "star"}}, where="x")
     with pytest.raises(UsageError, match=r"`shape` must have a 'kind', got"):
         Drawing.build({"shape": {"side": 2}}, where="x")
-    with pytest.raises(UsageError, match=r"`shape.circle.radus` is unknown\. Did you mean 'radius'\?"):
+    with pytest.raises(UsageError, match=r"`shape.radus` is unknown\. Did you mean 'radius'\?"):
         Drawing.build({"shape": {"kind": "circle", "radus": 2}}, where="x")
 
 

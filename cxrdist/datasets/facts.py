@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxrdist.config import Config, Tree, override, read_yaml, shipped
-from cxrdist.datasets.layouts import Cell, FolderLayout, Marker, TableLayout, as_cell
+from cxrdist.datasets.layouts import Cell, FolderLayout, Marker, TableLayout, Word, as_cell, checked_pattern
 from cxrdist.datasets.records import Sex, Split
 from cxrdist.dicom.hints import PixelHints, RawImage
 from cxrdist.errors import UsageError, unknown
@@ -30,6 +30,12 @@ class Age(Config):
     """Column with the year or date of the examination, for `born` and `since`."""
     since: str | None = None
     """Column with the year or date when the age was as `column` says; the years up to `at` are added."""
+
+    @model_validator(mode="after")
+    def _needs_the_examination(self) -> Self:
+        if (self.born or self.since) and not self.at:
+            raise ValueError("must have `at`, the column of the examination's date, with `born` or `since`, got none")
+        return self
 
 
 class Columns(Config):
@@ -58,7 +64,7 @@ class Origin(Config):
     """Which of several collections an image came into the dataset from; the shards tell it: it can be a shortcut."""
 
     column: str
-    words: dict[str, Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]]
+    words: dict[Word, Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]]
     """What the source writes, and the word for it here; anything else counts as ``other``."""
 
 
@@ -66,7 +72,7 @@ class Inversion(Config):
     """Files whose values were written as they were stored, small ones bright."""
 
     column: str
-    values: list[str]
+    values: list[Word]
 
 
 class Raw(Config):
@@ -103,7 +109,7 @@ class ColumnLabels(Config):
     coding: Literal["columns"]
     blank: Literal[0, 1] | None = None
     """What an empty cell says; null: not mentioned."""
-    values: dict[str, Literal[-1, 0, 1] | None] = {"1": 1, "0": 0, "-1": -1}
+    values: dict[Word, Literal[-1, 0, 1] | None] = {"1": 1, "0": 0, "-1": -1}
     """What each code says; numbers are compared as numbers."""
     others: Literal[-1, 0, 1, "error"] | None = "error"
     """What any other code says; error: a code that is not in `values` stops the import."""
@@ -124,23 +130,28 @@ class TokenLabels(Config):
     """0: what is not listed is absent (closed world).  Null: it is not mentioned, but for images of `no_finding`."""
     blank: Literal[0] | None = None
     """What a cell without words says; 0: nothing is there, the image has no finding.  Null: no label, a reject."""
-    open: list[str] = []
+    open: list[Word] = []
     """Words after which nothing that is not listed is known (``unchanged``: from a report that is not here)."""
-    exclude: list[str] = []
+    exclude: list[Word] = []
     """Words by which the source itself takes an image out; such an image is a reject."""
-    unlabelled: list[str] = []
+    unlabelled: list[Word] = []
     """Words that say there is no label; such an image is a reject."""
-    others: list[str] | None = []
+    others: list[Word] | None = []
     """Further words that may occur and are no finding here; null: any."""
+
+    @field_validator("part")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        return None if value is None else checked_pattern(value)
 
 
 class FindingSource(Config):
     """What a finding is made of: present if any of the columns or words `names` says so; or of other findings."""
 
-    names: list[str] = []
+    names: list[Word] = []
     relation: Literal["=", "≈", "⊂", "⊃"] = "="
     """The source's meaning against ours: the same, near, narrower, broader."""
-    values: dict[str, Literal[-1, 0, 1] | None] = {}
+    values: dict[Word, Literal[-1, 0, 1] | None] = {}
     """Codes of these columns, instead of those in `labels`."""
     either: bool = False
     """The names are columns of different releases: blank ones do not count where another is filled."""
@@ -157,7 +168,7 @@ class Splits(Config):
 
     column: str | None = None
     """Where it is blank, the table's own split counts."""
-    values: dict[str, Split] = {}
+    values: dict[Word, Split] = {}
     """The split that each value of `column` stands for; an image with another value is a reject."""
     lists: dict[Split, list[str]] = {}
     """Files with an image name per line, best first; an image in none of them is a reject."""
@@ -174,6 +185,20 @@ class Splits(Config):
     """Share of the patients who become test, where the source has no split at all."""
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _somebody_trains(self) -> Self:
+        if self.test_fraction + self.val_fraction >= 1:
+            raise ValueError(
+                f"must leave somebody to train on, got test_fraction {self.test_fraction} and val_fraction "
+                f"{self.val_fraction}, which add up to 1 or more"
+            )
+        return self
+
+    @field_validator("folders")
+    @classmethod
+    def _patterns(cls, value: dict[Split, str]) -> dict[Split, str]:
+        return {split: checked_pattern(text) for split, text in value.items()}
+
 
 class FactFile(Config):
     """All that is known of one dataset."""
@@ -188,28 +213,28 @@ class FactFile(Config):
     notes: str = ""
     verified: bool = True
     """False: the layout is written down from memory, and not yet tried on a real copy."""
-    markers: list[Marker]
+    markers: list[Marker] = Field(min_length=1)
     beside: list[str] = []
     """Name patterns of folders next to the root (or one or two levels above) that hold tables or images of it, too."""
     layout: Annotated[TableLayout | FolderLayout, Field(discriminator="kind")]
     columns: Columns = Columns()
-    projections: dict[str, Literal["PA", "AP", "frontal", "lateral", "other", "unknown", "header"]] = {}
+    projections: dict[Word, Literal["PA", "AP", "frontal", "lateral", "other", "unknown", "header"]] = {}
     """What each code means; ``*`` is every other image of the dataset.  frontal: front or back, the source does not say
     which; header: only the file's own header tells."""
-    sexes: dict[str, Sex] = {}
+    sexes: dict[Word, Sex] = {}
     """Codes of the sex besides the usual words: ``{"0": M, "1": F}``."""
     origin: Origin | None = None
     pixels: Pixels = Pixels()
     burned_in_text: Literal["reject", "flag", "mask"] = "reject"
     """What to do with an image in whose pixels text is found, unless the user says; flag where the publisher of a
     dataset has looked for names himself."""
-    replace: dict[str, dict[str, str]] = {}
+    replace: dict[str, dict[Word, Word]] = {}
     """Cells to rewrite before anything reads them: ``{column: {old: new}}``."""
     optional_columns: list[str] = []
     """Columns that some releases lack; any other that is named here and is in no table stops the import."""
-    keep: dict[str, list[str]] = {}
+    keep: dict[str, list[Word]] = {}
     """``{column: values}``: an image with another value is no radiograph of this dataset, and a reject."""
-    drop: dict[str, list[str]] = {}
+    drop: dict[str, list[Word]] = {}
     """``{column: values}``: an image with one of these values is a reject."""
     labels: Annotated[ColumnLabels | TokenLabels, Field(discriminator="coding")]
     policy: LabelPolicy = LabelPolicy()
@@ -273,13 +298,43 @@ def read_facts(name_or_path: str, *, variant: str | None = None, changes: Mappin
         UsageError: If there is no such dataset, file or variant, or if a name or value is wrong.
     """
     tree, where = _source(name_or_path)
+    changes = changes or {}
+    own = [name for name in ("variant", "changes") if tree.get(name)]
+    own += [name for name in changes if name.split(".")[0] in ("variant", "changes")]
+    if own:
+        raise UsageError(
+            f"`{own[0]}` must not be set: it tells what was chosen, got a value [in {where}]. Choose by `--variant`."
+        )
     if variant:
-        variants = tree.get("variants") or {}
-        if variant not in variants:
-            raise UsageError(unknown(f"A variant of {tree.get('name')}", variant, variants or ["none"]))
-        tree = override(tree, {name: value for name, value in variants[variant].items() if name != "about"})
-    tree = override(tree, changes or {})
-    return FactFile.build(tree | {"variant": variant, "changes": dict(changes or {})}, where=where)
+        tree = _changed(tree, _variant(tree, variant))
+    tree = _changed(tree, changes)
+    return FactFile.build(tree | {"variant": variant, "changes": dict(changes)}, where=where)
+
+
+def _variant(tree: Tree, name: str) -> Tree:
+    """Return what a variant changes."""
+    variants = tree.get("variants")
+    if not isinstance(variants, dict) or not variants:
+        raise UsageError(f"A variant must be one of the fact file's, got {name!r}: {tree.get('name')} has no variants.")
+    if name not in variants:
+        raise UsageError(unknown(f"A variant of {tree.get('name')}", name, variants))
+    found = variants[name]
+    return {part: value for part, value in found.items() if part != "about"} if isinstance(found, dict) else {}
+
+
+def _changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
+    """Return `tree` with `changes`; what is added to a short form or to a default does not take its place."""
+    labels, findings = tree.get("labels"), tree.get("findings")
+    of_labels = changes.get("labels")
+    if isinstance(labels, dict) and labels.get("coding") == "columns" and "values" not in labels:
+        added = any(f"{name}.".startswith("labels.values.") for name in changes)
+        if added or (isinstance(of_labels, Mapping) and "values" in of_labels):
+            tree = override(tree, {"labels.values": dict(ColumnLabels(coding="columns").values)})
+    if isinstance(findings, dict):
+        parts = {name.split(".")[1] for name in changes if name.startswith("findings.") and name.count(".") > 1}
+        whole = {name: _finding_source(source) if name in parts else source for name, source in findings.items()}
+        tree = tree | {"findings": whole}
+    return override(tree, changes)
 
 
 @cache

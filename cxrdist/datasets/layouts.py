@@ -6,14 +6,43 @@ cells and does not know where they came from.
 """
 
 import re
-from typing import Any, Literal, Self
+from datetime import date
+from typing import Annotated, Any, Literal, Self
+from xml.etree import ElementTree
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.datasets.records import Split
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dcm.gz")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+
+
+def _as_text(value: Any) -> Any:
+    """Return what YAML reads as a number, a truth value or a date as the text that a table has."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float | date) else value
+
+
+Word = Annotated[str, BeforeValidator(_as_text)]
+"""A code or word of a table; quotes around a number are not needed."""
+
+
+def checked_pattern(text: str, *, group: bool = False) -> str:
+    """Return the regular expression `text`; with `group` it must have one.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        groups = re.compile(text).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"must be a regular expression, got {text!r} ({error})") from None
+    if group and not groups:
+        raise ValueError(f"must have a group in round brackets, which is the part that counts, got {text!r}")
+    return text
 
 
 def as_cell(value: Any) -> Any:
@@ -33,6 +62,11 @@ class Cell(Config):
     otherwise: list[str] = []
     """Columns that are read the same way where `column` says nothing."""
 
+    @field_validator("pattern")
+    @classmethod
+    def _part(cls, value: str | None) -> str | None:
+        return None if value is None else checked_pattern(value, group=True)
+
 
 class Marker(Config):
     """What tells that a folder holds the dataset; all of `paths` must lie in one folder, up to 4 levels down."""
@@ -51,6 +85,18 @@ class Xml(Config):
     cells: dict[str, str]
     """``{column: path}`` from the record, or from the top with a leading ``/``; ``path@name`` reads an attribute."""
 
+    @field_validator("record")
+    @classmethod
+    def _record(cls, value: str) -> str:
+        return _xml_path(value)
+
+    @field_validator("cells")
+    @classmethod
+    def _cells(cls, value: dict[str, str]) -> dict[str, str]:
+        for path in value.values():
+            _xml_path(path.lstrip("/").partition("@")[0] or ".")
+        return value
+
 
 class TableFile(Config):
     """How a table is found and read.  The format is CSV, Parquet, JSON, JSON Lines or COCO by the name, unless said."""
@@ -68,13 +114,28 @@ class TableFile(Config):
     xml: Xml | None = None
     rename: dict[str, str] = {}
     """Columns that have another name in this table: ``{name here: name in the facts}``."""
-    where: dict[str, list[str]] = {}
+    where: dict[str, list[Word]] = {}
     """``{column: values}``: other rows do not count, where the table has that column at all."""
 
     @field_validator("lines")
     @classmethod
     def _patterns(cls, value: list[str]) -> list[str]:
-        return [_pattern(text) for text in value]
+        return [checked_pattern(text) for text in value]
+
+    @field_validator("files")
+    @classmethod
+    def _no_spreadsheets(cls, value: list[str]) -> list[str]:
+        wrong = next((name for name in value if name.lower().endswith(SPREADSHEETS)), None)
+        if wrong:
+            raise ValueError(f"must be CSV, Parquet, JSON or XML, got {wrong!r}; save the spreadsheet as CSV")
+        return value
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in '\r\n"'):
+            raise ValueError(f'must be one character ("\\t" for a tab) and no quote, got {value!r}')
+        return value
 
 
 class _Keyed(TableFile):
@@ -123,6 +184,11 @@ class Text(Config):
     patterns: list[str]
     """Searched in the text; named groups are cells."""
 
+    @field_validator("patterns")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        return [checked_pattern(text) for text in value]
+
 
 class _Images(Config):
     joins: list[Join] = []
@@ -155,6 +221,11 @@ class TableLayout(_Images):
     def _several(cls, value: Any) -> Any:
         return [as_cell(part) for part in (value if isinstance(value, list) else [value])]
 
+    @field_validator("within")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        return checked_pattern(value)
+
     @model_validator(mode="after")
     def _reader_needs_readers(self) -> Self:
         if self.reader and not self.readers:
@@ -181,12 +252,12 @@ class FolderLayout(_Images):
     @field_validator("path", "names")
     @classmethod
     def _patterns(cls, value: list[str]) -> list[str]:
-        return [_pattern(text) for text in value]
+        return [checked_pattern(text) for text in value]
 
 
-def _pattern(text: str) -> str:
+def _xml_path(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"must be a regular expression, got {text!r} ({error})") from None
+        ElementTree.Element("x").findall(text)
+    except (SyntaxError, KeyError, ValueError, TypeError):
+        raise ValueError(f"must be a path of elements, got {text!r}") from None
     return text
