@@ -227,3 +227,22 @@ def test_a_spreadsheet_under_the_name_of_a_table_is_to_be_saved_as_csv(tmp_path,
     (tmp_path / "labels.csv").write_bytes(data)
     with pytest.raises(UserError, match=r"got a spreadsheet \[in labels\*\.csv\]\. Save it as CSV\."):
         list(read_table(tmp_path / "labels.csv", TableFile(files=["labels*.csv"])))
+
+
+def test_a_spreadsheet_in_place_of_the_table_is_told_of(tmp_path):
+    picture(tmp_path / "0.png")
+    marked = build(markers=[{"paths": ["labels*.csv"], "columns": ["file"]}])
+    with pytest.raises(UserError, match=r"got none\.$"):
+        import_dataset(marked, tmp_path)
+    (tmp_path / "Labels_MUSTERMANN.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"got none\. There is a spreadsheet .* found as labels\*\.csv\.$"):
+        import_dataset(marked, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "place"),
+    [({"coding": "columns"}, r"`labels\.values`.*`values`.*`labels\.others`"), (WORDS, "`findings`, or")],
+)
+def test_an_unknown_label_is_told_with_the_places_where_it_can_be_made_known(tmp_path, labels, place):
+    with pytest.raises(UserError, match=place):
+        imported(tmp_path, [{"Fluid": "7"}], labels=labels)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cxrdist.datasets.facts import FactFile, list_facts
 from cxrdist.datasets.layouts import Marker
-from cxrdist.datasets.readers import header_of
+from cxrdist.datasets.readers import header_of, spreadsheet_hint
 from cxrdist.datasets.tree import MARKER_LEVELS, Tree, find, root_number
 from cxrdist.errors import UserError
 
@@ -50,6 +50,7 @@ def home_of(facts: FactFile, tree: Tree) -> str:
             return home
     raise UserError(
         f"{facts.title} must have {describe_markers(facts)} at most {MARKER_LEVELS} levels below `--root`, got none."
+        + spreadsheet_hint(near, [path for marker in facts.markers for path in marker.paths])
     )
 
 

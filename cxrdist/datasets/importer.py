@@ -272,6 +272,6 @@ def _check_labels(facts: FactFile, labeller: Labeller) -> None:
     if labeller.unknown:
         raise UnknownLabelsError(
             f"The labels of {facts.title} must be known to its fact file, got {len(labeller.unknown)} unknown ones. "
-            f"Add them there to `findings` or to `others`.",
+            f"{labeller.way_out}",
             labeller.unknown,
         )

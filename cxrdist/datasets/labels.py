@@ -53,6 +53,16 @@ class Labeller:
             self._known = {word for words in self._sources.values() for word in words}
             self._known |= self._excluded | self._unlabelled | self._open | _lower(labels.others or [])
 
+    @property
+    def way_out(self) -> str:
+        """What to do where a code or word is not known."""
+        if isinstance(self.facts.labels, ColumnLabels):
+            return (
+                "Add them there to `labels.values`, or to the finding's own `values`; `labels.others` says what all "
+                "others mean."
+            )
+        return "Add them there to `findings`, or to `labels.others` where they are no finding."
+
     def findings(self, cells: Cells) -> Findings | Unlabelled:
         """Return every finding of the dataset, or why the image has none."""
         labels = self.facts.labels

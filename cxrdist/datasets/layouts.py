@@ -16,7 +16,7 @@ from cxrdist.config import Config
 from cxrdist.datasets.records import Split
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dcm.gz")
-SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+SPREADSHEET_SUFFIXES = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
 def _as_text(value: Any) -> Any:
@@ -125,7 +125,7 @@ class TableFile(Config):
     @field_validator("files")
     @classmethod
     def _no_spreadsheets(cls, value: list[str]) -> list[str]:
-        wrong = next((name for name in value if name.lower().endswith(SPREADSHEETS)), None)
+        wrong = next((name for name in value if name.lower().endswith(SPREADSHEET_SUFFIXES)), None)
         if wrong:
             raise ValueError(f"must be CSV, Parquet, JSON or XML, got {wrong!r}; save the spreadsheet as CSV")
         return value

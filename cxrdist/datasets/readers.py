@@ -8,13 +8,14 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from cxrdist.datasets.codes import code
 from cxrdist.datasets.delimited import LARGEST_HEADER, decode, header_cells, rows_of
-from cxrdist.datasets.layouts import TableFile, Xml
+from cxrdist.datasets.layouts import SPREADSHEET_SUFFIXES, TableFile, Xml
 from cxrdist.errors import UserError
 
 Cells = dict[str, str]
@@ -77,6 +78,16 @@ def header_of(path: Path, separator: str | None = None) -> set[str]:
         return {column.strip().lower() for column in header_cells(text, separator)}
     except Exception:  # whatever a damaged file does to the library, it is no table with these columns
         return set()
+
+
+def spreadsheet_hint(paths: Iterable[str], patterns: Iterable[str]) -> str:
+    """Return what to do where a spreadsheet lies in place of a table of one of the patterns, else nothing."""
+    for pattern in patterns:
+        beginning = pattern.rsplit("/", 1)[-1].rpartition(".")[0]
+        names = [f"{beginning}{suffix}".lower() for suffix in SPREADSHEET_SUFFIXES if beginning]
+        if any(fnmatchcase(path.rsplit("/", 1)[-1].lower(), name) for path in paths for name in names):
+            return f" There is a spreadsheet of that name: save it as CSV, to be found as {pattern}."
+    return ""
 
 
 def read_list(path: Path, where: str = "") -> list[str]:
