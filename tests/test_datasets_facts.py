@@ -7,7 +7,7 @@ import yaml
 
 from cxrdist.config import shipped
 from cxrdist.datasets import FactFile, describe_markers, detect, fact_hash, import_dataset, read_facts
-from cxrdist.datasets.facts import columns_read, required_columns
+from cxrdist.datasets.columns import columns_read, required_columns
 from cxrdist.datasets.labels import combine_readers, union
 from cxrdist.datasets.readers import read_table
 from cxrdist.datasets.splits import carve_all, carve_validation, crossing_patients

@@ -1,7 +1,8 @@
 """Datasets as they lie on disk: fact files, detection, and one importer for all of them."""
 
+from cxrdist.datasets.catalogue import fact_hash, list_facts, read_facts
 from cxrdist.datasets.detect import describe_markers, detect
-from cxrdist.datasets.facts import FactFile, fact_hash, list_facts, read_facts
+from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.importer import UnknownLabelsError, import_dataset
 from cxrdist.datasets.records import Import, Reject, Row
 

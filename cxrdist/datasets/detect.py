@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrdist.datasets.facts import FactFile, list_facts
+from cxrdist.datasets.catalogue import list_facts
+from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.layouts import Marker
 from cxrdist.datasets.readers import header_of, spreadsheet_hint
 from cxrdist.datasets.tree import MARKER_LEVELS, Tree, find, root_number

@@ -1,20 +1,14 @@
 """Fact files: what is known of a dataset's copy on disk, as data.  A dataset of a known shape is one YAML file."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cxrdist.config import Config, Tree, override, read_yaml, shipped
+from cxrdist.config import Config
 from cxrdist.datasets.layouts import Cell, FolderLayout, Marker, TableLayout, Word, as_cell, checked_pattern
 from cxrdist.datasets.records import Sex, Split
 from cxrdist.dicom.hints import PixelHints, RawImage
-from cxrdist.errors import UsageError, unknown
 from cxrdist.findings import LabelPolicy, check_names
 
 
@@ -263,7 +257,7 @@ class FactFile(Config):
     def _sources(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: _finding_source(source) for name, source in value.items()}
+        return {name: finding_source(source) for name, source in value.items()}
 
     @field_validator("findings")
     @classmethod
@@ -286,180 +280,8 @@ class FactFile(Config):
         return value
 
 
-def read_facts(name_or_path: str, *, variant: str | None = None, changes: Mapping[str, Any] | None = None) -> FactFile:
-    """Return the facts of a known dataset by name, or those in a YAML file.
-
-    Args:
-        name_or_path: A name of `list_facts`, or the path of a ``.yaml`` file.
-        variant: One of the fact file's `variants`.
-        changes: ``{dotted name: value}`` set on top.
-
-    Raises:
-        UsageError: If there is no such dataset, file or variant, or if a name or value is wrong.
-    """
-    tree, where = _source(name_or_path)
-    changes = changes or {}
-    own = [name for name in ("variant", "changes") if tree.get(name)]
-    own += [name for name in changes if name.split(".")[0] in ("variant", "changes")]
-    if own:
-        raise UsageError(
-            f"`{own[0]}` must not be set: it tells what was chosen, got a value [in {where}]. Choose by `--variant`."
-        )
-    if variant:
-        tree = _changed(tree, _variant(tree, variant))
-    tree = _changed(tree, changes)
-    return FactFile.build(tree | {"variant": variant, "changes": dict(changes)}, where=where)
-
-
-def _variant(tree: Tree, name: str) -> Tree:
-    """Return what a variant changes."""
-    variants = tree.get("variants")
-    if not isinstance(variants, dict) or not variants:
-        raise UsageError(f"A variant must be one of the fact file's, got {name!r}: {tree.get('name')} has no variants.")
-    if name not in variants:
-        raise UsageError(unknown(f"A variant of {tree.get('name')}", name, variants))
-    found = variants[name]
-    return {part: value for part, value in found.items() if part != "about"} if isinstance(found, dict) else {}
-
-
-def _changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
-    """Return `tree` with `changes`; what is added to a short form or to a default does not take its place."""
-    labels, findings = tree.get("labels"), tree.get("findings")
-    of_labels = changes.get("labels")
-    if isinstance(labels, dict) and labels.get("coding") == "columns" and "values" not in labels:
-        added = any(f"{name}.".startswith("labels.values.") for name in changes)
-        if added or (isinstance(of_labels, Mapping) and "values" in of_labels):
-            tree = override(tree, {"labels.values": dict(ColumnLabels(coding="columns").values)})
-    if isinstance(findings, dict):
-        parts = {name.split(".")[1] for name in changes if name.startswith("findings.") and name.count(".") > 1}
-        whole = {name: _finding_source(source) if name in parts else source for name, source in findings.items()}
-        tree = tree | {"findings": whole}
-    return override(tree, changes)
-
-
-@cache
-def list_facts() -> list[FactFile]:
-    """Return the facts of every dataset that comes with the tool, by name."""
-    return [FactFile.build(read_yaml(path), where=path.name) for path in sorted(shipped("shards").glob("*.yaml"))]
-
-
-def fact_hash(facts: FactFile) -> str:
-    """Return the SHA-256 of the resolved facts: the same for any spelling of the same content."""
-    # A variant is what it changes, not what it is called, and the others beside it do not matter.
-    tree = {name: value for name, value in facts.tree().items() if name not in ("variants", "variant", "changes")}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def columns_read(facts: FactFile) -> dict[str, set[str]]:
-    """Return every column that anything reads, and the words in it that the facts know; all in lower case.
-
-    Other columns never come into memory; a known word says something even where it is one for blank (``None``).
-    """
-    names: list[str] = [*facts.keep, *facts.drop, *facts.replace]
-    layout = facts.layout
-    if isinstance(layout, TableLayout):
-        names += [*columns_of(layout.image), *([layout.reader] if layout.reader else [])]
-        names += [column for table in layout.tables if table.named_by for column in table.named_by.on]
-    names += [column for join in layout.joins for column in join.on]
-    columns = facts.columns
-    names += columns_of([*columns.patient, *columns.study, *columns.projection])
-    names += columns_of([columns.sex] if columns.sex else [])
-    if columns.age:
-        names += [name for name in (columns.age.column, columns.age.at, columns.age.since) if name]
-    if isinstance(facts.labels, TokenLabels):
-        names += facts.labels.columns
-    else:
-        names += [name for source in facts.findings.values() for name in source.names]
-    names += [facts.splits.column] if facts.splits.column else []
-    names += [facts.origin.column] if facts.origin else []
-    names += [facts.pixels.invert.column] if isinstance(facts.pixels.invert, Inversion) else []
-    read: dict[str, set[str]] = {name.strip().lower(): set() for name in names}
-    for column, words in _words_known(facts):
-        read[column.strip().lower()].update(word.strip().lower() for word in words)
-    return read
-
-
-def required_columns(facts: FactFile) -> dict[tuple[str, ...], str]:
-    """Return the columns that some table must have, each with the place in the facts that names it.
-
-    Of several in one key any will do: other names of one cell, or columns of different releases.
-    """
-    found: dict[tuple[str, ...], str] = {}
-
-    def add(where: str, *names: str | None) -> None:
-        key = tuple(dict.fromkeys(name.strip().lower() for name in names if name))
-        if key:
-            found.setdefault(key, where)
-
-    columns = facts.columns
-    for part in columns.patient:
-        add("columns.patient", *columns_of([part]))
-    for part in columns.study:
-        add("columns.study", *columns_of([part]))
-    add("columns.projection", *columns_of(columns.projection))
-    add("columns.sex", *columns_of([columns.sex] if columns.sex else []))
-    if columns.age:
-        for name in (columns.age.column, columns.age.at, columns.age.since):
-            add("columns.age", name)
-    if isinstance(facts.labels, TokenLabels):
-        for name in facts.labels.columns:
-            add("labels.columns", name)
-    else:
-        for finding, source in facts.findings.items():
-            for names in [source.names] if source.either else [[name] for name in source.names]:
-                add(f"findings.{finding}", *names)
-    for where, listed in (("keep", facts.keep), ("drop", facts.drop), ("replace", facts.replace)):
-        for name in listed:
-            add(where, name)
-    add("layout.reader", facts.layout.reader if isinstance(facts.layout, TableLayout) else None)
-    add("splits.column", facts.splits.column if facts.splits.official and not facts.splits.lists else None)
-    add("origin", facts.origin.column if facts.origin else None)
-    add("pixels.invert", facts.pixels.invert.column if isinstance(facts.pixels.invert, Inversion) else None)
-    return found
-
-
-def columns_of(cells: Iterable[Cell]) -> list[str]:
-    """Return every column that `cells` are read from."""
-    return [column for cell in cells for column in (cell.column, *cell.otherwise)]
-
-
-def _words_known(facts: FactFile) -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield columns with the words that the facts know in them."""
-    for listed in (facts.keep, facts.drop, facts.replace):
-        yield from listed.items()
-    columns, labels = facts.columns, facts.labels
-    yield from ((name, facts.projections) for name in columns_of(columns.projection))
-    yield from ((name, facts.sexes) for name in columns_of([columns.sex] if columns.sex else []))
-    if isinstance(labels, TokenLabels):
-        said = [*labels.exclude, *labels.unlabelled, *labels.open, *(labels.others or [])]
-        said += [name for source in facts.findings.values() for name in source.names]
-        yield from ((name, said) for name in labels.columns)
-    else:
-        for source in facts.findings.values():
-            yield from ((name, source.values or labels.values) for name in source.names)
-    if facts.splits.column:
-        yield facts.splits.column, facts.splits.values
-    if facts.origin:
-        yield facts.origin.column, facts.origin.words
-    if isinstance(facts.pixels.invert, Inversion):
-        yield facts.pixels.invert.column, facts.pixels.invert.values
-
-
-def _source(name_or_path: str) -> tuple[Tree, str]:
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        return read_yaml(path), path.name
-    paths = {path.stem: path for path in sorted(shipped("shards").glob("*.yaml"))}
-    if name_or_path not in paths:
-        close = get_close_matches(name_or_path.lower().replace("-", "_"), paths, n=1, cutoff=0.4)
-        near = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(
-            f"A dataset must be one of {', '.join(paths)} or the path of a fact file, got {name_or_path!r}.{near}"
-        )
-    return read_yaml(paths[name_or_path]), paths[name_or_path].name
-
-
-def _finding_source(value: Any) -> Any:
+def finding_source(value: Any) -> Any:
+    """Return the long form of what a fact file says of a finding: a name or a list of names stands for its sources."""
     if isinstance(value, str):
         return {"names": [value]}
     return {"names": value} if isinstance(value, list) else value

@@ -39,14 +39,17 @@ class Labeller:
             if source.names
         }
         self._derived = {finding: source for finding, source in self.facts.findings.items() if not source.names}
+        self._read: dict[tuple[str | None, ...], Findings | Unlabelled] = {}
         labels = self.facts.labels
         if isinstance(labels, ColumnLabels):
+            self._columns = sorted({column for columns in self._sources.values() for column in columns})
             common = {code(text): value for text, value in labels.values.items()}
             self._codes = {
                 finding: {code(text): value for text, value in self.facts.findings[finding].values.items()} or common
                 for finding in self._sources
             }
         else:
+            self._columns = [column.lower() for column in labels.columns]
             self._excluded = _lower(labels.exclude)
             self._unlabelled = _lower(labels.unlabelled)
             self._open = _lower(labels.open)
@@ -64,14 +67,24 @@ class Labeller:
         return "Add them there to `findings`, or to `labels.others` where they are no finding."
 
     def findings(self, cells: Cells) -> Findings | Unlabelled:
-        """Return every finding of the dataset, or why the image has none."""
+        """Return every finding of the dataset, or why the image has none.
+
+        Equal cells give the same object, so it must not be changed: most images of a large dataset are labelled alike.
+        """
         labels = self.facts.labels
+        told = tuple(map(cells.get, self._columns))
+        if told in self._read:
+            return self._read[told]
+        strange = self.unknown.total()
         found = (
             self._from_columns(labels, cells) if isinstance(labels, ColumnLabels) else self._from_words(labels, cells)
         )
-        return found if isinstance(found, Unlabelled) else self.complete(found)
+        found = found if isinstance(found, Unlabelled) else self._complete(found)
+        if self.unknown.total() == strange:  # each cell with a strange word counts
+            self._read[told] = found
+        return found
 
-    def complete(self, findings: Findings) -> Findings:
+    def _complete(self, findings: Findings) -> Findings:
         """Return `findings` with those that are made of others, in the fact file's order."""
         whole = findings | {name: _derive(source, findings) for name, source in self._derived.items()}
         return {name: whole[name] for name in self.facts.findings}

@@ -47,11 +47,14 @@ def read_table(
     allowed = {column.strip().lower(): {code(value) for value in values} for column, values in how.where.items()}
     blanks = {column: BLANKS - words | {""} for column, words in (columns or {}).items()}
     blanks |= {column: blanks.get(column, BLANKS) - words | {""} for column, words in allowed.items()}
+    names: dict[str, str] = {}  # one string a column: rows by the hundred thousand are kept
     for row in _rows(path, how):
         cells: Cells = {}
         for column, value in row:
-            name = column.strip().lower()
-            name = renamed.get(name, name)
+            name = names.get(column)
+            if name is None:
+                plain = column.strip().lower()
+                name = names[column] = renamed.get(plain, plain)
             text = value.strip()
             blank = text.lower() in blanks.get(name, BLANKS)
             if name and name not in cells and not blank and (columns is None or name in blanks):

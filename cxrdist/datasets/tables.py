@@ -8,7 +8,8 @@ from sys import intern
 
 from cxrdist.datasets.cells import read_cell
 from cxrdist.datasets.codes import key as id_key
-from cxrdist.datasets.facts import FactFile, columns_of, columns_read, required_columns
+from cxrdist.datasets.columns import columns_of, columns_read, required_columns
+from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.layouts import Cell, FolderLayout, Join, NamedBy, TableFile, TableLayout, Text
 from cxrdist.datasets.readers import Cells, header_of, read_table, read_text
 from cxrdist.datasets.records import Split
