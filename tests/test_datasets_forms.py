@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cxrdist.datasets import import_dataset
+from cxrdist.datasets import UnknownLabelsError, import_dataset
 from cxrdist.datasets.cells import read_cell
 from cxrdist.datasets.layouts import Cell
 from cxrdist.datasets.readers import header_of
@@ -41,6 +41,19 @@ def test_a_word_counts_by_its_part_where_asked(tmp_path):
         for more in ({}, {"part": "[^/]*"})
     )
     assert list(whole.values()) == [0, 0, 1] and list(part.values()) == [1, 1, 0]
+
+
+def test_images_that_are_labelled_alike_share_their_findings_and_strange_codes_count_each_time(tmp_path):
+    rows = [{"file": f"{number}.png", "Fluid": code} for number, code in enumerate("1011")]
+    table(tmp_path / "labels.csv", ["file", "Fluid"], rows)
+    for row in rows:
+        picture(tmp_path / row["file"])
+    first, absent, *others = (row.findings for row in import_dataset(own_facts(), tmp_path).rows)
+    assert all(found is first for found in others) and (first, absent) == ({"effusion": 1}, {"effusion": 0})
+    table(tmp_path / "labels.csv", ["file", "Fluid"], [row | {"Fluid": "x"} for row in rows])
+    with pytest.raises(UnknownLabelsError) as caught:
+        import_dataset(own_facts(), tmp_path)
+    assert caught.value.words == {"x": 4}
 
 
 def test_images_are_kept_or_dropped_by_a_column_and_blank_cells_say_nothing(tmp_path):
