@@ -5,13 +5,13 @@ hash of them, and the values stay in a private file beside the id key, for `shar
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cxrdist.datasets.shard_format import Manifest
 from cxrdist.errors import UserError
+from cxrdist.pack.private import write_private
 from cxrdist.pack.pseudonyms import Pseudonyms
 
 
@@ -35,19 +35,7 @@ def keep_changes(path: Path, name: str, changes: Mapping[str, Any]) -> None:
         UserError: If there is a file that is none of these, or the place cannot be written.
     """
     text = json.dumps(_read(path) | {name: dict(changes)}, indent=1, default=str) + "\n"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"The private file of changed facts must be writable, got {error.strerror!r} [in {str(path)!r}]."
-        ) from None
+    write_private(path, text.encode(), "The private file of changed facts")
 
 
 def recall_changes(manifest: Manifest, id_key: Path) -> dict[str, Any]:

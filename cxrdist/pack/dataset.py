@@ -1,7 +1,5 @@
 """Packing and repairing a dataset as it lies on the disk."""
 
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.pack.changes import recall_changes
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.plan import DatasetName
+from cxrdist.pack.private import write_private
 from cxrdist.pack.pseudonyms import check_id_key, default_id_key
 from cxrdist.pack.run import pack_rows
 
@@ -123,18 +122,7 @@ def _import(facts: FactFile, root: Path | Sequence[Path], options: PackOptions, 
     except UnknownLabelsError as error:
         words, message = error.words, str(error)
     private = (options.id_key or default_id_key()).parent / f"{facts.name}.unknown_labels.txt"
-    _write_private(private, words)
+    # For the owner's eyes alone: a label cell can hold a name.
+    text = "".join(f"{count}\t{word}\n" for word, count in words.most_common())
+    write_private(private, text.encode(), "The list of unknown labels")
     raise UserError(f"{message} They are listed in {str(private)!r}, which only you can read.")
-
-
-def _write_private(path: Path, words: Counter[str]) -> None:
-    """Write the words and how often each occurs, for the owner's eyes alone: a label cell can hold a name."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.writelines(f"{count}\t{word}\n" for word, count in words.most_common())
-    except OSError as error:
-        raise UserError(
-            f"The list of unknown labels must be writable, got {error.strerror!r} [in {str(path)!r}]."
-        ) from None

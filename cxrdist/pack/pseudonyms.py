@@ -6,6 +6,7 @@ The same key gives the same pseudonyms, so patients stay together over datasets 
 """
 
 import hmac
+import io
 import os
 import secrets
 import stat
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
+from cxrdist.pack.private import create_private, sync, write_private
 
 ID_KEY_CHARACTERS = 64
 FEWEST_ID_KEY_CHARACTERS = 32
@@ -102,16 +104,14 @@ def open_id_key(path: Path) -> bytes:
         UserError: If the file is too short to be a key, or cannot be read or made.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            file = create_private(path)
         except FileExistsError:
             return _read_id_key(path)
-        with os.fdopen(descriptor, "wb") as file:
+        with file:
             key = secrets.token_hex(ID_KEY_CHARACTERS // 2).encode()
             file.write(key + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
     except OSError as error:
         raise UserError(f"The id key must be readable, got {error.strerror!r} [in {str(path)!r}].") from None
     log.info("Made a new id key: %s. Keep it, and keep it private: it alone leads to the same pseudonyms.", path)
@@ -131,7 +131,7 @@ def _read_id_key(path: Path) -> bytes:
 
 
 @dataclass(frozen=True)
-class Mapping:
+class MapLine:
     """One line of the private map."""
 
     source: str
@@ -142,38 +142,30 @@ class Mapping:
     reject: str | None
 
 
-def write_id_map(path: Path, mappings: Iterable[Mapping]) -> None:
+def write_id_map(path: Path, new: Iterable[MapLine]) -> None:
     """Write the private map, mode 0600, keeping lines of earlier packs (other keys, other versions of the data).
 
     Raises:
         UserError: If there is a file that is no id map, or the place cannot be written.
     """
     lines = {(line.source, line.image_id): line for line in _read_id_map(path)}
-    for line in mappings:
+    for line in new:
         # File names need not be text; what is none shows as \\xNN.
         source = line.source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         lines[source, line.image_id] = replace(line, source=source)
-    names = [field.name for field in fields(Mapping)]
+    names = [field.name for field in fields(MapLine)]
     columns = zip(*(astuple(lines[place]) for place in sorted(lines)), strict=True)
     table = pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"The id map must be writable, got {error.strerror!r} [in {str(path)!r}].") from None
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    write_private(path, file.getvalue(), "The id map")
 
 
-def _read_id_map(path: Path) -> list[Mapping]:
+def _read_id_map(path: Path) -> list[MapLine]:
     if not path.exists():
         return []
     try:
-        return [Mapping(**line) for line in pq.read_table(path).to_pylist()]
+        return [MapLine(**line) for line in pq.read_table(path).to_pylist()]
     except (OSError, pa.ArrowException, TypeError):
         raise UserError(
             f"The id map must be one that `cxrdist pack` wrote, got another file [{str(path)!r}]."

@@ -23,7 +23,7 @@ from cxrdist.pack.finish import (
 from cxrdist.pack.options import PackOptions
 from cxrdist.pack.plan import DatasetName, Left, Plan, make_plan, recipe_of
 from cxrdist.pack.pseudonyms import (
-    Mapping,
+    MapLine,
     Pseudonyms,
     default_id_key,
     id_map_path,
@@ -76,7 +76,7 @@ def pack_rows(
             (out / MANIFEST).unlink(missing_ok=True)
             records = _build(plan, work, out, spread, shown=shown)
             manifest, left = finish(plan, records, work, out)
-            write_id_map(id_map, _mappings(plan, left))
+            write_id_map(id_map, _map_lines(plan, left))
             if plan.changes:
                 keep_changes(changes_path(dataset.name, id_key), plan.changes, dataset.changes)
             write_manifest(manifest, work, out)
@@ -163,12 +163,12 @@ def counts_by_reason(rejects: Iterable[Left]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in Counter(left.reason for left in rejects).most_common())
 
 
-def _mappings(plan: Plan, left: dict[str, Left]) -> Iterator[Mapping]:
+def _map_lines(plan: Plan, left: dict[str, Left]) -> Iterator[MapLine]:
     for reject, pseudonymous in plan.rejects:
-        yield Mapping(reject.source, pseudonymous.image_id, None, None, None, reject.reason)
+        yield MapLine(reject.source, pseudonymous.image_id, None, None, None, reject.reason)
     for image in plan.images:  # after the rejects: a repeated row is a sample as well
         reason = left[image.image_id].reason if image.image_id in left else None
-        yield Mapping(
+        yield MapLine(
             image.row.source,
             image.image_id,
             image.patient_id,
