@@ -9,9 +9,9 @@ from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import Age, FactFile
 from cxrdist.datasets.layouts import Cell
 from cxrdist.datasets.readers import Cells
-from cxrdist.datasets.records import Projection, Sex
+from cxrdist.datasets.records import FRONTAL, OLDEST, Projection, Sex
 
-MAX_AGE, TOP_AGE = 120, 90
+MAX_AGE = 120
 YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 UNITS = {"years": "Y", "months": "M", "days": "D"}
 SEXES: dict[str, Sex] = {
@@ -63,7 +63,7 @@ def read_projection(facts: FactFile, cells: Cells) -> ProjectionCell:
         return ProjectionCell("unknown", True)
     if value == "header":
         return ProjectionCell("unknown", False, by_header=True)
-    return ProjectionCell(value, value in ("PA", "AP"))
+    return ProjectionCell(value, value in FRONTAL)
 
 
 def read_sex(facts: FactFile, cells: Cells) -> Sex:
@@ -93,7 +93,7 @@ def read_age(age: Age | None, cells: Cells) -> int | None:
             years = None if then is None or now is None else years + now - then
     if years is None or not 0 <= years <= MAX_AGE or (years == 0 and age.zero_is_missing):
         return None
-    return min(int(years), TOP_AGE)
+    return min(int(years), OLDEST)
 
 
 def _year(text: str) -> int | None:

@@ -17,6 +17,8 @@ Sex = Literal["F", "M", "unknown"]
 SPLITS: tuple[str, ...] = get_args(Split)
 PROJECTIONS: tuple[str, ...] = get_args(Projection)
 FRONTAL = ("PA", "AP")
+OLDEST = 90
+"""Years; ages above are told as this one: with a rare age a person can be found (DICOM PS3.15, HIPAA 164.514)."""
 
 
 @dataclass(frozen=True)

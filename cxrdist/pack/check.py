@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cxrdist.datasets.records import PROJECTIONS
+from cxrdist.datasets.records import OLDEST, PROJECTIONS
 from cxrdist.datasets.shard_format import (
     EXTENSIONS,
     JSON_FIELDS,
@@ -25,7 +25,6 @@ from cxrdist.datasets.shard_format import (
     soft_column,
     source_allows,
 )
-from cxrdist.pack.render import OLDEST
 from cxrdist.pack.tar import FIELDS, file_sha256
 
 MOST_PROBLEMS_PER_SHARD = 20

@@ -8,14 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cxrdist.datasets.records import FRONTAL, PROJECTIONS, Row
+from cxrdist.datasets.records import FRONTAL, OLDEST, PROJECTIONS, Row
 from cxrdist.datasets.shard_format import EXTENSIONS, Preprocessing, source_allows
 from cxrdist.dicom import Radiograph, quantise, read_radiograph
 from cxrdist.errors import ImageRejectedError, UserError
 from cxrdist.pack.plan import Planned
-
-OLDEST = 90
-"""Ages above are told as this one: with a rare age a person can be found (DICOM PS3.15, HIPAA 164.514)."""
 
 
 @dataclass(frozen=True)
