@@ -127,7 +127,18 @@ def finish(plan: Plan, records: Records, work: Path, shards: Path) -> tuple[Mani
     write_file(shards / INDEX, _index(plan, samples), work)
     write_file(shards / TIMM_INFO, _json(_timm_info(plan, entries)), work)
     write_file(shards / OPEN_CLIP_SIZES, _json({entry.name: entry.samples for entry in entries}), work)
-    manifest = Manifest(
+    manifest = _manifest(plan, entries, rejects, shards)
+    return manifest, {left.image_id: left for left in rejects}
+
+
+def write_manifest(manifest: Manifest, work: Path, shards: Path) -> None:
+    """Write the manifest; from here on the shard folder is finished."""
+    write_file(shards / MANIFEST, _json(manifest.tree()), work)
+
+
+def _manifest(plan: Plan, entries: list[Shard], rejects: list[Left], shards: Path) -> Manifest:
+    """Return what vouches for the tars and tables that lie in `shards` now."""
+    return Manifest(
         format_version=FORMAT_VERSION,
         dataset=plan.dataset.name,
         title=plan.dataset.title,
@@ -140,7 +151,7 @@ def finish(plan: Plan, records: Records, work: Path, shards: Path) -> tuple[Mani
         rejects=dict(sorted(Counter(left.reason for left in rejects).items())),
         findings=list(plan.findings),
         soft=list(plan.soft),
-        preprocessing=how,
+        preprocessing=plan.how,
         facts=plan.facts,
         variant=plan.dataset.variant,
         changes=plan.changes,
@@ -152,12 +163,6 @@ def finish(plan: Plan, records: Records, work: Path, shards: Path) -> tuple[Mani
         rejects_sha256=file_sha256(shards / REJECTS),
         shards=entries,
     )
-    return manifest, {left.image_id: left for left in rejects}
-
-
-def write_manifest(manifest: Manifest, work: Path, shards: Path) -> None:
-    """Write the manifest; from here on the shard folder is finished."""
-    write_file(shards / MANIFEST, _json(manifest.tree()), work)
 
 
 def _read_members(path: Path, samples: Iterable[SampleRecord]) -> Iterator[tuple[str, bytes, bytes]]:

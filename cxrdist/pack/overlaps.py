@@ -14,11 +14,11 @@ from cxrdist.config import Config
 from cxrdist.datasets import list_facts
 from cxrdist.datasets.shard_format import Manifest
 from cxrdist.pack.contents import Contents
+from cxrdist.pack.shortcuts import STRONG_AUROC
 from cxrdist.stats import auroc
 
 FEWEST_IMAGES = 20
 """Images of each folder below which their grey levels are not compared."""
-STRONG_AUROC = 0.8
 IMAGE_KEY = ["crc32", "image_bytes", "height", "width"]
 """Equal for the same encoded image, and by chance for about one of 2**45 pairs of others."""
 

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Self
 
 FIELDS = {"mtime": 0, "uid": 0, "gid": 0, "uname": "", "gname": "", "mode": 0o444}
-CHUNK_BYTES = 1 << 20
 
 
 class TarWriter:

@@ -11,8 +11,8 @@ from cxrdist.pack.pseudonyms import Pseudonyms, default_id_key, open_id_key
 
 DOWNLOAD = "See whether the download is whole"
 OF_REASON = {
-    "projection_filtered": "Take every view with `--projection all`, or write the source's words for frontal ones "
-    "into the fact file's `projections`.",
+    "projection_filtered": "Take every projection with `--projection all`, or write the source's words for frontal "
+    "ones into the fact file's `projections`.",
     "missing_file": "Check `--root` (again for a further folder of images), and in the fact file how names find files: "
     "`layout.match_parts` and `layout.suffixes`.",
     "excluded_by_source": "Check the fact file's `splits`, `keep` and `drop`.",
