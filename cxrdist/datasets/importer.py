@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from cxrdist.datasets.cells import read_age, read_id, read_projection, read_sex
 from cxrdist.datasets.codes import code
@@ -12,7 +11,7 @@ from cxrdist.datasets.detect import home_of
 from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.labels import Findings, Labeller, Unlabelled, combine_readers, merge_rows, shares
 from cxrdist.datasets.layouts import FolderLayout, TableLayout
-from cxrdist.datasets.records import SPLITS, Import, Reject, Row, Split
+from cxrdist.datasets.records import SPLITS, Import, ProjectionFilter, Reject, Row, Split
 from cxrdist.datasets.splits import OfficialSplits, carve_all, carve_validation, crossing_patients
 from cxrdist.datasets.tables import Record, Tables, folder_records, table_records
 from cxrdist.datasets.tree import ImageFiles, Tree
@@ -20,7 +19,6 @@ from cxrdist.errors import UserError
 from cxrdist.findings import NO_FINDING
 from cxrdist.log import get_logger, track
 
-Filter = Literal["frontal", "all"]
 Notes = dict[str, str | int | float | bool]
 OTHER_ORIGIN = "other"
 logger = get_logger(__name__)
@@ -45,7 +43,7 @@ class _Context:
     tree: Tree
     labeller: Labeller
     official: OfficialSplits
-    projection: Filter
+    projection: ProjectionFilter
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class _Labels:
 
 
 def import_dataset(
-    facts: FactFile, root: Path | Sequence[Path], *, projection: Filter = "frontal", shown: bool = False
+    facts: FactFile, root: Path | Sequence[Path], *, projection: ProjectionFilter = "frontal", shown: bool = False
 ) -> Import:
     """Return a row or a reject for each image that the source names, sorted by source.
 

@@ -13,6 +13,8 @@ from cxrdist.errors import RejectReason
 
 Split = Literal["train", "val", "test"]
 Projection = Literal["PA", "AP", "lateral", "other", "unknown"]
+ProjectionFilter = Literal["frontal", "all"]
+"""Which projections a pack keeps."""
 Sex = Literal["F", "M", "unknown"]
 SPLITS: tuple[str, ...] = get_args(Split)
 PROJECTIONS: tuple[str, ...] = get_args(Projection)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from cxrdist.config import Config
-from cxrdist.datasets.records import FRONTAL, Split
+from cxrdist.datasets.records import FRONTAL, ProjectionFilter, Split
 from cxrdist.dicom.choices import BurnedInPolicy, Equalize
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy
@@ -114,7 +114,7 @@ class Preprocessing(Config):
     bits: Literal[8, 16]
     quality: int | None
     """JPEG quality; null for PNG."""
-    projection: Literal["frontal", "all"]
+    projection: ProjectionFilter
     equalize: Equalize = "none"
     burned_in_text: BurnedInPolicy | None = None
     """What became of images with text in their pixels; null in older folders: nobody looked."""
@@ -205,7 +205,7 @@ def soft_column(finding: str) -> str:
     return f"s_{finding}"
 
 
-def is_frontal(projection: str, *, noted: bool, packed: Literal["frontal", "all"]) -> bool:
+def is_frontal(projection: str, *, noted: bool, packed: ProjectionFilter) -> bool:
     """Return whether an image is known to be PA or AP, even where nobody says which.
 
     `noted` is the importer's note; a folder `packed` with the frontal filter holds no other image.

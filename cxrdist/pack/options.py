@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cxrdist.config import Config
+from cxrdist.datasets.records import ProjectionFilter
 from cxrdist.datasets.shard_format import Preprocessing
 from cxrdist.dicom import BurnedInPolicy, Equalize
 
@@ -25,7 +26,7 @@ class PackOptions(Config):
     """Grey levels as a power of two; 16 needs ``format: png``."""
     quality: int = Field(95, ge=1, le=100)
     """JPEG quality; without meaning for PNG."""
-    projection: Literal["frontal", "all"] = "frontal"
+    projection: ProjectionFilter = "frontal"
     equalize: Equalize = "none"
     """Spread the grey levels by their histogram, in 8 bits: over the whole picture (global), in 8 x 8 tiles (clahe), or
     prepare the stored values just as Tayebi Arasteh et al. 2024 did, squeezed into a square (tayebi2024)."""
