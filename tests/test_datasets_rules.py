@@ -30,6 +30,16 @@ def test_the_table_that_names_the_images_must_be_there(tmp_path):
         import_dataset(by_study(), tmp_path)
 
 
+@pytest.mark.parametrize(("overwrite", "value"), [(False, 0), (True, 1)])
+def test_a_joined_tables_cells_replace_those_of_the_images_row_where_asked(tmp_path, overwrite, value):
+    table(tmp_path / "labels.csv", ["file", "Fluid"], [{"file": "a.png", "Fluid": "0"}])
+    table(tmp_path / "second.csv", ["file", "Fluid"], [{"file": "a.png", "Fluid": "1"}])
+    picture(tmp_path / "a.png")
+    join = {"files": ["second.csv"], "on": ["file"], "overwrite": overwrite}
+    found = import_dataset(own_facts(layout=own_layout(joins=[join])), tmp_path)
+    assert found.rows[0].findings == {"effusion": value}
+
+
 def test_images_of_another_dataset_beside_its_own_are_passed_over_where_asked(tmp_path):
     table(tmp_path / "labels.csv", ["file", "Fluid"], [{"file": "a.png", "Fluid": "1"}])
     for name in "ab":

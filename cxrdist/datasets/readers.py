@@ -21,7 +21,7 @@ from cxrdist.errors import UserError
 Cells = dict[str, str]
 BLANKS = frozenset(("", "nan", "none", "null", "n/a"))
 LIST_SEPARATOR = "|"
-"""Between the entries of a list, where a table's cell holds one (JSON)."""
+"""Between the entries of a cell that holds several: a list in JSON, the values of several rows of one image."""
 SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """How files of spreadsheet programs begin, of any name."""
 LARGEST_XML = 2**24

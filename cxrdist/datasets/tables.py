@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from sys import intern
 
 from cxrdist.datasets.cells import read_cell
@@ -11,7 +10,7 @@ from cxrdist.datasets.codes import key as id_key
 from cxrdist.datasets.columns import columns_of, columns_read, required_columns
 from cxrdist.datasets.facts import FactFile
 from cxrdist.datasets.layouts import Cell, FolderLayout, Join, NamedBy, TableFile, TableLayout, Text
-from cxrdist.datasets.readers import Cells, header_of, read_table, read_text
+from cxrdist.datasets.readers import LIST_SEPARATOR, Cells, header_of, read_table, read_text
 from cxrdist.datasets.records import Split
 from cxrdist.datasets.tree import MARKER_LEVELS, ImageFiles, Tree, find, folder_prefix, is_image, stem
 from cxrdist.errors import UserError, nearest
@@ -104,7 +103,10 @@ class Tables:
             )
 
     def _header(self, path: str, table: TableFile) -> set[str]:
-        return header_of_table(self.tree.path(path), table)
+        """Return the column names of a table, with those of a COCO file."""
+        names = header_of(self.tree.path(path), table.separator)
+        # The beginning of a COCO file may tell nothing of its rows.
+        return names | {"file_name", "categories"} if names & {"images", "annotations"} else names
 
     def _marked(self, pattern: str) -> set[str]:
         """Return the columns by which a marker knows the table of this name."""
@@ -301,13 +303,6 @@ def _in_folder(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def header_of_table(path: Path, table: TableFile) -> set[str]:
-    """Return the column names of a table, as `header_of`, with those of a COCO file."""
-    names = header_of(path, table.separator)
-    # The beginning of a COCO file may tell nothing of its rows.
-    return names | {"file_name", "categories"} if names & {"images", "annotations"} else names
-
-
 def _key(join: Join | NamedBy, cells: Cells) -> tuple[str, ...] | None:
     values = [cells.get(column.strip().lower()) for column in join.on]
     return tuple(id_key(value) for value in values if value) if all(values) else None
@@ -320,8 +315,8 @@ def _merge(into: Cells, cells: Cells) -> bool:
         old = into.get(column)
         if old is None:
             into[column] = value
-        elif value not in old.split("|"):
-            into[column], agree = f"{old}|{value}", False
+        elif value not in old.split(LIST_SEPARATOR):
+            into[column], agree = f"{old}{LIST_SEPARATOR}{value}", False
     return agree
 
 

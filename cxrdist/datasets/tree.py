@@ -15,6 +15,7 @@ MARKER_LEVELS = 4
 JUNK = ("__macosx", "thumbs.db", ".*", "*.part", "*.crdownload", "index.html*")
 """Left behind by archives, file managers and download tools; hidden files cover ``._*`` and ``.azDownload-*``."""
 MOST_ALONE = 8
+"""Folders with one folder in each that are passed through from the root on."""
 LEVELS_UP = 2
 """How far above the root folders of `FactFile.beside` are looked for: ``mimic-cxr/2.0.0`` has its sister two up."""
 
