@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cxrdist.config import Config
-from cxrdist.datasets.layouts import Cell, FolderLayout, Marker, TableLayout, Word, as_cell, checked_pattern
+from cxrdist.datasets.layouts import CellList, FolderLayout, Marker, OneCell, Pattern, TableLayout, Word, as_cell
 from cxrdist.datasets.records import Sex, Split
 from cxrdist.dicom.hints import PixelHints, RawImage
 from cxrdist.findings import LabelPolicy, check_names
@@ -35,23 +35,13 @@ class Age(Config):
 class Columns(Config):
     """Which cells hold what is not a label."""
 
-    patient: list[Cell] = []
+    patient: CellList = []
     """Parts of the patient's id; none: the dataset has no patients, and each image stands for itself."""
-    study: list[Cell] = []
-    projection: list[Cell] = []
+    study: CellList = []
+    projection: CellList = []
     """Tried in order until one is in `projections`."""
-    sex: Cell | None = None
-    age: Age | None = None
-
-    @field_validator("patient", "study", "projection", mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        return [as_cell(part) for part in (value if isinstance(value, list) else [value])]
-
-    @field_validator("sex", "age", mode="before")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        return as_cell(value)
+    sex: OneCell | None = None
+    age: Annotated[Age, BeforeValidator(as_cell)] | None = None
 
 
 class Origin(Config):
@@ -118,7 +108,7 @@ class TokenLabels(Config):
     """Strings between the words of a cell."""
     python_list: bool = False
     """A cell is a list as Python writes it: ``['a', ' b']``."""
-    part: str | None = None
+    part: Pattern | None = None
     """Pattern of the part of a word that counts, from its beginning on (``[^/]*`` of ``Opacity/lung/base``)."""
     unlisted: Literal[0] | None = None
     """0: what is not listed is absent (closed world).  Null: it is not mentioned, but for images of `no_finding`."""
@@ -132,11 +122,6 @@ class TokenLabels(Config):
     """Words that say there is no label; such an image is a reject."""
     others: list[Word] | None = []
     """Further words that may occur and are no finding here; null: any."""
-
-    @field_validator("part")
-    @classmethod
-    def _pattern(cls, value: str | None) -> str | None:
-        return None if value is None else checked_pattern(value)
 
 
 class FindingSource(Config):
@@ -166,7 +151,7 @@ class Splits(Config):
     """The split that each value of `column` stands for; an image with another value is a reject."""
     lists: dict[Split, list[str]] = {}
     """Files with an image name per line, best first; an image in none of them is a reject."""
-    folders: dict[Split, str] = {}
+    folders: dict[Split, Pattern] = {}
     """Patterns of the images' paths, where a copy keeps the splits in folders of their own."""
     official: bool = True
     """False: the source's own splits are put aside, and all are carved by patient."""
@@ -188,10 +173,12 @@ class Splits(Config):
             )
         return self
 
-    @field_validator("folders")
-    @classmethod
-    def _patterns(cls, value: dict[Split, str]) -> dict[Split, str]:
-        return {split: checked_pattern(text) for split, text in value.items()}
+
+def finding_source(value: Any) -> Any:
+    """Return the long form of what a fact file says of a finding: a name or a list of names stands for its sources."""
+    if isinstance(value, str):
+        return {"names": [value]}
+    return {"names": value} if isinstance(value, list) else value
 
 
 class FactFile(Config):
@@ -233,7 +220,7 @@ class FactFile(Config):
     labels: Annotated[ColumnLabels | TokenLabels, Field(discriminator="coding")]
     policy: LabelPolicy = LabelPolicy()
     """What becomes of uncertain and unmentioned findings in training, where a run does not say."""
-    findings: dict[str, FindingSource]
+    findings: dict[str, Annotated[FindingSource, BeforeValidator(finding_source)]]
     """Canonical names and what they are made of; a name or a list of names stands for an exact relation."""
     splits: Splits = Splits()
     namespace: str
@@ -251,13 +238,6 @@ class FactFile(Config):
     def has_patient_ids(self) -> bool:
         """Whether images of one patient can be told."""
         return bool(self.columns.patient)
-
-    @field_validator("findings", mode="before")
-    @classmethod
-    def _sources(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: finding_source(source) for name, source in value.items()}
 
     @field_validator("findings")
     @classmethod
@@ -278,10 +258,3 @@ class FactFile(Config):
             if not isinstance(changes.get("about"), str):
                 raise ValueError(f"`variants.{name}` must say what it is `about`, got nothing.")
         return value
-
-
-def finding_source(value: Any) -> Any:
-    """Return the long form of what a fact file says of a finding: a name or a list of names stands for its sources."""
-    if isinstance(value, str):
-        return {"names": [value]}
-    return {"names": value} if isinstance(value, list) else value

@@ -7,10 +7,11 @@ cells and does not know where they came from.
 
 import re
 from datetime import date
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 from xml.etree import ElementTree
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.datasets.records import Split
@@ -45,27 +46,32 @@ def checked_pattern(text: str, *, group: bool = False) -> str:
     return text
 
 
+Pattern = Annotated[str, AfterValidator(checked_pattern)]
+"""A regular expression."""
+
+
 def as_cell(value: Any) -> Any:
-    """Return what stands for a cell in a fact file: a name alone is a column's."""
+    """Return the long form of a cell in a fact file: a name alone is a column's."""
     return {"column": value} if isinstance(value, str) else value
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | dict) else value
+    return value if isinstance(value, list) else [value]
 
 
 class Cell(Config):
     """Where a fact about an image is read: a column, or the part of it that group 1 of `pattern` matches."""
 
     column: str
-    pattern: str | None = None
+    pattern: Annotated[str, AfterValidator(partial(checked_pattern, group=True))] | None = None
     otherwise: list[str] = []
     """Columns that are read the same way where `column` says nothing."""
 
-    @field_validator("pattern")
-    @classmethod
-    def _part(cls, value: str | None) -> str | None:
-        return None if value is None else checked_pattern(value, group=True)
+
+OneCell = Annotated[Cell, BeforeValidator(as_cell)]
+"""A name alone is a column's."""
+CellList = Annotated[list[OneCell], BeforeValidator(_as_list)]
+"""One alone needs no brackets."""
 
 
 class Marker(Config):
@@ -77,18 +83,21 @@ class Marker(Config):
     """Columns that the first of `paths`, a table, must have."""
 
 
+def _xml_path(text: str) -> str:
+    try:
+        ElementTree.Element("x").findall(text)
+    except (SyntaxError, KeyError, ValueError, TypeError):
+        raise ValueError(f"must be a path of elements, got {text!r}") from None
+    return text
+
+
 class Xml(Config):
     """How rows are read out of XML files."""
 
-    record: str
+    record: Annotated[str, AfterValidator(_xml_path)]
     """Path of the elements that are one row each, in the limited XPath of Python's ElementTree."""
     cells: dict[str, str]
     """``{column: path}`` from the record, or from the top with a leading ``/``; ``path@name`` reads an attribute."""
-
-    @field_validator("record")
-    @classmethod
-    def _record(cls, value: str) -> str:
-        return _xml_path(value)
 
     @field_validator("cells")
     @classmethod
@@ -109,18 +118,13 @@ class TableFile(Config):
     """Between the cells of a row; null: comma, semicolon or tab, whichever the first line has most of."""
     header: list[str] = []
     """Names of the columns, where the file has no line of them."""
-    lines: list[str] = []
+    lines: list[Pattern] = []
     """Patterns of a whole line, tried in order; named groups are the cells.  For text that is no table."""
     xml: Xml | None = None
     rename: dict[str, str] = {}
     """Columns that have another name in this table: ``{name here: name in the facts}``."""
     where: dict[str, list[Word]] = {}
     """``{column: values}``: other rows do not count, where the table has that column at all."""
-
-    @field_validator("lines")
-    @classmethod
-    def _patterns(cls, value: list[str]) -> list[str]:
-        return [checked_pattern(text) for text in value]
 
     @field_validator("files")
     @classmethod
@@ -181,13 +185,8 @@ class Text(Config):
 
     folder: str
     """Name of the folder that holds them; they have the image's name, and the suffix .txt."""
-    patterns: list[str]
+    patterns: list[Pattern]
     """Searched in the text; named groups are cells."""
-
-    @field_validator("patterns")
-    @classmethod
-    def _patterns(cls, value: list[str]) -> list[str]:
-        return [checked_pattern(text) for text in value]
 
 
 class _Images(Config):
@@ -201,11 +200,11 @@ class TableLayout(_Images):
 
     kind: Literal["table"]
     tables: list[Table] = Field(min_length=1)
-    image: list[Cell] = Field(min_length=1)
+    image: CellList = Field(min_length=1)
     """Columns with the image's path, name or id, or parts of them; the first that names a file on the disk counts."""
     match_parts: int = Field(1, ge=1)
     """How many of the last parts of the path find the file; the folders above differ between copies."""
-    within: str = ""
+    within: Pattern = ""
     """Pattern of the images' paths below the root; what does not match is none of the dataset's images."""
     unnamed: Literal["reject", "ignore"] = "reject"
     """What an image file is that no table names; ignore: another dataset's, whose folder this one shares."""
@@ -215,16 +214,6 @@ class TableLayout(_Images):
     """How several readers of an image become one; mean: majority, and the share of the readers as a soft label."""
     reader: str | None = None
     """Column that tells readers apart, where one reader has several rows; else each row is a reader."""
-
-    @field_validator("image", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return [as_cell(part) for part in (value if isinstance(value, list) else [value])]
-
-    @field_validator("within")
-    @classmethod
-    def _pattern(cls, value: str) -> str:
-        return checked_pattern(value)
 
     @model_validator(mode="after")
     def _reader_needs_readers(self) -> Self:
@@ -237,27 +226,9 @@ class FolderLayout(_Images):
     """Images that say by their path what they are."""
 
     kind: Literal["folders"]
-    path: list[str] = Field(min_length=1)
+    path: Annotated[list[Pattern], BeforeValidator(_as_list)] = Field(min_length=1)
     """Patterns of an image's whole path below the marker's folder; the first that any image fits counts, and its named
     groups are the cells."""
-    names: list[str] = []
+    names: list[Pattern] = []
     """Patterns of the file's name without suffix, the first that matches gives more cells."""
     texts: list[Text] = []
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return _as_list(value)
-
-    @field_validator("path", "names")
-    @classmethod
-    def _patterns(cls, value: list[str]) -> list[str]:
-        return [checked_pattern(text) for text in value]
-
-
-def _xml_path(text: str) -> str:
-    try:
-        ElementTree.Element("x").findall(text)
-    except (SyntaxError, KeyError, ValueError, TypeError):
-        raise ValueError(f"must be a path of elements, got {text!r}") from None
-    return text
