@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from cxrdist.config import Config
 from cxrdist.datasets.layouts import CellList, FolderLayout, Marker, OneCell, Pattern, TableLayout, Word, as_cell
 from cxrdist.datasets.records import Sex, Split
+from cxrdist.dicom.choices import BurnedInPolicy
 from cxrdist.dicom.hints import PixelHints, RawImage
 from cxrdist.findings import LabelPolicy, check_names
 
@@ -206,7 +207,7 @@ class FactFile(Config):
     """Codes of the sex besides the usual words: ``{"0": M, "1": F}``."""
     origin: Origin | None = None
     pixels: Pixels = Pixels()
-    burned_in_text: Literal["reject", "flag", "mask"] = "reject"
+    burned_in_text: BurnedInPolicy = "reject"
     """What to do with an image in whose pixels text is found, unless the user says; flag where the publisher of a
     dataset has looked for names himself."""
     replace: dict[str, dict[Word, Word]] = {}

@@ -5,16 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from cxrdist.datasets.codes import code
 from cxrdist.datasets.facts import ColumnLabels, FactFile, FindingSource, TokenLabels
+from cxrdist.datasets.layouts import Combine
 from cxrdist.datasets.readers import Cells
 from cxrdist.errors import RejectReason
 from cxrdist.findings import ABSENT, NO_FINDING, PRESENT, UNCERTAIN
 
 Findings = dict[str, int | None]
-Combine = Literal["majority", "any", "all", "mean"]
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,9 @@ class _Images(Config):
     """Endings of the images' names; ``""``: any name at all, inside `within`."""
 
 
+Combine = Literal["majority", "any", "all", "mean"]
+
+
 class TableLayout(_Images):
     """Images named by tables."""
 
@@ -210,7 +213,7 @@ class TableLayout(_Images):
     """What an image file is that no table names; ignore: another dataset's, whose folder this one shares."""
     repeats: Literal["reject", "union"] = "reject"
     """What a second row of an image is: a reject, or more findings of the same image (a row per box or mask)."""
-    readers: Literal["majority", "any", "all", "mean"] | None = None
+    readers: Combine | None = None
     """How several readers of an image become one; mean: majority, and the share of the readers as a soft label."""
     reader: str | None = None
     """Column that tells readers apart, where one reader has several rows; else each row is a reader."""
