@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work together.")]
+Roots = Annotated[
+    list[Path], typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it.")
+]
 ShardFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A shard folder.")]
 
 shards = typer.Typer(help="Look at shard folders, check them, and mend them.", no_args_is_help=True)
@@ -107,10 +110,7 @@ def datasets(
 
 def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, a fact file, or `auto`.")],
-    root: Annotated[
-        list[Path],
-        typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it."),
-    ],
+    root: Roots,
     out: Annotated[Path, typer.Option(metavar="SHARDS", help="Shard folder to write.")],
     variant: Annotated[
         str | None, typer.Option(help="Another reading of the dataset; `datasets NAME` lists them.")
@@ -237,10 +237,7 @@ def verify(folder: ShardFolder, workers: Workers = 1, as_json: Json = False) -> 
 @shards.command()
 def repair(
     folder: ShardFolder,
-    root: Annotated[
-        list[Path],
-        typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it."),
-    ],
+    root: Roots,
     name: Annotated[str | None, typer.Option(help="The dataset's name or fact file. Default: as packed.")] = None,
     variant: Annotated[str | None, typer.Option(help="Its variant. Default: as packed.")] = None,
     settings: Annotated[
