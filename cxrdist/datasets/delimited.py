@@ -11,6 +11,8 @@ from cxrdist.errors import UserError
 SEPARATORS = (",", ";", "\t")
 """Semicolons are what spreadsheets write where the comma stands in numbers."""
 LARGEST_HEADER = 2**16
+LARGEST_CELL = 2**27
+"""Characters; radiology reports are longer than Python's default allows."""
 _LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 _SAID = re.compile(r'"?sep=([^\r\n])"?(\r\n?|\n)', re.IGNORECASE)
 """A first line by which spreadsheets tell each other the separator."""
@@ -73,7 +75,7 @@ def _kept(text: str, lines: list[str]) -> Iterator[str]:
 
 
 def _reader(lines: Iterable[str], separator: str, *, strict: bool = False) -> Iterator[list[str]]:
-    csv.field_size_limit(2**27)  # radiology reports are longer than the default allows
+    csv.field_size_limit(LARGEST_CELL)
     return csv.reader(lines, delimiter=separator, strict=strict)
 
 
