@@ -52,7 +52,7 @@ def test_items_are_taken_only_as_they_are_needed(build):
 
     results = build()(square, items())
     assert next(results) == 0
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(taken) <= 10
 
 

@@ -150,7 +150,7 @@ def test_the_loss_towards_a_share_is_the_mean_of_the_losses_of_its_readers():
             return logits
 
     def loss(targets: list[float]) -> float:
-        task = FinetuneTask(Fixed(), pos_weight=np.array([2.5]), known_share=1.0)  # type: ignore[arg-type]
+        task = FinetuneTask(Fixed(), pos_weight=np.array([2.5]), known_share=1.0)
         return float(task({"image": torch.zeros(2), "target": torch.tensor(targets)[:, None]})["loss"])
 
     votes = [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
@@ -176,12 +176,7 @@ def test_a_run_with_soft_labels_trains_on_them_and_is_judged_by_values(shards, t
     tree = finetune_tree(shards) | {"labels": {"soft": True}, "findings": NAMES}
     tree["input"]["projection"] = "all"
     with pytest.raises(KeyboardInterrupt):
-        finetune_run._train(
-            FinetuneConfig.build(tree, where="x"),
-            None,
-            finetune_run.World(),
-            torch.device("cpu"),  # type: ignore[arg-type]
-        )
+        finetune_run._train(FinetuneConfig.build(tree, where="x"), None, finetune_run.World(), torch.device("cpu"))
     assert {0.5, np.float32(1 / 3)} <= set(seen["train"][:, 1].tolist())
     assert set(seen["val"][~np.isnan(seen["val"])]) == {0, 1}
 

@@ -51,10 +51,6 @@ def rejects_of(shards: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def with_row(row: Row, **changes: object) -> Row:
-    return replace(row, **changes)  # type: ignore[arg-type]
-
-
 # --- bytes
 
 
@@ -103,7 +99,7 @@ run.pack_rows(dataset, found, out, options, shown=False)
 )
 def test_a_pack_killed_at_any_step_goes_on_to_the_same_bytes(tmp_path, module, name, calls):
     found = make_import(tmp_path / "raw")
-    rows = [*found.rows, with_row(found.rows[0], source="again.png", split="test")]  # a duplicate: one shard rewritten
+    rows = [*found.rows, replace(found.rows[0], source="again.png", split="test")]  # a duplicate: one shard rewritten
     found = Import(rows, [Reject("gone.png", "no_label_row")])
     whole = pack(found, tmp_path, "whole")
     job = tmp_path / "job.pickle"
@@ -256,7 +252,7 @@ def test_timm_and_open_clip_find_their_own_counts(tmp_path):
 
 def test_uid_with_dots_never_becomes_a_key(tmp_path):
     found = make_import(tmp_path / "raw", images=3)
-    rows = [with_row(row, source=f"1.2.840.10008.{number}.dcm") for number, row in enumerate(found.rows)]
+    rows = [replace(row, source=f"1.2.840.10008.{number}.dcm") for number, row in enumerate(found.rows)]
     keys = read_index(pack(Import(rows, []), tmp_path))["key"]
     assert keys.is_unique
     assert all(KEY.fullmatch(key) for key in keys)
@@ -330,8 +326,8 @@ def test_of_equal_pixels_the_most_held_out_sample_stays_and_numbers_have_no_gap(
     found = make_import(tmp_path / "raw", images=16)
     train = [row for row in found.rows if row.split == "train"]
     test = [row for row in found.rows if row.split == "test"]
-    copies = [with_row(row, source=f"copy{number}.png", split="val") for number, row in enumerate(train)]
-    again = with_row(test[0], source="again.png", split="train")
+    copies = [replace(row, source=f"copy{number}.png", split="val") for number, row in enumerate(train)]
+    again = replace(test[0], source="again.png", split="train")
     shards = pack(Import([*found.rows, *copies, again], []), tmp_path, samples_per_shard=3)
     index = read_index(shards)
     assert set(index["split"]) == {"val", "test"}, "every train image is also held out"

@@ -48,7 +48,7 @@ def rewrite(shards: Path, change: Callable[[list[tuple[str, bytes]]], None], *, 
     """Write SHARD again with changed members; an `honest` forger brings the manifest's hash in line."""
     path = shards / SHARD
     with tarfile.open(path) as tar:
-        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
     change(members)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:
