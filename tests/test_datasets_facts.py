@@ -7,7 +7,7 @@ import yaml
 
 from cxrdist.config import shipped
 from cxrdist.datasets import FactFile, describe_markers, detect, fact_hash, import_dataset, read_facts
-from cxrdist.datasets.columns import columns_read, required_columns
+from cxrdist.datasets.columns import columns_read, derived_findings, required_columns
 from cxrdist.datasets.labels import combine_readers, union
 from cxrdist.datasets.readers import read_table
 from cxrdist.datasets.splits import carve_all, carve_validation, crossing_patients
@@ -61,6 +61,22 @@ def test_a_dataset_of_a_known_shape_needs_a_fact_file_only(tmp_path):
     assert {row.split for row in found.rows} == {"train", "val", "test"}
     assert sum(row.findings["effusion"] for row in found.rows) == 20
     assert [row.source for row in found.rows] == sorted(row.source for row in found.rows)
+
+
+def test_findings_that_repeat_others_are_known():
+    names = {
+        "effusion": ["left", "right"],
+        "effusion_left": "left",
+        "effusion_right": "right",
+        "nodule": "Lesion",
+        "nodule_or_mass": {"names": ["Lesion"], "relation": "≈"},
+        "edema": {"names": ["grade"], "values": {"2": 1, "1": 0}},
+        "congestion": {"names": ["grade"], "values": {"2": 1, "1": 1}},
+        "lung_opacity": {"any_of": ["nodule", "edema"]},
+        "no_finding": {"none_of": ["nodule", "edema"]},
+    }
+    assert derived_findings(own_facts(findings=names)) == ["effusion", "nodule_or_mass", "lung_opacity"]
+    assert derived_findings(read_facts("nih14")) == ["lung_opacity", "nodule_or_mass", "lung_lesion"]
 
 
 def test_a_missing_root_is_wrong_usage_and_an_empty_one_an_error(tmp_path):

@@ -18,6 +18,7 @@ from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.findings import LabelPolicy
 from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.run import own_findings
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
@@ -183,6 +184,16 @@ def test_several_ranks_need_to_know_where_rank_0_is(monkeypatch):
         process_group(World(0, 2)),
     ):
         pass
+
+
+def test_findings_that_are_made_of_others_are_left_out_unless_named(tmp_path):
+    shards = make_shards(tmp_path, patients=24)
+    config = FinetuneConfig.build({"shards": shards}, where="x")
+    assert own_findings(config, NAMES) == NAMES
+    path = shards / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | {"derived": ["effusion"]}), encoding="utf-8")
+    assert own_findings(config, NAMES) == ["cardiomegaly"]
 
 
 def test_labels_that_a_run_does_not_set_follow_the_packed_datasets_default(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from cxrdist.datasets.facts import FactFile, Inversion, TokenLabels
 from cxrdist.datasets.layouts import Cell, TableLayout
+from cxrdist.findings import NO_FINDING
 
 
 def columns_read(facts: FactFile) -> dict[str, set[str]]:
@@ -99,3 +100,26 @@ def _words_known(facts: FactFile) -> Iterator[tuple[str, Iterable[str]]]:
         yield facts.origin.column, facts.origin.words
     if isinstance(facts.pixels.invert, Inversion):
         yield facts.pixels.invert.column, facts.pixels.invert.values
+
+
+def derived_findings(facts: FactFile) -> list[str]:
+    """Return the findings that say nothing of their own: made of others, or of the same columns or words as finer ones.
+
+    A mean over all findings would count those columns twice.  `no_finding` is never one.
+    """
+    sources = facts.findings
+
+    def finer(one: str, other: str) -> bool:
+        mine, theirs = sources[one], sources[other]
+        if mine.values != theirs.values:  # other grades of one column are other findings
+            return False
+        if len(mine.names) != len(theirs.names):
+            return len(mine.names) < len(theirs.names)
+        return mine.relation == "=" and theirs.relation != "="
+
+    found = []
+    for name, source in sources.items():
+        others = {word for other in sources if finer(other, name) for word in sources[other].names}
+        if name != NO_FINDING and (not source.names or others.issuperset(source.names)):
+            found.append(name)
+    return found

@@ -143,6 +143,8 @@ class Manifest(Config):
     """Two shard folders of one namespace, packed with one id key, share their pseudonyms."""
     id_key: str
     """Fingerprint of the id key; pseudonyms of two folders compare only when it is the same."""
+    derived: list[str] = []
+    """Findings that say nothing of their own (made of others): left out where a run does not name its findings."""
     patients_known: bool = True
     """Whether the source says whose an image is; else every image counts as a patient of its own."""
     complete: bool

@@ -21,7 +21,8 @@ class FinetuneConfig(Config):
     """The packed dataset."""
 
     findings: list[str] = []
-    """What to predict; empty is every finding with both values in the training and the validation split."""
+    """What to predict; empty is every finding with both values in the training and the validation split, but for those
+    that the dataset's facts make of others (a mean would count these twice)."""
 
     labels: LabelPolicy = LabelPolicy()
     """What becomes of uncertain and not-mentioned labels in training; what is not set is the dataset's own default."""

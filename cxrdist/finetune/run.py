@@ -15,6 +15,7 @@ from torch import nn
 
 from cxrdist.data.loader import EvaluationImages, TrainingImages, training_batches
 from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
+from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
@@ -65,7 +66,9 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
     if config.train_images is not None:
         train_samples = train_samples.draw(config.train_images, config.seed)
     val_policy = config.evaluation_policy()
-    findings = config.findings or choose_findings(train_samples, val_samples, config.labels, val_policy)
+    findings = config.findings or own_findings(
+        config, choose_findings(train_samples, val_samples, config.labels, val_policy)
+    )
     if not findings:
         raise UserError(
             "A training split must have a finding with both values, in validation too, got none "
@@ -141,6 +144,16 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     bf16 = config.train.precision == "bf16"
     logits = predict_logits(model.to(device), images, batch_size=2 * batch_size, device=device, bf16=bf16)
     return _write_split(folder, split, samples, findings, images.targets, logits)
+
+
+def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
+    """Return `findings` without those that are made of others: a mean over all would count these twice."""
+    derived = [name for name in findings if name in read_manifest(config.shards).derived]
+    if derived:
+        log.info(
+            "Left out, because they are made of other findings: %s. Name `findings` to have them.", ", ".join(derived)
+        )
+    return [name for name in findings if name not in derived]
 
 
 def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str], targets: np.ndarray) -> FinetuneTask:

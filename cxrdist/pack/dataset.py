@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrdist.datasets import FactFile, Import, UnknownLabelsError, fact_hash, import_dataset, list_facts, read_facts
+from cxrdist.datasets.columns import derived_findings
 from cxrdist.datasets.shard_format import Manifest, read_manifest
 from cxrdist.dispatch import Map
 from cxrdist.errors import UsageError, UserError
@@ -52,6 +53,7 @@ def pack_dataset(
         changes=facts.changes,
         policy=facts.policy,
         burned_in_text=facts.burned_in_text,
+        derived=tuple(derived_findings(facts)),
         patients_known=facts.has_patient_ids,
     )
     found = _import(facts, root, options, shown=shown)

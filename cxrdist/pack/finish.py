@@ -144,6 +144,7 @@ def _manifest(plan: Plan, entries: list[Shard], rejects: list[Left], shards: Pat
         title=plan.dataset.title,
         namespace=plan.dataset.namespace,
         id_key=plan.pseudonyms.fingerprint,
+        derived=[finding for finding in plan.findings if finding in plan.dataset.derived],
         patients_known=plan.dataset.patients_known,
         complete=True,
         rows=plan.rows,

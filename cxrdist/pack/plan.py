@@ -36,6 +36,8 @@ class DatasetName:
     """Its default for training."""
     burned_in_text: BurnedInPolicy = "reject"
     """What becomes of images in which text is seen, where the user does not say."""
+    derived: tuple[str, ...] = ()
+    """Findings that are made of others."""
     patients_known: bool = True
     """Whether the source has ids of patients."""
 
