@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxrdist.dicom import MAX_PIXELS
 from tests.damage import encapsulated, jpeg_segment, png
 from tests.helpers import make_dicom
 
@@ -226,9 +228,11 @@ def _zeros_gzipped(zeros: int) -> bytes:
 def largest(folder: Path) -> list[Path]:
     """Write images of as many pixels as are allowed; all can be read, but their reader must not make many copies."""
     folder.mkdir(parents=True, exist_ok=True)
-    grey = np.zeros((9999, 9999), np.uint8)
-    grey[100:200, 300:9000] = np.arange(8700) % 251
-    small = grey[:7000, :7000]
+    side = math.isqrt(MAX_PIXELS) - 1
+    grey = np.zeros((side, side), np.uint8)
+    grey[100:200, 300:-100] = np.arange(side - 400) % 251
+    half = math.isqrt(MAX_PIXELS // 2) - 1  # colour counts double
+    small = grey[:half, :half]
     for name, image in (
         ("grey", Image.fromarray(grey)),
         ("bits", Image.fromarray(grey).convert("1")),
@@ -253,5 +257,6 @@ def largest(folder: Path) -> list[Path]:
     make_dicom(folder / "DOE_deflated.dcm", words, syntax=DeflatedExplicitVRLittleEndian)
     make_dicom(folder / "DOE_signed.dcm", words.astype(np.int16), PixelPaddingValue=0, PixelSpacing=["1", "2"])
     make_dicom(folder / "DOE_rgb.dcm", np.repeat(small[..., None], 3, axis=2))
-    make_dicom(folder / "DOE_j2k.dcm", words[:5000, :5000], syntax=JPEG2000Lossless)
+    make_dicom(folder / "DOE_j2k.dcm", words, syntax=JPEG2000Lossless)
+    make_dicom(folder / "DOE_rle.dcm", words, syntax=RLELossless)
     return sorted(folder.iterdir())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from cxrdist.dicom import MAX_PIXELS, read_radiograph
+from cxrdist.dicom import MAX_PIXELS, isolation, read_radiograph
 from cxrdist.errors import REJECT_REASONS, ImageRejectedError
 
 
@@ -32,8 +32,14 @@ def outcome(path: Path) -> dict[str, object]:
 
 
 def peak_bytes() -> int:
+    """Return the most memory that this process has had, and the one that decodes for it."""
+    decoder = isolation._DECODER
+    return most_of("self") + (most_of(decoder._process.pid) if decoder and decoder.usable else 0)
+
+
+def most_of(process: int | str) -> int:
     # Not `ru_maxrss`: it survives the start of a program, and is then that of the process that started it.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 

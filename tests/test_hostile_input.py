@@ -67,7 +67,9 @@ def check(told: dict[Path, dict], how: dict[Path, str] | None = None) -> None:
     assert not crashes
     slowest = max(told, key=lambda path: told[path]["seconds"])
     print(f"slowest: {(how or {}).get(slowest, slowest.name)}, {told[slowest]['seconds']:.2f} s")
-    print(f"most memory: {max(line['peak'] for line in told.values()) / 2**20:.0f} MiB")
+    most = max(told, key=lambda path: told[path]["peak"])
+    print(f"most memory: {(how or {}).get(most, most.name)}, {told[most]['peak'] / 2**20:.0f} MiB")
+    assert told[most]["peak"] < GIB, (how or {}).get(most, most.name)
 
 
 def check_damaged(folder: Path, clean: list[Path], count: int, seed: int) -> None:

@@ -23,8 +23,9 @@ from cxrdist.dicom.resize import is_square, shrink, square
 from cxrdist.dicom.text import blacken, judge_text
 from cxrdist.errors import ImageRejectedError
 
-MAX_PIXELS = 100_000_000
-"""Default bound on the pixels of one image: twice the largest detector's, far below what fills a memory."""
+MAX_PIXELS = 50_000_000
+"""Default bound on the pixels of one image: twice the largest detector's, and below a gibibyte for this process
+and the one that decodes together."""
 AS_FILED = PixelHints()
 
 
