@@ -63,9 +63,9 @@ def check_resume(resume: str | None) -> Literal["auto"] | None:
     Raises:
         UsageError: If it is not.
     """
-    if resume in (None, "auto"):
-        return resume  # type: ignore[return-value]
-    raise UsageError(unknown("`--resume`", str(resume), ["auto"]))
+    if resume is None or resume == "auto":
+        return "auto" if resume else None
+    raise UsageError(unknown("`--resume`", resume, ["auto"]))
 
 
 def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) -> None:

@@ -187,10 +187,11 @@ def folder_records(layout: FolderLayout, tables: Tables, home: str) -> Iterator[
 class Joined:
     """The tables that add columns to the images' own rows.
 
-    Several rows for one image: each column holds the different values, joined by ``|``.
+    Several rows for one image must agree; where the facts say that each says more, a column holds the different values,
+    joined by ``|``.
 
     Raises:
-        UserError: If a required table is missing.
+        UserError: If a required table is missing, or if rows for one image differ.
     """
 
     def __init__(self, joins: list[Join], tables: Tables) -> None:

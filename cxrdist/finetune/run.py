@@ -148,7 +148,8 @@ def open_test(out: Path, *, split: str = "test") -> Path:
 
 def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
     """Return `findings` without those that are made of others: a mean over all would count these twice."""
-    derived = [name for name in findings if name in read_manifest(config.shards).derived]
+    made_of_others = read_manifest(config.shards).derived
+    derived = [name for name in findings if name in made_of_others]
     if derived:
         log.info(
             "Left out, because they are made of other findings: %s. Name `findings` to have them.", ", ".join(derived)
