@@ -65,10 +65,11 @@ class Desk:
             assert [int(code) for code in re.findall(rb"<ended (\d+)>", ended.stdout)] == codes, told.decode()[-4000:]
         return told.decode()
 
-    def check(self, told: bytes, typed: list[str]) -> None:
+    def check(self, told: bytes, typed: list[str], *, orderly: bool = True) -> None:
+        """Check what a command told; one that was not ended `orderly` leaves processes that cannot end so either."""
         for text in sorted((text for text in typed if "/" in text or "zq" in text), key=len, reverse=True):
             told = told.replace(text.encode(), b"<typed>")
-        assert b"Traceback" not in told, told.decode(errors="replace")[-3000:]
+        assert not orderly or b"Traceback" not in told, told.decode(errors="replace")[-3000:]
         assert not self.words.found_in(told), told.decode(errors="replace")
         assert not self.words.found_in(self.held()), "in the shard folder"
 
@@ -200,7 +201,8 @@ def test_no_name_comes_out_of_a_pack_that_is_killed_and_goes_on(desk):
             process.send_signal(signum)
             told = b"\n".join(process.communicate(timeout=60))
         assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM, 0)
-        desk.check(told, typed)
+        # A reading process that had just been started says that its parent is gone, in Python's own words.
+        desk.check(told, typed, orderly=signum != signal.SIGKILL)
     desk.run(desk.pack("--max-reject", 1), ("shards", "verify", desk.out), codes=[0, 0])
 
 
