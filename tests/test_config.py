@@ -24,7 +24,7 @@ WRONG = {
     "input": {"augment": {"rotat": 3, "zoom": [1.1, 0.9], "flip": "maybe"}, "fit": "padd"},
     "model": 4,
     "optim": {"lr": "fast", "clip": -1, "betas": [0.9, 1.5], "weight_decay": float("inf")},
-    "train": {"steps": 0.5, "zero_stage": 3, "global_batch_size": "many"},
+    "train": {"steps": 0.5, "zero_stage": 4, "global_batch_size": "many"},
 }
 SAID = [
     "`shards` is required, got nothing.",
@@ -42,7 +42,7 @@ SAID = [
     "`optim.betas` must be two numbers in [0, 1), got [0.9, 1.5].",
     "`optim.weight_decay` must be a finite number, got inf.",
     "`train.steps` must be a whole number, got 0.5.",
-    "`train.zero_stage` must be 0 or 1, got 3.",
+    "`train.zero_stage` must be 0, 1, 2 or 3, got 4.",
     "`train.global_batch_size` must be a whole number, got 'many'.",
 ]
 

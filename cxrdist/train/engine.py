@@ -15,6 +15,7 @@ from torch import nn
 from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.train.config import OptimConfig, TrainConfig
+from cxrdist.train.optim import build_optimizer
 from cxrdist.world import World
 
 TIMEOUT_S = 1800
@@ -86,17 +87,6 @@ def process_group(world: World) -> Iterator[torch.device]:
             gc.collect()
 
 
-def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters of `module`, without decay on one-dimensional ones."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = any(parameter.is_cuda for parameter in trainable)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
-
-
 def build_engine(
     task: nn.Module, *, train: TrainConfig, optim: OptimConfig, batching: Batching, device: torch.device
 ) -> Any:
@@ -108,12 +98,6 @@ def build_engine(
         model=task, optimizer=build_optimizer(optim, task), config=config, dist_init_required=False
     )
     return engine
-
-
-def set_lr(engine: Any, lr: float) -> None:
-    """Give every parameter group the learning rate `lr`."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
 
 
 def mean_over_ranks(value: float, device: torch.device) -> float:

@@ -23,8 +23,9 @@ from cxrdist.train.checkpoints import (
     save_checkpoint,
 )
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.engine import agree_on_buffers, build_engine, describe_device, mean_over_ranks, set_lr
+from cxrdist.train.engine import agree_on_buffers, build_engine, describe_device, mean_over_ranks
 from cxrdist.train.interrupt import Interrupted, stop_on_signals
+from cxrdist.train.optim import lr_at, set_lr
 from cxrdist.train.run_folder import MetricsLog, RunFolder, record_start
 from cxrdist.world import World
 
@@ -140,7 +141,7 @@ class _Run:
     def optimizer_step(self, step: int, batches: Iterator[Batch]) -> float:
         """Return this rank's mean loss over its part of the global batch."""
         started = time.monotonic()
-        set_lr(self.engine, self.optim.lr_at(step, self.config.steps))
+        set_lr(self.engine.optimizer, lr_at(self.optim, step, self.config.steps))
         self.engine.train()
         total = 0.0
         for micro_step in range(self.batching.accumulation):
@@ -179,7 +180,7 @@ class _Run:
         elapsed = max(self.busy_s, 1e-9)
         values = {
             "loss": loss,
-            "lr": self.optim.lr_at(step - 1, self.config.steps),
+            "lr": lr_at(self.optim, step - 1, self.config.steps),
             "samples_per_sec": round(self.steps_since * self.batching.global_batch_size / elapsed, 2),
             "data_wait": round(self.waited_s / elapsed, 4),
         }
