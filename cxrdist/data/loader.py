@@ -61,10 +61,17 @@ def training_batches(
 
 
 def evaluation_batches(images: EvaluationImages, batch_size: int, world: World) -> Generator[Batch, None, None]:
-    """Yield this rank's share of the samples, each once; over all ranks every sample exactly once."""
+    """Yield this rank's share of the samples, each once; over all ranks every sample exactly once.
+
+    Every rank gets as many batches, since under ZeRO 3 a forward pass is one of all ranks together: one that has no
+    sample left gets sample 0 alone, with ``padding`` in its batch.
+    """
     share = rank_share(len(images), world).tolist()
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     yield from _load(images, batches)
+    most = -(-len(rank_share(len(images), World(0, world.world_size))) // batch_size)
+    for _ in range(most - len(batches)):
+        yield default_collate([images[0]]) | {"padding": torch.tensor(True)}
 
 
 @dataclass(frozen=True)

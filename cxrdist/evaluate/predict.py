@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cxrdist.data.loader import EvaluationImages, evaluation_batches
+from cxrdist.data.loader import Batch, EvaluationImages, evaluation_batches
 from cxrdist.stats.auroc import auroc
 from cxrdist.world import World
 
 ALONE = World()
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Gather = Callable[[Any], list[Any]]
 """From this rank's piece to the pieces of all ranks, by rank."""
@@ -24,22 +25,30 @@ def alone(piece: Any) -> list[Any]:
 
 @torch.no_grad()
 def predict_logits(
-    forward: Callable[[torch.Tensor], torch.Tensor],
+    forward: Callable[[Batch], torch.Tensor],
     images: EvaluationImages,
     *,
     batch_size: int,
     device: torch.device,
     world: World = ALONE,
     gather: Gather = alone,
-    bf16: bool = False,
+    precision: str = "fp32",
+    before_each: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
-    """Return logits (N, K) float32 of every sample, on every rank, in the order of the samples."""
-    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    """Return logits (N, K) float32 of every sample, on every rank, in the order of the samples.
+
+    `forward` goes from a batch on `device` to logits (B, K); every rank calls it equally often.  With a `precision` of
+    bf16 or fp16 it computes in autocast.  What `before_each` raises, before a batch, ends the prediction.
+    """
+    autocast = nullcontext() if precision == "fp32" else torch.autocast(device.type, AUTOCAST[precision])
     samples: list[np.ndarray] = []
     logits: list[np.ndarray] = []
     for batch in evaluation_batches(images, batch_size, world):
+        before_each()
         with autocast:
-            output = forward(batch["image"].to(device))
+            output = forward({name: value.to(device) for name, value in batch.items()})
+        if "padding" in batch:
+            continue
         samples.append(batch["sample"].numpy())
         logits.append(output.float().cpu().numpy())
     piece = (np.concatenate(samples), np.concatenate(logits)) if samples else None

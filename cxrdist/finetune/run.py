@@ -7,7 +7,6 @@ that takes a finished run and chooses nothing.
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -81,13 +80,14 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
 
     def logits_of(module: nn.Module) -> np.ndarray:
         return predict_logits(
-            cast(FinetuneTask, module).model,
+            # Through the whole task: under ZeRO 3 its forward pass is where the ranks exchange the weights.
+            lambda batch: module(batch)["logits"],
             val_images,
-            batch_size=2 * (config.train.micro_batch_size or config.train.global_batch_size // world.world_size),
+            batch_size=evaluation_batch_size(config, world),
             device=device,
             world=world,
             gather=gather,
-            bf16=config.train.precision == "bf16",
+            precision=config.train.precision,
         )
 
     outcome = train(
@@ -140,10 +140,21 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = read_samples([config.shards], split, projection=config.input.projection)
     images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
-    batch_size = config.train.micro_batch_size or config.train.global_batch_size
-    bf16 = config.train.precision == "bf16"
-    logits = predict_logits(model.to(device), images, batch_size=2 * batch_size, device=device, bf16=bf16)
+    model.to(device)
+    logits = predict_logits(
+        lambda batch: model(batch["image"]),
+        images,
+        batch_size=evaluation_batch_size(config, World()),
+        device=device,
+        precision=config.train.precision,
+    )
     return _write_split(folder, split, samples, findings, images.targets, logits)
+
+
+def evaluation_batch_size(config: FinetuneConfig, world: World) -> int:
+    """Return the images per forward pass of an evaluation; without gradients there is room for more of them."""
+    size = config.train.micro_batch_size
+    return 2 * (size if isinstance(size, int) else min(64, config.train.global_batch_size // world.world_size))
 
 
 def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:

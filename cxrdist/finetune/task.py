@@ -22,7 +22,7 @@ class FinetuneTask(nn.Module):
         self.register_buffer("pos_weight", torch.from_numpy(pos_weight.astype(np.float32)), persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return ``{"loss"}``, a scalar.
+        """Return ``{"loss"}``, a scalar, and ``{"logits"}``, (B, K).
 
         The sum over known targets is divided by B K times the share known in the whole training set, not by the number
         known in this batch: so the mean over ranks and micro-batches is the loss of the global batch, however divided.
@@ -32,7 +32,8 @@ class FinetuneTask(nn.Module):
         losses_BK = binary_cross_entropy_with_logits(
             logits_BK, torch.nan_to_num(batch["target"]), pos_weight=self.pos_weight, reduction="none"
         )
-        return {"loss": (losses_BK * known_BK).sum() / (known_BK.numel() * self.known_share)}
+        loss = (losses_BK * known_BK).sum() / (known_BK.numel() * self.known_share)
+        return {"loss": loss, "logits": logits_BK}
 
 
 def balanced_weights(targets: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def train(
     """
     batching = Batching.plan(
         global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
+        micro_batch_size=config.micro_batch_size if isinstance(config.micro_batch_size, int) else None,
         world_size=world.world_size,
     )
     engine = build_engine(task, train=config, optim=optim, batching=batching, device=device)
