@@ -25,8 +25,9 @@ from cxrdist.models.config import ModelConfig
 from cxrdist.train.checkpoints import latest_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.engine import deepspeed_config, process_group
+from cxrdist.train.metrics import MetricsLog, read_metrics
 from cxrdist.train.optim import build_optimizer, lr_at
-from cxrdist.train.run_folder import MetricsLog, RunFolder, read_metrics
+from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
 NAMES = ["cardiomegaly", "effusion"]

@@ -36,7 +36,8 @@ from cxrdist.stats.auroc import auroc
 from cxrdist.train import checkpoints, engine, loop, run_folder
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.loop import Outcome
-from cxrdist.train.run_folder import MetricsLog, RunFolder
+from cxrdist.train.metrics import MetricsLog
+from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")

@@ -25,8 +25,9 @@ from cxrdist.train.checkpoints import (
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.engine import agree_on_buffers, build_engine, describe_device, mean_over_ranks
 from cxrdist.train.interrupt import Interrupted, stop_on_signals
+from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.optim import lr_at, set_lr
-from cxrdist.train.run_folder import MetricsLog, RunFolder, record_start
+from cxrdist.train.run_folder import RunFolder, record_start
 from cxrdist.world import World
 
 log = get_logger(__name__)

@@ -26,8 +26,6 @@ Resume = Literal["auto"]
 LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
 TEST_ACCESSES = "test_accesses.jsonl"
 STARTS = "starts.jsonl"
-TAGS = {"samples_per_sec": "throughput/samples_per_sec", "data_wait": "time/data_wait"}
-"""TensorBoard's names for values that are not under ``train/`` or ``val/``; `metrics.jsonl` keeps the flat ones."""
 LOCK_WAIT_S = 20.0
 """How long a run waits for its folder: reading processes of a killed run live on for some seconds and hold it."""
 FREE = ("input.workers", "train.micro_batch_size", "train.keep_last", "train.log_every", "train.checkpoint_every")
@@ -133,51 +131,8 @@ class RunFolder:
             yield
 
 
-class MetricsLog:
-    """`metrics.jsonl` and TensorBoard.  A resumed run takes back the lines after the step it starts from."""
-
-    def __init__(self, folder: RunFolder, *, step: int, enabled: bool) -> None:
-        self.enabled = enabled
-        if not enabled:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - rank 0 only, and slow to import
-
-        lines = read_metrics(folder.metrics)
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        hidden = folder.path / ".metrics.jsonl"
-        hidden.write_text("".join(kept), encoding="utf-8")
-        hidden.replace(folder.metrics)
-        self.file = folder.metrics.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
-
-    def write(self, step: int, kind: Literal["train", "val"], values: dict[str, Any]) -> None:
-        """Append one line; its numbers become TensorBoard scalars, named by `tag`."""
-        if not self.enabled:
-            return
-        self.file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
-        self.file.flush()
-        for name, value in flatten(values).items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(tag(kind, name), value, step)
-
-    def close(self) -> None:
-        """Flush and close both files."""
-        if not self.enabled:
-            return
-        try:
-            self.file.close()
-            self.board.close()
-        except OSError as error:  # on a full disk; it must not hide what ended the run
-            log.warning("The last lines of the metrics could not be written: %s.", error.strerror)
-
-
-def tag(kind: str, name: str) -> str:
-    """Return the TensorBoard tag of a value; `name` has a dot before a key: ``val/auroc/effusion``."""
-    return TAGS.get(name, f"{kind}/{name.replace('.', '/')}")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a `metrics.jsonl`; a line torn by a kill is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a file of JSON lines; one torn by a kill is left out, and what follows it."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -228,7 +183,7 @@ def record_test_access(folder: Path, facts: dict[str, Any]) -> None:
 
 def read_test_accesses(folder: Path) -> list[dict[str, Any]]:
     """Return the openings of a run's test split."""
-    return read_metrics(folder / TEST_ACCESSES)
+    return read_lines(folder / TEST_ACCESSES)
 
 
 def _append(path: Path, facts: dict[str, Any]) -> None:
