@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SUBSET = 7
     PHANTOM = 8
     SPLIT = 9
+    MIXUP = 10
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
