@@ -13,32 +13,15 @@ import torch.distributed
 from torch import nn
 
 from cxrdist.data.order import Batching
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.train.config import OptimConfig, TrainConfig
+from cxrdist.train.deepspeed_config import deepspeed_config
 from cxrdist.train.optim import build_optimizer
+from cxrdist.train.stepping import install
 from cxrdist.world import World
 
 TIMEOUT_S = 1800
 """How long a collective may wait for a rank, for example while rank 0 writes predictions."""
-
-
-def deepspeed_config(train: TrainConfig, optim: OptimConfig, batching: Batching) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a run.
-
-    The optimizer is ours (`build_optimizer`) and the schedule a function of the step, so neither stands here.
-    """
-    return {
-        "train_batch_size": batching.global_batch_size,
-        "train_micro_batch_size_per_gpu": batching.micro_batch_size,
-        "gradient_accumulation_steps": batching.accumulation,
-        "gradient_clipping": optim.clip,
-        "zero_optimization": {"stage": train.zero_stage},
-        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
-        # DeepSpeed would exchange a torch optimizer for its own, which is compiled at the first start.
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
 
 
 @contextmanager
@@ -83,6 +66,7 @@ def process_group(world: World) -> Iterator[torch.device]:
             # DeepSpeed keeps handles of its own; a second run in the same process must not find them.
             deepspeed.comm.destroy_process_group()
             deepspeed.comm.comm.cdb = None
+            _forget_earlier_engines()
             # The engine is full of circles; a process that trains again (a study's worker) must not carry it along.
             gc.collect()
 
@@ -90,14 +74,102 @@ def process_group(world: World) -> Iterator[torch.device]:
 def build_engine(
     task: nn.Module, *, train: TrainConfig, optim: OptimConfig, batching: Batching, device: torch.device
 ) -> Any:
-    """Return DeepSpeed's engine around `task`, on `device`."""
+    """Return DeepSpeed's engine around `task`, on `device`; give it back with `release_engine`.
+
+    The names of the task's parameters stay as they are, compiled or not.
+
+    Raises:
+        UsageError: If DeepSpeed refuses the user's part of its configuration, or the backbone cannot compute its
+            activations again.
+    """
     deepspeed = _import_deepspeed()
+    _forget_earlier_engines()
+    if train.activation_checkpointing:
+        _checkpoint_activations(task)
+    if train.compile:
+        _compile(task)
     task.to(device)
     config = deepspeed_config(train, optim, batching)
+    if train.deepspeed is not None:
+        try:
+            deepspeed.DeepSpeedConfig(config)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise UsageError(
+                f"`train.deepspeed` must be what DeepSpeed understands, got {train.deepspeed}: {_one_line(error)}."
+            ) from None
     engine, *_ = deepspeed.initialize(
         model=task, optimizer=build_optimizer(optim, task), config=config, dist_init_required=False
     )
+    install(engine, clip=optim.clip, scaled=train.precision == "fp16")
     return engine
+
+
+def release_engine(engine: Any) -> None:
+    """Take DeepSpeed's hooks off the task and free what the engine holds; under ZeRO 3 the task is of no more use."""
+    engine.destroy()
+    # Hooks and buffers go with these; references in circles with the next collection.
+    engine.optimizer = None
+    _forget_earlier_engines()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def grad_norm(engine: Any) -> float | None:
+    """Return the global norm of the last step's gradient before clipping, infinite where it was not finite.
+
+    None before the first step.
+    """
+    norm = getattr(engine.optimizer, "_global_grad_norm", None)
+    return None if norm is None else float(norm)
+
+
+def overflowed(engine: Any) -> bool:
+    """Return whether the last step was left out because the gradient was not finite."""
+    return bool(getattr(engine.optimizer, "overflow", False))
+
+
+def _checkpoint_activations(task: nn.Module) -> None:
+    """Let every network in `task` that can compute its blocks again in the backward pass do so.
+
+    timm's and torch's checkpointing restores the random state, so that dropout draws the same masks again.
+    """
+    able: list[Any] = [module for module in task.modules() if hasattr(module, "set_grad_checkpointing")]
+    try:
+        for module in able:
+            module.set_grad_checkpointing(True)
+    except AssertionError:  # timm's word for an architecture that cannot
+        able = []
+    if not able:
+        raise UsageError(
+            "`train.activation_checkpointing` needs a backbone that can compute its blocks again, got "
+            f"{_backbone(task)}. Set it to false, or choose another `model.backbone`."
+        )
+
+
+def _compile(task: nn.Module) -> None:
+    """Compile the networks of `task` in place, so that the names of their parameters stay.
+
+    A network's blocks as well: a task may call them without the network, and then nothing else is compiled.
+    """
+    torch.compiler.reset()  # recompilations are counted per process
+    for module in list(task.modules()):
+        if hasattr(module, "forward_features"):  # every timm network
+            module.compile()
+        blocks = getattr(module, "blocks", None)
+        if isinstance(blocks, nn.Sequential):
+            blocks.compile()
+
+
+def _backbone(task: nn.Module) -> str:
+    """Return the class of the first timm network in `task`, or of `task`."""
+    return next((type(module).__name__ for module in task.modules() if hasattr(module, "forward_features")), "") or (
+        type(task).__name__
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def mean_over_ranks(value: float, device: torch.device) -> float:
@@ -155,6 +227,20 @@ def _import_deepspeed() -> Any:
         # compiler and 20 s.  Gloo does the same work; with no operation listed as compatible nothing is compiled.
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+def _forget_earlier_engines() -> None:
+    """Undo what DeepSpeed leaves in the process, which would change what the next engine, or none, computes."""
+    from deepspeed.runtime import torch_autocast  # noqa: PLC0415
+    from deepspeed.runtime.zero.partition_parameters import (  # noqa: PLC0415
+        InsertPostInitMethodToModuleSubClasses as Patches,
+    )
+
+    # With these left by an engine in fp16, ZeRO would unscale the gradients of the next engine in fp32.
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+    torch_autocast.TORCH_AUTOCAST_DTYPE = None
+    # ZeRO 3 puts its own linear function in the place of torch's.
+    nn.functional.linear = getattr(Patches, "linear_bk", nn.functional.linear)
 
 
 def _accelerator() -> str:
