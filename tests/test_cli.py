@@ -24,7 +24,7 @@ from cxrdist.stats.predictions import Predictions, write_predictions
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = {
-    ("demo",), ("phantom",), ("datasets",), ("pack",), ("pretrain",), ("train",), ("compare",),
+    ("demo",), ("phantom",), ("datasets",), ("pack",), ("pretrain",), ("train",), ("compare",), ("export",),
     ("shards", "info"), ("shards", "verify"), ("shards", "repair"),
     ("study", "run"), ("study", "status"), ("study", "report"),
 }  # fmt: skip

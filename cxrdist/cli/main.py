@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cxrdist import __version__
-from cxrdist.cli import comparing, packing, studying, training
+from cxrdist.cli import comparing, exporting, packing, studying, training
 from cxrdist.cli.ending import end_with_sentence
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     training.pretrain,
     training.train,
     comparing.compare,
+    exporting.export,
 ):
     app.command()(command)
 app.add_typer(packing.shards, name="shards")

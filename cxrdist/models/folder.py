@@ -61,7 +61,7 @@ def load_model(folder: Path) -> tuple[RadiographModel, list[str], dict[str, Any]
             f"A model folder must hold `config.json` and `model.safetensors` of ours, got {folder.name!r}. "
             "Name a run folder whose training has ended, or its `model` folder."
         ) from None
-    findings = [str(name) for name in config["label_names"]]
+    findings = [str(name) for name in config.get("label_names", [])]
     described = ModelConfig(backbone=config["architecture"], args=config["model_args"])
     model = build_model(described, num_classes=len(findings), image_size=facts["image_size"], seed=0)
     model.net.load_state_dict(read_weights(folder / "model.safetensors"), strict=True)
