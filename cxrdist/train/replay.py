@@ -207,9 +207,10 @@ class _Run:
     def operation(self, batch: Batch) -> str | None:
         """Return the backward operation that PyTorch's anomaly mode names; it sees NaN but not infinity."""
         try:
-            with warnings.catch_warnings(), torch.autograd.detect_anomaly(check_nan=True):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self(batch)
+                with torch.autograd.detect_anomaly(check_nan=True):
+                    self(batch)
         except RuntimeError as error:
             name = str(error).partition("Function '")[2].partition("'")[0]
             return name or None
