@@ -21,9 +21,15 @@ class RadiographModel(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, net: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    fixed_constants: bool
+    """Whether the user chose the constants: weights that are loaded do not change them then."""
+
+    def __init__(
+        self, net: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], fixed_constants: bool = False
+    ) -> None:
         super().__init__()
         self.net = net
+        self.fixed_constants = fixed_constants
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -67,4 +73,10 @@ def build_model(config: ModelConfig, *, num_classes: int, image_size: int, seed:
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise UsageError(f"`model.args` must suit {name!r}, got {args}: {error}.") from None
     net.model_args = args
-    return RadiographModel(net, mean=tuple(net.pretrained_cfg["mean"]), std=tuple(net.pretrained_cfg["std"]))
+    mean, std = (config.mean, config.std) if config.mean and config.std else (None, None)
+    return RadiographModel(
+        net,
+        mean=mean or tuple(net.pretrained_cfg["mean"]),
+        std=std or tuple(net.pretrained_cfg["std"]),
+        fixed_constants=mean is not None,
+    )

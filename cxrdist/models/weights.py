@@ -1,32 +1,23 @@
-"""Initial weights from a local file.  Nothing is unpickled: safetensors, or `torch.load(weights_only=True)`."""
+"""Initial weights into a backbone: find the network in a file, give its parts their names and shapes, say what fits."""
 
-import argparse
-import pickle
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger
+from cxrdist.models.build import RadiographModel
+from cxrdist.models.keymaps import Found, networks
+from cxrdist.models.pretrained import Constants, Source, read_source
+from cxrdist.models.reading import Weights, read_weights
+from cxrdist.models.resample import fitted
+
+__all__ = ["LoadReport", "load_weights", "read_weights"]
 
 log = get_logger(__name__)
-
-Weights = dict[str, torch.Tensor]
-
-WRAPPERS = ("state_dict", "model", "module", "teacher")
-"""Names under which training scripts put the weights inside a `.pth` file."""
-
-PREFIXES = ("module.", "model.", "net.", "backbone.")
-"""What wrappers put before every name."""
-
-BRANCHES = ("backbone.", "encoder.", "base_encoder.", "encoder_q.", "visual.trunk.")
-"""What self-supervised scripts put before the backbone's names alone, beside other networks' (DINO, MoCo, CLIP)."""
 
 ENOUGH = 0.9
 """Share of the backbone's parameters that a file must fill; below it the file is of another architecture."""
@@ -36,112 +27,97 @@ ENOUGH = 0.9
 class LoadReport:
     """Which names of a weight file met which of the backbone."""
 
+    source: str
+    """What the file was found to be: ``official DINOv2, teacher branch``."""
     matched: list[str]
     missing: list[str]
     """In the backbone, not in the file: left at their random values.  The head is not counted."""
     unexpected: list[str]
-    """In the file, not in the backbone: unused."""
+    """In the file's network, not in the backbone: unused."""
     misshapen: list[str]
     """In both, with another shape: left at their random values."""
+    resampled: list[str] = field(default_factory=list)
+    """Of the matched, those whose shape in the file was another."""
+    changed: list[str] = field(default_factory=list)
+    """What else was done to fit the file to the backbone, in words."""
+    constants: Constants | None = None
+    """The means and deviations of images that the weights were trained with, where they are known."""
 
 
-def read_weights(path: Path) -> Weights:
-    """Return the tensors in a weight file, a model folder or a run folder, by name.
+def load_weights(model: RadiographModel | nn.Module, weights: str | Path) -> LoadReport:
+    """Fill the backbone of `model` from a file, a folder or ``timm:NAME``; its head keeps its random values.
 
-    Raises:
-        UserError: If there is no such file, or it is not a weight file that can be read safely.
-    """
-    file = _weight_file(path)
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        # Many scripts save their arguments too; a Namespace holds plain values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            tree = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError):
-        raise _no_weights(file) from None
-    for wrapper in WRAPPERS:
-        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
-            tree = tree[wrapper]
-    if not isinstance(tree, dict):
-        raise _no_weights(file)
-    tensors = {str(name): value for name, value in tree.items() if isinstance(value, torch.Tensor)}
-    return _without_prefix(tensors)
-
-
-def load_weights(net: nn.Module, path: Path) -> LoadReport:
-    """Fill the backbone of the timm network `net` from `path`; its head keeps its random values.
-
-    Position embeddings of another grid are resampled by timm's own filter of that architecture.  What is left over
-    on either side is logged by name.
+    A `RadiographModel` also takes over the constants that the weights' images were normalised with, where they are
+    known and `model.mean` and `model.std` do not say otherwise.  What is left over on either side is logged by name.
 
     Raises:
-        UserError: If fewer than 90 % of the backbone's parameters are filled.
+        UserError: If there are no such weights, or if fewer than 90 % of the backbone's parameters are filled.
     """
-    weights = _branch(read_weights(path), net)
-    resample = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if resample is not None:
-        try:
-            weights = resample(weights, net)
-        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError):
-            # The filter expected other names or shapes: what is said below about the names as they are says more.
-            log.debug("timm's filter for %s could not read %s.", type(net).__name__, path.name)
-    wanted = {name: value for name, value in net.state_dict().items() if not _is_head(name, net)}
-    matched = [name for name, value in wanted.items() if name in weights and weights[name].shape == value.shape]
-    report = LoadReport(
-        matched=matched,
-        missing=[name for name in wanted if name not in weights],
-        unexpected=[name for name in weights if name not in wanted and not _is_head(name, net)],
-        misshapen=[name for name in wanted if name in weights and name not in matched],
-    )
-    filled = sum(wanted[name].numel() for name in matched)
-    total = sum(value.numel() for value in wanted.values())
+    net = cast(nn.Module, model.net) if isinstance(model, RadiographModel) else model
+    source = read_source(weights)
+    found, *others = networks(source.weights, net)
+    tensors, resampled, changed = fitted(found.weights, net)
+    report = _report(source, found, tensors, net, resampled, changed)
+    wanted = net.state_dict()
+    filled = sum(wanted[name].numel() for name in report.matched)
+    total = sum(value.numel() for name, value in wanted.items() if not _is_head(name, net))
     if filled < ENOUGH * total:
         examples = ", ".join((report.misshapen + report.missing)[:3])
         raise UserError(
             f"A weight file must fill at least {ENOUGH:.0%} of the backbone, got {filled / total:.0%} "
-            f"from {path.name!r} (not filled: {examples} ...). "
-            "Check `model.backbone` and `model.args` against the file."
+            f"from {source.name!r} (not filled: {examples} ...). "
+            f"Check `model.backbone` and `model.args` against the file{_looks(found)}."
         )
-    net.load_state_dict({name: weights[name] for name in matched}, strict=False)
-    log.info("Weights from %s: %d tensors.", path.name, len(matched))
-    for what, names in (("left random", report.missing + report.misshapen), ("not used", report.unexpected)):
-        if names:
-            log.info("Weights from %s: %d %s: %s.", path.name, len(names), what, ", ".join(names))
+    net.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
+    if isinstance(model, RadiographModel):
+        _set_constants(model, report.constants)
+    _log(source, report, [one for one in others if one.layout is found.layout])
     return report
 
 
-def _no_weights(file: Path) -> UserError:
-    return UserError(
-        f"A weight file must hold tensors only (safetensors, or a plain `.pth`), got {file.name!r}. "
-        "Convert it with the library that wrote it."
+def _report(
+    source: Source, found: Found, tensors: Weights, net: nn.Module, resampled: list[str], changed: list[str]
+) -> LoadReport:
+    wanted = {name: value for name, value in net.state_dict().items() if not _is_head(name, net)}
+    matched = [name for name, value in wanted.items() if name in tensors and tensors[name].shape == value.shape]
+    return LoadReport(
+        source=found.says,
+        matched=matched,
+        missing=[name for name in wanted if name not in tensors],
+        unexpected=[name for name in tensors if name not in wanted and not _is_head(name, net)],
+        misshapen=[name for name in wanted if name in tensors and name not in matched],
+        resampled=[name for name in resampled if name in matched],
+        changed=changed,
+        constants=source.constants or found.constants,
     )
 
 
-def _branch(weights: Weights, net: nn.Module) -> Weights:
-    """Return the part of `weights` whose names are most like those of `net`, their common prefix removed."""
-    wanted = net.state_dict().keys()
-    parts = [
-        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        for prefix in ("", *BRANCHES)
-    ]
-    return max(parts, key=lambda part: len(wanted & part.keys()))
+def _set_constants(model: RadiographModel, constants: Constants | None) -> None:
+    if constants is not None and not model.fixed_constants:
+        model.mean.copy_(torch.tensor(constants.mean).view_as(model.mean))
+        model.std.copy_(torch.tensor(constants.std).view_as(model.std))
+    known = "" if constants is None or model.fixed_constants else f" ({constants.says})"
+    mean, std = (", ".join(f"{value:.4g}" for value in part.flatten()) for part in (model.mean, model.std))
+    log.info("Images are normalised with mean %s and deviation %s%s.", mean, std, known)
 
 
-def _weight_file(path: Path) -> Path:
-    for file in (path, path / "model.safetensors", path / "model" / "model.safetensors"):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"`weights` must be a weight file, a model folder or a run folder, got {str(path)!r}. Check the path."
-    )
+def _log(source: Source, report: LoadReport, others: list[Found]) -> None:
+    also = sorted({one.branch or one.prefix.strip(".") or "another" for one in others})
+    left = f"; not taken: {', '.join(also)}" if also else ""
+    log.info("Weights from %s: %d tensors (%s%s).", source.name, len(report.matched), report.source, left)
+    for what, names in (
+        ("resampled", report.resampled),
+        ("left random", report.missing + report.misshapen),
+        ("not used", report.unexpected),
+    ):
+        if names:
+            log.info("Weights from %s: %d %s: %s.", source.name, len(names), what, ", ".join(names))
+    for change in report.changed:
+        log.info("Weights from %s: %s.", source.name, change)
 
 
-def _without_prefix(weights: Weights) -> Weights:
-    for prefix in PREFIXES:
-        if weights and all(name.startswith(prefix) for name in weights):
-            return _without_prefix({name.removeprefix(prefix): value for name, value in weights.items()})
-    return weights
+def _looks(found: Found) -> str:
+    return "" if not found.method and not found.layout.anchors else f", which looks like {found.says}"
 
 
 def _is_head(name: str, net: nn.Module) -> bool:

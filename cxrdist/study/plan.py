@@ -18,6 +18,7 @@ from cxrdist.config import Config, Tree, override
 from cxrdist.datasets.shard_format import manifest_sha256
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.models.locate import absolute_weights, is_timm_name, weight_files
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.train.run_folder import FREE, flatten
@@ -210,7 +211,7 @@ def _build(cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Fau
         return None
     if config.model.weights is not None:
         # A worker on another machine has another working folder.
-        model = config.model.model_copy(update={"weights": config.model.weights.absolute()})
+        model = config.model.model_copy(update={"weights": absolute_weights(config.model.weights)})
         config = config.model_copy(update={"model": model})
     return config
 
@@ -221,18 +222,25 @@ def _key(method: str, config: Config, start: Job | None, manifests: list[str]) -
     if start is not None:
         content["model.weights"] = start.key
     elif content.get("model.weights") is not None:
-        content["model.weights"] = _weights_hash(Path(content["model.weights"]))
+        content["model.weights"] = _weights_hash(content["model.weights"])
     canonical = json.dumps([method, content], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
-def _weights_hash(path: Path) -> str:
-    """Return the hash of a weight file, or of the one in a model or run folder; the path itself if there is none."""
-    for file in (path, path / "model.safetensors", path / "model" / "model.safetensors"):
-        if file.is_file():
-            facts = file.stat()
-            return _file_hash(file, facts.st_mtime_ns, facts.st_size)
-    return str(path)
+def _weights_hash(weights: str) -> str:
+    """Return the hash of the files that hold `weights`; the text itself where there are none yet.
+
+    A timm name stands for itself: what a tag means does not change, and its file may lie on the workers only.
+    """
+    if is_timm_name(weights):
+        return weights
+    try:
+        files = weight_files(Path(weights))
+    except UserError:
+        return weights
+    facts = [(file, file.stat()) for file in files]
+    hashes = [_file_hash(file, stat.st_mtime_ns, stat.st_size) for file, stat in facts]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @cache
