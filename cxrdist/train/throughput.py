@@ -167,10 +167,14 @@ def note(values: Mapping[str, Any]) -> str:
     memory = known.get("device_peak_gib", known.get("host_peak_gib"))
     parts = [
         f"loss {known['loss']:.4f}" if "loss" in known else "",
-        f"{known['samples_per_sec']:.3g} img/s" if "samples_per_sec" in known else "",
+        f"{_three_digits(known['samples_per_sec'])} img/s" if "samples_per_sec" in known else "",
         f"MFU {100 * known['mfu']:.0f} %" if "mfu" in known else "",
         f"wait {100 * known['data_wait']:.0f} %" if "data_wait" in known else "",
         f"grad {known['grad_norm']:.2g}" if "grad_norm" in known else "",
         f"{memory:.1f} GiB" if memory is not None else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

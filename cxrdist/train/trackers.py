@@ -157,11 +157,13 @@ class WandbRun:
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
+            host="",
             silent=True,
             symlink=False,
             x_disable_machine_info=True,
             x_disable_meta=True,
             x_disable_stats=True,
+            x_save_requirements=False,  # takes seconds; `environment.json` has the versions
         )
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
