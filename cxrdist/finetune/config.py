@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import InputConfig
@@ -12,6 +12,81 @@ from cxrdist.errors import UserError
 from cxrdist.findings import LabelPolicy, check_names
 from cxrdist.models.config import ModelConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
+
+
+class LossConfig(Config):
+    """Which loss; positives are weighed by `class_weights` in all of them."""
+
+    name: Literal["bce", "focal", "asymmetric"] = "bce"
+    """Binary cross-entropy, focal loss (Lin et al. 2017) or asymmetric loss (Ridnik et al. 2021).  The papers of the
+    last two have no other weights for rare positives: set `class_weights` to none for what is in them."""
+
+    gamma: float = Field(default=2.0, ge=0)
+    """Focal: power of the probability of the wrong answer, which the loss is multiplied by."""
+
+    gamma_positive: float = Field(default=0.0, ge=0)
+    """Asymmetric: that power for targets of 1."""
+
+    gamma_negative: float = Field(default=4.0, ge=0)
+    """Asymmetric: that power for targets of 0."""
+
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    """Asymmetric: how much less a negative's probability counts; below it there is no loss."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each known target that is replaced by 1/2."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        others = {"focal": {"gamma"}, "asymmetric": {"gamma_positive", "gamma_negative", "margin"}}
+        unused = {name for loss, names in others.items() if loss != self.name for name in names}
+        given = sorted(name for name in unused & self.model_fields_set if getattr(self, name) != _default(name))
+        if given:
+            raise ValueError(f"must not set {', '.join(given)} with `name` {self.name!r}, which does not use it.")
+        return self
+
+
+class LoraConfig(Config):
+    """Which layers are adapted, and how."""
+
+    rank: int = Field(default=8, gt=0)
+    """Rank of the change of each weight."""
+
+    alpha: float = Field(default=16.0, gt=0)
+    """The change is multiplied by `alpha` / `rank`."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the input of the adapters."""
+
+    targets: list[str] = []
+    """Last parts of the names of the linear layers to adapt; empty is all of attention and perceptrons."""
+
+
+class KnnConfig(Config):
+    """How neighbours vote (Caron et al. 2021, DINO)."""
+
+    k: int = Field(default=20, gt=0)
+    """Nearest training images asked."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """A neighbour of cosine s weighs exp(s / temperature)."""
+
+
+class ProtocolConfig(Config):
+    """What is trained."""
+
+    name: Literal["full", "head_then_full", "probe", "lora", "knn"] = "full"
+    """``full`` trains everything; ``head_then_full`` the head alone at first (Kumar et al. 2022); ``probe`` the head
+    alone, on features that never change; ``lora`` low-rank adapters and the head; ``knn`` nothing."""
+
+    head_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the steps in which ``head_then_full`` trains the head alone."""
+
+    lora: LoraConfig = LoraConfig()
+    """Adapters of ``lora``."""
+
+    knn: KnnConfig = KnnConfig()
+    """Neighbours of ``knn``."""
 
 
 class FinetuneConfig(Config):
@@ -35,6 +110,15 @@ class FinetuneConfig(Config):
 
     class_weights: Literal["balanced", "none"] = "balanced"
     """``balanced`` weighs positives by negatives / positives, per finding, over exactly the training images."""
+
+    protocol: ProtocolConfig = ProtocolConfig()
+    """What of the network is trained, and when."""
+
+    loss: LossConfig = LossConfig()
+    """Which loss, and how hard its targets are."""
+
+    mixup: float = Field(default=0.0, ge=0)
+    """Mix images in pairs, by shares from Beta(`mixup`, `mixup`) (Zhang et al. 2018); 0 mixes none."""
 
     input: InputConfig = InputConfig()
     model: ModelConfig = ModelConfig()
@@ -76,3 +160,7 @@ class FinetuneConfig(Config):
         """Return the policy of validation and test."""
         masked = {"uncertain": "ignore", "uncertain_by_finding": {}, "soft": False}
         return self.eval_labels or self.labels.model_copy(update=masked)
+
+
+def _default(name: str) -> float:
+    return float(LossConfig.model_fields[name].default)

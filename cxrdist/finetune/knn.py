@@ -4,24 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from cxrdist.config import Config
 from cxrdist.errors import UsageError
+from cxrdist.finetune.config import KnnConfig
 from cxrdist.models.build import RadiographModel
 from cxrdist.models.head import set_classifier
 from cxrdist.models.knn import KnnHead
-
-
-class KnnConfig(Config):
-    """How neighbours vote (Caron et al. 2021, DINO)."""
-
-    k: int = Field(default=20, gt=0)
-    """Nearest training images asked."""
-
-    temperature: float = Field(default=0.07, gt=0)
-    """A neighbour of cosine s weighs exp(s / temperature)."""
 
 
 def fit_knn(

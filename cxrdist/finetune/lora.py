@@ -8,12 +8,11 @@ import math
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout, linear
 
-from cxrdist.config import Config
 from cxrdist.errors import UsageError, unknown
+from cxrdist.finetune.config import LoraConfig
 from cxrdist.models.head import head_parameters
 
 USUAL_TARGETS = (
@@ -21,22 +20,6 @@ USUAL_TARGETS = (
     *("fc1", "fc2", "fc1_g", "fc1_x", "w1", "w2", "w3", "w12"),  # plain and gated (SwiGLU) perceptrons
 )
 """Last parts of the names of the linear layers of attention and perceptron, over the transformers of timm."""
-
-
-class LoraConfig(Config):
-    """Which layers are adapted, and how."""
-
-    rank: int = Field(default=8, gt=0)
-    """Rank of the change of each weight."""
-
-    alpha: float = Field(default=16.0, gt=0)
-    """The change is multiplied by `alpha` / `rank`."""
-
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the input of the adapters."""
-
-    targets: list[str] = []
-    """Last parts of the names of the linear layers to adapt; empty is all of attention and perceptrons."""
 
 
 class LoraLinear(nn.Linear):

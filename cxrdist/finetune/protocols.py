@@ -1,32 +1,13 @@
 """What of a network is trained, and when: all, the head first, the head alone, low-rank adapters, or nothing."""
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cxrdist.config import Config
-from cxrdist.finetune.knn import KnnConfig
-from cxrdist.finetune.lora import LoraConfig, add_lora, merge_lora
+from cxrdist.finetune.config import ProtocolConfig
+from cxrdist.finetune.lora import add_lora, merge_lora
 from cxrdist.models.head import classifier_name, head_parameters
 from cxrdist.seeds import Purpose, derive
-
-
-class ProtocolConfig(Config):
-    """What is trained."""
-
-    name: Literal["full", "head_then_full", "probe", "lora", "knn"] = "full"
-    """``full`` trains everything; ``head_then_full`` the head alone at first (Kumar et al. 2022); ``probe`` the head
-    alone, on features that never change; ``lora`` low-rank adapters and the head; ``knn`` nothing."""
-
-    head_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the steps in which ``head_then_full`` trains the head alone."""
-
-    lora: LoraConfig = LoraConfig()
-    """Adapters of ``lora``."""
-
-    knn: KnnConfig = KnnConfig()
-    """Neighbours of ``knn``."""
 
 
 def begin_protocol(net: Any, config: ProtocolConfig, *, seed: int) -> None:

@@ -5,19 +5,25 @@ that takes a finished run and chooses nothing.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from cxrdist.data.loader import EvaluationImages, TrainingImages, training_batches
+from cxrdist.data.order import Batching
 from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.mixup import check_mixup, mixed_known_share
+from cxrdist.finetune.protocols import begin_protocol, end_protocol
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.log import get_logger
 from cxrdist.models.build import build_model
@@ -25,7 +31,7 @@ from cxrdist.models.folder import load_model, save_model
 from cxrdist.models.weights import load_weights
 from cxrdist.stats.predictions import Predictions, write_predictions
 from cxrdist.train.engine import gather, process_group
-from cxrdist.train.loop import Outcome, train
+from cxrdist.train.loop import Outcome, Source, train
 from cxrdist.train.run_folder import Resume, RunFolder, record_test_access, write_json
 from cxrdist.train.start import start
 from cxrdist.world import World
@@ -74,11 +80,20 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
             f"[in {config.shards.name}]. Pack more images or name `findings`."
         )
     targets = train_samples.training_targets(findings, config.labels)
-    task = _build_task(config, train_samples, findings, targets)
+    loss = _build_loss(config, train_samples, findings, targets)
     images = TrainingImages(train_samples, targets, config.input, config.seed)
     val_images = EvaluationImages(val_samples, val_samples.targets(findings, val_policy), config.input)
 
-    def logits_of(module: nn.Module) -> np.ndarray:
+    def build_task() -> FinetuneTask:
+        model = build_model(
+            config.model, num_classes=len(findings), image_size=config.input.image_size, seed=config.seed
+        )
+        if config.model.weights is not None:
+            load_weights(model, config.model.weights)
+        begin_protocol(model.net, config.protocol, seed=config.seed)
+        return FinetuneTask(model, loss=loss, protocol=config.protocol, mixup_alpha=config.mixup)
+
+    def logits_of(module: nn.Module, before_each: Callable[[], None] = lambda: None) -> np.ndarray:
         return predict_logits(
             # Through the whole task: under ZeRO 3 its forward pass is where the ranks exchange the weights.
             lambda batch: module(batch)["logits"],
@@ -88,21 +103,32 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
             world=world,
             gather=gather,
             precision=config.train.precision,
+            before_each=before_each,
         )
 
-    outcome = train(
-        task,
+    def validate(module: nn.Module, before_each: Callable[[], None]) -> dict[str, Any]:
+        return validation_values(logits_of(module, before_each), val_images.targets, findings)
+
+    batching = plan_batches(config, world)
+    outcome, trained = train(
+        build_task,
         config=config.train,
         optim=config.optim,
+        batching=batching,
         seed=config.seed,
-        batches_from=lambda batching, step: training_batches(
-            images, batching, world, start_step=step, stop_step=config.train.steps
+        source=Source(
+            lambda batching, step: training_batches(
+                images, batching, world, start_step=step, stop_step=config.train.steps
+            ),
+            lambda numbers: train_samples.table["key"].iloc[numbers].tolist(),
         ),
-        validate=lambda module: validation_values(logits_of(module), val_images.targets, findings),
+        validate=validate,
         folder=folder,
         world=world,
         device=device,
     )
+    task = cast(FinetuneTask, trained)
+    end_protocol(task.model.net)
     task.eval()
     logits = logits_of(task)
     if world.is_main:
@@ -151,6 +177,23 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     return _write_split(folder, split, samples, findings, images.targets, logits)
 
 
+def plan_batches(config: FinetuneConfig, world: World) -> Batching:
+    """Return how each global batch is divided among `world`.
+
+    Raises:
+        UsageError: If it cannot be.
+    """
+    size = config.train.micro_batch_size
+    batching = Batching.plan(
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=size if isinstance(size, int) else None,
+        world_size=world.world_size,
+    )
+    if config.mixup:
+        check_mixup(batching)
+    return batching
+
+
 def evaluation_batch_size(config: FinetuneConfig, world: World) -> int:
     """Return the images per forward pass of an evaluation; without gradients there is room for more of them."""
     size = config.train.micro_batch_size
@@ -168,10 +211,7 @@ def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
     return [name for name in findings if name not in derived]
 
 
-def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str], targets: np.ndarray) -> FinetuneTask:
-    model = build_model(config.model, num_classes=len(findings), image_size=config.input.image_size, seed=config.seed)
-    if config.model.weights is not None:
-        load_weights(model.net, config.model.weights)
+def _build_loss(config: FinetuneConfig, samples: Samples, findings: list[str], targets: np.ndarray) -> MultiLabelLoss:
     unknown = [name for name, none in zip(findings, np.isnan(targets).all(axis=0), strict=True) if none]
     if unknown:
         raise UserError(
@@ -180,7 +220,8 @@ def _build_task(config: FinetuneConfig, samples: Samples, findings: list[str], t
         )
     balanced = config.class_weights == "balanced"
     weights = balanced_weights(samples.targets(findings, config.labels)) if balanced else np.ones(len(findings))
-    return FinetuneTask(model, pos_weight=weights, known_share=float((~np.isnan(targets)).mean()))
+    known = mixed_known_share(targets) if config.mixup else float((~np.isnan(targets)).mean())
+    return MultiLabelLoss(config.loss, pos_weight=weights, known_share=known)
 
 
 def _write_split(

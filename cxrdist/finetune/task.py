@@ -1,39 +1,60 @@
 """Model and loss of a fine-tuning.  Shapes: B images, K findings."""
 
+from typing import Any, Self
+
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cxrdist.data.loader import Batch
+from cxrdist.finetune.config import ProtocolConfig
+from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.mixup import mixup
+from cxrdist.finetune.protocols import set_phase, still_backbone
 from cxrdist.models.build import RadiographModel
 
 
 class FinetuneTask(nn.Module):
-    """Masked multi-label binary cross-entropy."""
+    """A model with its loss, and what of it is trained when."""
 
-    pos_weight: torch.Tensor
+    head_only = False
+    """Whether ``head_then_full`` is in its first phase."""
 
-    def __init__(self, model: RadiographModel, *, pos_weight: np.ndarray, known_share: float) -> None:
-        """Wrap `model`; `pos_weight` has shape (K,), `known_share` is the share of training targets not masked."""
+    def __init__(
+        self,
+        model: RadiographModel,
+        *,
+        loss: MultiLabelLoss,
+        protocol: ProtocolConfig = ProtocolConfig(),  # noqa: B008 - frozen
+        mixup_alpha: float = 0.0,
+    ) -> None:
+        """Wrap `model`, to which `begin_protocol` has been applied; `mixup_alpha` 0 mixes nothing."""
         super().__init__()
         self.model = model
-        self.known_share = known_share
-        self.register_buffer("pos_weight", torch.from_numpy(pos_weight.astype(np.float32)), persistent=False)
+        self.loss = loss
+        self.protocol = protocol
+        self.head_first = protocol.name == "head_then_full"
+        self.mixup_alpha = mixup_alpha
+
+    def train(self, mode: bool = True) -> Self:
+        """Go into training mode, the parts that are not trained excepted."""
+        super().train(mode)
+        if mode:
+            still_backbone(self.model.net, self.protocol, head_only=self.head_only)
+        return self
+
+    def at_step(self, step: int, steps: int, optimizer: Any) -> None:
+        """Make ready for optimizer step `step` of `steps`; the loop calls it before each."""
+        if self.head_first:
+            set_phase(self, optimizer, step, steps)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return ``{"loss"}``, a scalar, and ``{"logits"}``, (B, K).
-
-        The sum over known targets is divided by B K times the share known in the whole training set, not by the number
-        known in this batch: so the mean over ranks and micro-batches is the loss of the global batch, however divided.
-        """
-        logits_BK = self.model(batch["image"]).float()
-        known_BK = ~torch.isnan(batch["target"])
-        losses_BK = binary_cross_entropy_with_logits(
-            logits_BK, torch.nan_to_num(batch["target"]), pos_weight=self.pos_weight, reduction="none"
-        )
-        loss = (losses_BK * known_BK).sum() / (known_BK.numel() * self.known_share)
-        return {"loss": loss, "logits": logits_BK}
+        """Return ``{"loss"}``, a scalar, and ``{"logits"}``, (B, K)."""
+        images_B1SS, targets_BK = batch["image"], batch["target"]
+        if self.training and self.mixup_alpha:
+            images_B1SS, targets_BK = mixup(images_B1SS, targets_BK, batch["seed"], self.mixup_alpha)
+        logits_BK = self.model(images_B1SS).float()
+        return {"loss": self.loss(logits_BK, targets_BK), "logits": logits_BK}
 
 
 def balanced_weights(targets: np.ndarray) -> np.ndarray:

@@ -3,10 +3,12 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from cxrdist.data.loader import TrainingImages, training_batches
+from cxrdist.data.order import Batching
 from cxrdist.data.samples import read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.models.build import build_model
@@ -16,7 +18,7 @@ from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.engine import process_group
-from cxrdist.train.loop import Outcome, train
+from cxrdist.train.loop import Outcome, Source, train
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
 from cxrdist.train.start import start
 from cxrdist.world import World
@@ -45,18 +47,30 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
 def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     images = TrainingImages(samples, samples.values([]), config.input, config.seed)
-    model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
-    if config.model.weights is not None:
-        load_weights(model.net, config.model.weights)
-    torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
-    task = MaeTask(model, config.method, fresh=config.model.weights is None)
-    outcome = train(
-        task,
+
+    def build_task() -> MaeTask:
+        model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
+        if config.model.weights is not None:
+            load_weights(model, config.model.weights)
+        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
+        return MaeTask(model, config.method, fresh=config.model.weights is None)
+
+    size = config.train.micro_batch_size
+    outcome, task = train(
+        build_task,
         config=config.train,
         optim=config.optim,
+        batching=Batching.plan(
+            global_batch_size=config.train.global_batch_size,
+            micro_batch_size=size if isinstance(size, int) else None,
+            world_size=world.world_size,
+        ),
         seed=config.seed,
-        batches_from=lambda batching, step: training_batches(
-            images, batching, world, start_step=step, stop_step=config.train.steps
+        source=Source(
+            lambda batching, step: training_batches(
+                images, batching, world, start_step=step, stop_step=config.train.steps
+            ),
+            lambda numbers: samples.table["key"].iloc[numbers].tolist(),
         ),
         validate=None,
         folder=folder,
@@ -65,6 +79,12 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     )
     if world.is_main:
         facts = {"kind": "pretrain", "image_size": config.input.image_size, "fit": config.input.fit}
-        save_model(model, folder.model, backbone=config.model.backbone, findings=["pretrained"], facts=facts)
+        save_model(
+            cast(MaeTask, task).model,
+            folder.model,
+            backbone=config.model.backbone,
+            findings=["pretrained"],
+            facts=facts,
+        )
         write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})
     return outcome

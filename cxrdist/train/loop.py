@@ -1,11 +1,12 @@
 """The training loop, for any task.  The state of a run is its step: see `cxrdist.data.order`."""
 
-import math
-import time
-from collections.abc import Callable, Generator, Iterator
+import secrets
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,20 +15,30 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
-from cxrdist.train.checkpoints import (
-    Progress,
-    checkpoint_name,
-    latest_checkpoint,
-    load_checkpoint,
-    load_module,
-    save_checkpoint,
-)
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.engine import agree_on_buffers, build_engine, describe_device, mean_over_ranks
-from cxrdist.train.interrupt import Interrupted, stop_on_signals
+from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
+from cxrdist.train.ema import EMA, Ema
+from cxrdist.train.engine import (
+    agree_on_buffers,
+    build_engine,
+    describe_device,
+    gather,
+    grad_norm,
+    mean_over_ranks,
+    overflowed,
+    release_engine,
+)
+from cxrdist.train.fragments import WEIGHT, scalars
+from cxrdist.train.guard import Guard, NotFiniteError, carried
+from cxrdist.train.interrupt import Interrupted, StopRequest, stop_on_signals
 from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.optim import lr_at, set_lr
+from cxrdist.train.pieces import Reader
 from cxrdist.train.run_folder import RunFolder, record_start
+from cxrdist.train.state import Progress, facts_of, pieces_on_rank, restore_state
+from cxrdist.train.store import Checkpoints, Retention, checkpoint_name, latest_checkpoint
+from cxrdist.train.throughput import Throughput, note
+from cxrdist.train.watchdog import Watchdog, watch
 from cxrdist.world import World
 
 log = get_logger(__name__)
@@ -35,11 +46,25 @@ log = get_logger(__name__)
 SCORE = "auroc_macro"
 """The validation value that chooses the step; higher is better, None is not defined."""
 
-Validate = Callable[[nn.Module], dict[str, Any]]
-"""From a task to its validation values, `SCORE` among them; every rank calls it and gets the same."""
+Validate = Callable[[nn.Module, Callable[[], None]], dict[str, Any]]
+"""From a task, and what to call before each batch, to the validation values, `SCORE` among them; every rank calls it
+and gets the same."""
 
 BatchesFrom = Callable[[Batching, int], Generator[Batch, None, None]]
 """From the division of batches and a first step to this rank's micro-batches."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's images come from."""
+
+    batches_from: BatchesFrom
+    keys: Callable[[np.ndarray], Sequence[str]]
+    """From numbers of samples to their keys, for a batch that must be looked at."""
+
+
+BuildTask = Callable[[], nn.Module]
+"""To a task (``task(batch)["loss"]``) with its initial weights, the same at every call."""
 
 
 @dataclass(frozen=True)
@@ -54,145 +79,238 @@ class Outcome:
 
 
 def train(
-    task: nn.Module,
+    build_task: BuildTask,
     *,
     config: TrainConfig,
     optim: OptimConfig,
+    batching: Batching,
     seed: int,
-    batches_from: BatchesFrom,
+    source: Source,
     validate: Validate | None,
     folder: RunFolder,
     world: World,
     device: torch.device,
-) -> Outcome:
-    """Train `task` (``task(batch)["loss"]``) to the last step and leave it with the weights of the chosen one.
+) -> tuple[Outcome, nn.Module]:
+    """Train to the last step; return how it ended, and a whole task on `device` with the weights of the chosen step.
 
     Raises:
         Interrupted: After a stop signal, with a checkpoint written.
-        UserError: If the loss is not finite; the last checkpoint stays.
+        UserError: If the loss or its gradient is not finite, with a checkpoint from before that step; if another rank
+            is lost; if the disk is full.
     """
-    batching = Batching.plan(
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size if isinstance(config.micro_batch_size, int) else None,
-        world_size=world.world_size,
-    )
-    engine = build_engine(task, train=config, optim=optim, batching=batching, device=device)
-    state = Progress(world_size=world.world_size, zero_stage=config.zero_stage)
-    name = latest_checkpoint(folder.checkpoints)
-    if name is not None:
-        state = load_checkpoint(
-            engine, folder.checkpoints, name, world_size=world.world_size, zero_stage=config.zero_stage
-        )
-        state.world_size = world.world_size
-        # DeepSpeed counts micro-steps to know where a step ends; the run may now divide its batches otherwise.
-        engine.micro_steps = state.step * batching.accumulation
-        log.info("Resumed from %s.", name)
-    if world.is_main:
-        record_start(folder.path, step=state.step, world=world, device=describe_device(device))
-    metrics = MetricsLog(folder, step=state.step, enabled=world.is_main)
-    run = _Run(engine, config, optim, batching, seed, world, folder, metrics)
-    batches = batches_from(batching, state.step)
-    try:
-        with (
-            stop_on_signals() as stop,
-            progress(folder.path.name, config.steps, unit="steps", shown=world.is_main) as bar,
-        ):
+    guard = Guard(folder, world, precision=config.precision, seed=seed, keys=source.keys)
+    run = _Run(config, optim, batching, seed, folder, world, device, guard)
+    with (
+        watch(world, hang_after=config.hang_after) as watchdog,
+        stop_on_signals() as stop,
+        progress(folder.path.name, config.steps, unit="steps", shown=world.is_main) as bar,
+        run.opened,
+    ):
+        run.watchdog = watchdog
+        try:
+            state = run.start(build_task())
             bar.skip(state.step)
-            while state.step < config.steps:
-                loss = run.optimizer_step(state.step, batches)
-                state.step += 1
-                run.log(state.step, loss)
-                validated = validate is not None and run.due(state.step, config.evaluate_every)
-                if validate is not None and validated:
-                    agree_on_buffers(engine.module)
-                    run.validate(state, validate)
+            batches = source.batches_from(batching, state.step)
+            run.opened.callback(batches.close)
+            while state.validation_due or (state.step < config.steps and not state.stopped_early):
+                if not state.validation_due:
+                    run.optimizer_step(state, batches)
+                    run.log(state.step)
+                    bar.advance(note=run.note)
+                    state.validation_due = validate is not None and run.due(state.step, config.evaluate_every)
                 signum = stop.agreed(device)
+                validated = False
+                if validate is not None and state.validation_due and not signum:
+                    signum = run.validate(state, validate, stop)
+                    validated = not state.validation_due
                 if validated or signum or run.due(state.step, config.checkpoint_every):
-                    agree_on_buffers(engine.module)
-                    save_checkpoint(engine, folder.checkpoints, state, keep_last=config.keep_last)
-                if signum and state.step < config.steps:
+                    run.save(state)
+                if signum and (state.validation_due or (state.step < config.steps and not state.stopped_early)):
+                    run.checkpoints.wait()
                     raise Interrupted(signum, state.step)
-                bar.advance(note=f"loss {loss:.4f}")
-    finally:
-        batches.close()
-        metrics.close()
+            run.check_last(state)
+        except RuntimeError as error:
+            lost = watchdog.explain(error)
+            if lost is None:
+                raise
+            raise lost from None
     chosen = state.best_step or state.step
-    load_module(task, folder.checkpoints, checkpoint_name(chosen))
-    return Outcome(steps=state.step, chosen_step=chosen, score=state.best_score)
+    kind = WEIGHT if config.ema_decay is None else EMA
+    task = build_task()
+    fill(task, consolidate(Reader(folder.checkpoints / checkpoint_name(chosen)), kind=kind))
+    return Outcome(steps=state.step, chosen_step=chosen, score=state.best_score), task.to(device)
 
 
-@dataclass
+class _Abandoned(Exception):  # noqa: N818 - no error
+    """A validation ends before its time, on every rank at the same batch, because a stop signal has come."""
+
+
 class _Run:
-    """The fixed parts of a run, and what one turn of its loop does with them."""
+    """The engine and what is around it, and what one turn of the loop does with them."""
 
-    engine: Any
-    config: TrainConfig
-    optim: OptimConfig
-    batching: Batching
-    seed: int
-    world: World
-    folder: RunFolder
-    metrics: MetricsLog
-    busy_s: float = 0.0
-    """Time in optimizer steps since the last line of the log: validations and checkpoints do not count."""
-    waited_s: float = 0.0
-    """The part of it spent waiting for data."""
-    steps_since: int = 0
+    def __init__(
+        self,
+        config: TrainConfig,
+        optim: OptimConfig,
+        batching: Batching,
+        seed: int,
+        folder: RunFolder,
+        world: World,
+        device: torch.device,
+        guard: Guard,
+    ) -> None:
+        self.config, self.optim, self.batching, self.seed = config, optim, batching, seed
+        self.folder, self.world, self.device, self.guard = folder, world, device, guard
+        self.watchdog = Watchdog(world, None, hang_after=config.hang_after)
+        self.opened = ExitStack()
+        self.note = ""
+        """The last line of the log, in a few words."""
 
-    def optimizer_step(self, step: int, batches: Iterator[Batch]) -> float:
-        """Return this rank's mean loss over its part of the global batch."""
-        started = time.monotonic()
-        set_lr(self.engine.optimizer, lr_at(self.optim, step, self.config.steps))
-        self.engine.train()
-        total = 0.0
-        for micro_step in range(self.batching.accumulation):
-            asked = time.monotonic()
-            batch = next(batches)
-            self.waited_s += time.monotonic() - asked
-            # Random layers draw from a stream of (step, micro-step, rank): nothing to save, nothing to restore.
-            # After `next`: a loader that starts, as one does in a resumed run, draws from the stream as well.
-            torch.manual_seed(derive(self.seed, Purpose.STEP, step, micro_step, self.world.rank))
-            output = self.engine(
-                {name: value.to(self.engine.device, non_blocking=True) for name, value in batch.items()}
-            )
-            value = float(output["loss"].item())
-            if not math.isfinite(value):
-                raise UserError(
-                    f"The loss must be finite, got {value} at step {step + 1} on rank {self.world.rank}; stopped "
-                    "before the optimizer step. Lower `optim.lr` or set `train.precision` to fp32."
-                )
-            self.engine.backward(output["loss"])
-            self.engine.step()
-            total += value / self.batching.accumulation
-        self.steps_since += 1
-        self.busy_s += time.monotonic() - started
-        return total
+    def start(self, task: nn.Module) -> Progress:
+        """Build the engine around `task`; return where the run is, its newest checkpoint read if there is one."""
+        config, folder, world = self.config, self.folder, self.world
+        self.throughput = Throughput(
+            global_batch_size=self.batching.global_batch_size,
+            accumulation=self.batching.accumulation,
+            world_size=world.world_size,
+            device=self.device,
+            precision=config.precision,
+        )
+        self.engine = build_engine(task, train=config, optim=self.optim, batching=self.batching, device=self.device)
+        self.opened.callback(release_engine, self.engine)
+        self.buffers = list(saved_buffers(self.engine.module).values())
+        self.ema = None if config.ema_decay is None else Ema(self.engine, config.ema_decay)
+        # Rank 0 looks for all: what another rank sees of a shared folder may be older.
+        name, token = gather((latest_checkpoint(folder.checkpoints), secrets.token_hex(8)) if world.is_main else None)[
+            0
+        ]
+        state = Progress()
+        if name is not None:
+            state = restore_state(self.engine, self.ema, Reader(folder.checkpoints / name))
+            # DeepSpeed counts micro-steps to know where a step ends; the run may now divide its batches otherwise.
+            self.engine.micro_steps = state.step * self.batching.accumulation
+            log.info("Resumed from %s.", name)
+        if world.is_main:
+            record_start(folder.path, step=state.step, world=world, device=describe_device(self.device))
+        self.metrics = MetricsLog(folder, step=state.step, enabled=world.is_main, trackers=config.trackers)
+        self.opened.callback(self.metrics.close)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints,
+            rank=world.rank,
+            world_size=world.world_size,
+            keep=Retention(last=config.keep_last, best=config.keep_best, every=config.keep_every),
+            in_background=config.checkpoint_in_background,
+            resumed=name,
+            token=token,
+        )
+        self.opened.callback(self.checkpoints.close)
+        return state
+
+    def optimizer_step(self, state: Progress, batches: Iterator[Batch]) -> None:
+        """Make one optimizer step, of a global batch, and count it.
+
+        Raises:
+            NotFiniteError: If the step was not made because its loss or gradient is not finite.
+        """
+        engine, losses, kept = self.engine, [], []
+        before = [buffer.clone() for buffer in self.buffers]
+        self.watchdog.at(state.step, "step")
+        engine.train()
+        if hasattr(engine.module, "at_step"):
+            engine.module.at_step(state.step, self.config.steps, engine.optimizer)
+        set_lr(engine.optimizer, lr_at(self.optim, state.step, self.config.steps))
+        with self.throughput.step():
+            for micro_step in range(self.batching.accumulation):
+                with self.throughput.waiting():
+                    batch = next(batches)
+                # Random layers draw from a stream of (step, micro-step, rank): nothing to save, nothing to restore.
+                # After `next`: a loader that starts, as one does in a resumed run, draws from the stream as well.
+                torch.manual_seed(derive(self.seed, Purpose.STEP, state.step, micro_step, self.world.rank))
+                batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+                loss = engine(batch)["loss"]
+                engine.backward(carried(loss))
+                engine.step()
+                losses.append(loss.detach())
+                kept.append(batch)
+            # Once a step: reading a value waits for the device.
+            self.losses = torch.stack(losses).tolist()
+        left_out = overflowed(engine)
+        try:
+            self.guard.check(state.step + 1, self.losses, norm=grad_norm(engine), overflowed=left_out, batches=kept)
+        except NotFiniteError:
+            # The weights are those of the step before; the forward pass may have spoilt the running statistics.
+            for buffer, value in zip(self.buffers, before, strict=True):
+                buffer.copy_(value)
+            with suppress(UserError):  # a full disk must not hide what ended the run
+                self.save(state)
+                self.checkpoints.wait()
+            raise
+        if self.ema is not None and not left_out:
+            self.ema.update()
+        state.step += 1
+        state.score = None
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens `every` so many steps, and at the last, happens now."""
         return step % every == 0 or step == self.config.steps
 
-    def log(self, step: int, loss: float) -> None:
-        """Write the global batch's loss, learning rate, throughput and share of time waiting for data since before."""
+    def log(self, step: int) -> None:
+        """Write a line on the global batch and on the time since the line before, if one is due."""
         if not self.due(step, self.config.log_every):
             return
         # Every rank has the same number of images, so the mean over ranks is the mean over the global batch.
-        loss = mean_over_ranks(loss, self.engine.device)
-        elapsed = max(self.busy_s, 1e-9)
+        loss = mean_over_ranks(sum(self.losses) / len(self.losses), self.device)
         values = {
             "loss": loss,
             "lr": lr_at(self.optim, step - 1, self.config.steps),
-            "samples_per_sec": round(self.steps_since * self.batching.global_batch_size / elapsed, 2),
-            "data_wait": round(self.waited_s / elapsed, 4),
+            "grad_norm": grad_norm(self.engine),
         }
+        scale = scalars(self.engine).get("loss_scale")
+        values |= ({} if scale is None else {"loss_scale": scale}) | self.throughput.values()
         self.metrics.write(step, "train", values)
-        self.busy_s, self.waited_s, self.steps_since = 0.0, 0.0, 0
+        self.note = note(values)
 
-    def validate(self, state: Progress, validate: Validate) -> None:
-        """Validate and remember the step if it is the best so far."""
+    def validate(self, state: Progress, validate: Validate, stop: StopRequest) -> int:
+        """Validate and remember the step if it is the best so far; return the signal that has come meanwhile, or 0.
+
+        A signal ends the validation; it stays due then, and is made when the run is resumed.
+        """
+
+        def before_each() -> None:
+            self.watchdog.at(state.step, "validation")
+            if stop.agreed(self.device):
+                raise _Abandoned
+
+        agree_on_buffers(self.engine.module)
         self.engine.eval()
-        values = validate(self.engine.module)
+        try:
+            with nullcontext() if self.ema is None else self.ema.applied():
+                values = validate(self.engine.module, before_each)
+        except _Abandoned:
+            return stop.agreed(self.device)
+        state.validated(values[SCORE], patience=self.config.early_stopping)
         self.metrics.write(state.step, "val", values)
-        score = values[SCORE]
-        if state.best_score is None or (score is not None and score > state.best_score):
-            state.best_step, state.best_score = state.step, score
+        return stop.agreed(self.device)
+
+    def save(self, state: Progress) -> None:
+        """Write the checkpoint of `state`, in the background if so configured."""
+        self.watchdog.at(state.step, "checkpoint")
+        agree_on_buffers(self.engine.module)
+        pieces = pieces_on_rank(self.engine, self.ema, self.world)
+        self.checkpoints.save(state.step, pieces, facts_of(self.engine, state), score=state.score)
+
+    def check_last(self, state: Progress) -> None:
+        """Check that the last checkpoint has the very weights of the engine: what is made of it is the model.
+
+        Raises:
+            UserError: If it has not.
+        """
+        self.checkpoints.wait()
+        self.watchdog.at(state.step, "checkpoint")
+        reader = Reader(self.folder.checkpoints / checkpoint_name(state.step))
+        different = gather(compare_with_live(self.engine, consolidate(reader) if self.world.is_main else None))[0]
+        if different:
+            raise UserError(
+                f"A checkpoint must have the weights that were trained, got others in {', '.join(different[:3])} "
+                f"[in {checkpoint_name(state.step)}]. The disk or the memory of a machine is damaged: resume elsewhere."
+            )

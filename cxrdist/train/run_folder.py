@@ -28,7 +28,12 @@ TEST_ACCESSES = "test_accesses.jsonl"
 STARTS = "starts.jsonl"
 LOCK_WAIT_S = 20.0
 """How long a run waits for its folder: reading processes of a killed run live on for some seconds and hold it."""
-FREE = ("input.workers", "train.micro_batch_size", "train.keep_last", "train.log_every", "train.checkpoint_every")
+FREE = (
+    "input.workers",
+    *(f"train.{name}" for name in ("micro_batch_size", "zero_stage", "offload", "activation_checkpointing", "compile")),
+    *(f"train.{name}" for name in ("deepspeed", "checkpoint_every", "checkpoint_in_background", "keep_last")),
+    *(f"train.{name}" for name in ("keep_best", "keep_every", "log_every", "trackers", "hang_after")),
+)
 """What may differ when a run is resumed: none of it changes which images a step sees."""
 
 
