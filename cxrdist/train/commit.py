@@ -141,10 +141,7 @@ class Attempt:
             there = _sizes(self.folder)
             if self.outcome.name in there:
                 raise UserError(self.outcome.read_text(encoding="utf-8"))
-            try:
-                return self.name not in there or read_record(self.folder / self.name)["attempt"] != self.identity
-            except DamagedError:
-                return True
+            return self.name not in there or not self._committed()
 
         # A little longer than rank 0 waits, so that its word comes first.
         if self._wait(waiting, 1.1 * self.timeout_s + 1):
@@ -153,6 +150,14 @@ class Attempt:
                 f"{self.rank} [in {self.folder.parent.name}]. The run folder must be on a file system that all nodes "
                 "share. The checkpoint before it is whole: continue with --resume auto."
             )
+
+    def _committed(self) -> bool:
+        """Whether rank 0 is through: the step's folder is of this attempt, and the latest."""
+        try:
+            mine = read_record(self.folder / self.name)["attempt"] == self.identity
+            return mine and (self.folder / "latest").read_text(encoding="utf-8").strip() == self.name
+        except (DamagedError, OSError):
+            return False
 
     def _wait(self, waiting: Callable[[dict[str, int]], Any], timeout_s: float) -> Any:
         """Look until nothing is `waiting`, or nothing happened in the folder for so long; return what it last was."""
@@ -183,6 +188,7 @@ class Attempt:
                 write_whole(self.outcome, sentence)
             elif self.outcome.exists():  # rank 0 has taken the folder away under this rank: its reason counts
                 error = UserError(self.outcome.read_text(encoding="utf-8"))
+                shutil.rmtree(self.partial, ignore_errors=True)  # and this rank may have made it again
             else:
                 write_whole(self.partial / f"rank-{self.rank:05d}.failed", sentence)
         if self.rank == 0:
