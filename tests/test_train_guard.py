@@ -105,7 +105,7 @@ def run(
             spoil(step, batches, task)
             if world.is_main:
                 torch.save(task.state_dict(), folder / "before.pt")
-            weights = [parameter.detach().clone() for parameter in task.parameters()]
+            weights = [piece.clone() for piece in pieces_of(task)]
             losses = []
             engine.train()
             for micro_step, batch in enumerate(batches):
@@ -117,8 +117,13 @@ def run(
             try:
                 guard.check(step, losses, norm=grad_norm(engine), overflowed=overflowed(engine), batches=batches)
             except NotFiniteError:
-                assert all(torch.equal(p, w) for p, w in zip(task.parameters(), weights, strict=True)), "weights moved"
+                assert all(map(torch.equal, pieces_of(task), weights)), "the weights moved"
                 raise
+
+
+def pieces_of(task: nn.Module) -> list[torch.Tensor]:
+    """Return what lies here of each parameter; under ZeRO 3 a parameter itself is empty or a gathered copy."""
+    return [getattr(parameter, "ds_tensor", parameter).detach() for parameter in task.parameters()]
 
 
 def again(folder: Path, task: nn.Module | None = None, **choice: int) -> list:
@@ -195,6 +200,12 @@ def test_a_weight_that_is_not_finite_is_named_with_the_module_that_spread_it(tmp
     assert found[0].weights == ["head.weight"]
     assert len(found[0].samples) == 4
     assert "First output not finite: head." in found[0].text()
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(2, "fp32"), (3, "bf16"), (1, "fp16")])
+def test_every_stage_and_precision_stops_at_the_same_step(tmp_path, zero_stage, precision):
+    with pytest.raises(NotFiniteError, match=r"got nan at step 3 on rank 0.*key304, key305, key306, key307\]"):
+        run(tmp_path, spoil=spoil_image(3, 0, 1, 2), zero_stage=zero_stage, precision=precision)
 
 
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(tmp_path):
