@@ -1,16 +1,34 @@
-"""SIGTERM, Ctrl-C and SIGUSR1 end a run at the next step, with a checkpoint."""
+"""SIGTERM, Ctrl-C and SIGUSR1 end a run at the next step, with a checkpoint.
+
+The process ends with 128 + the signal's number then (SIGTERM 143, SIGINT 130, SIGUSR1 138), which tells a batch script
+that the run is whole and not finished: the time to requeue it.  How the signal comes to the ranks:
+
+- ``srun`` hands on what ``scancel`` and ``#SBATCH --signal=USR1@120`` send, to every rank, and returns the ranks' code.
+- ``torchrun`` hands on SIGTERM and SIGINT, SIGUSR1 only with ``--signals-to-handle SIGTERM,SIGINT,SIGUSR1``: without it
+  SIGUSR1 kills torchrun itself.  After 30 s, or ``--shutdown-timeout``, it kills.  Its own code is 1 in any case.
+- ``deepspeed`` on one machine hands on nothing: what must get the signal is the process below it,
+  ``deepspeed.launcher.launch``.  That tells one rank after the other, SIGTERM whatever came, kills each after 30 s and
+  ends with 1.
+- A terminal's Ctrl-C reaches the launcher and the ranks at once, and most launchers then send it once more.
+
+It is enough that one rank hears of it: the ranks agree, at the end of each step and before each batch of a validation.
+A signal that comes while the model is built ends the run after the first step.
+"""
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 import torch
 import torch.distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ECHO_S = 2.0
+"""A Ctrl-C so soon after another is the launcher's copy of it."""
 
 
 class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, no error
@@ -24,12 +42,22 @@ class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, no error
 
 @dataclass
 class StopRequest:
-    """Which signal has come, 0 while none has."""
+    """Which signal has come first, 0 while none has."""
 
     signum: int = 0
+    since: float = field(default=0.0, repr=False)
+    """When it came, by the monotonic clock."""
+
+    @property
+    def raised(self) -> bool:
+        """Whether this rank has been told to stop; other ranks may not have been: see `agreed`."""
+        return self.signum != 0
 
     def agreed(self, device: torch.device) -> int:
-        """Return the signal that any rank has received: all ranks stop at the same step or none does."""
+        """Return the signal that any rank has received: all ranks stop at the same step or none does.
+
+        Every rank calls it equally often.  It is one all-reduce of a number, cheap enough for every batch.
+        """
         if torch.distributed.get_world_size() == 1:
             return self.signum
         heard = torch.tensor(self.signum, device=device)
@@ -43,9 +71,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and request.signum == signal.SIGINT:
+        now = time.monotonic()
+        if signum == signal.SIGINT and request.signum == signal.SIGINT and now - request.since > ECHO_S:
             raise KeyboardInterrupt
-        request.signum = signum
+        if not request.raised:  # the first says what the caller meant; launchers follow it with others
+            request.signum, request.since = signum, now
 
     if threading.current_thread() is not threading.main_thread():
         # Only a main thread may install handlers; elsewhere (a Ray worker's task thread) the owner stops us.
