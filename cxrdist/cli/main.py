@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cxrdist import __version__
-from cxrdist.cli import comparing, exporting, packing, studying, training
+from cxrdist.cli import benching, comparing, exporting, packing, studying, training
 from cxrdist.cli.ending import end_with_sentence
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for command in (
     app.command()(command)
 app.add_typer(packing.shards, name="shards")
 app.add_typer(studying.study, name="study")
+app.add_typer(benching.bench, name="bench")
 
 
 def _version(wanted: bool) -> None:

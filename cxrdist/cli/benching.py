@@ -1,0 +1,103 @@
+"""`cxrdist bench`: what this machine does, beside plain scripts and peers."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxrdist.cli.ending import Stopped
+from cxrdist.cli.show import print_table
+from cxrdist.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from cxrdist.bench.step import StepResult
+
+bench = typer.Typer(help="Measure this machine: ours beside a plain script, in one run.", no_args_is_help=True)
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+GPU_BLOCK = 5
+
+
+@bench.callback()
+def _group() -> None:
+    pass  # keeps `step` a command of its own while it is the only one
+
+
+@bench.command()
+def step(
+    backbone: Annotated[str, typer.Option(help="A timm model.")] = "vit_small_patch16_224",
+    image_size: Annotated[int, typer.Option(min=16, help="Side of the input, pixels.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps of each side.")] = 20,
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Steps of one side before the other's turn. Default: 1, on a GPU 5.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model on both sides.")] = False,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Keep no activations of blocks, on both sides.")
+    ] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also measure timm's training script where it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare a training step with that of a bare PyTorch loop: same model, batch, type, AdamW and clipping.
+
+    Example: `cxrdist bench step --backbone vit_base_patch16_224 --precision bf16 --batch 64`
+    """
+    import json
+    from dataclasses import asdict
+
+    if precision not in PRECISIONS:
+        raise UsageError(unknown("`--precision`", precision, PRECISIONS))
+    import torch
+
+    from cxrdist.bench.step import StepOptions, bench_step
+    from cxrdist.models.config import ModelConfig
+    from cxrdist.train.interrupt import Interrupted
+
+    options = StepOptions(
+        model=ModelConfig(backbone=backbone),
+        image_size=image_size,
+        batch=batch,
+        precision=precision,  # type: ignore[arg-type]
+        steps=steps,
+        block=block or (GPU_BLOCK if torch.cuda.is_available() else 1),
+        compile=compiled,
+        activation_checkpointing=activation_checkpointing,
+    )
+    try:
+        result = bench_step(options, peers=peers)
+    except Interrupted as stop:
+        raise Stopped(stop.signum, "Interrupted; nothing was measured.") from None
+    if as_json:
+        typer.echo(json.dumps({"options": asdict(options) | {"model": {"backbone": backbone}}, **asdict(result)}))
+    else:
+        _show(result, f"{backbone}, {image_size} px, batch {batch}, {precision}")
+
+
+def _show(result: "StepResult", title: str) -> None:
+    rate = f"{result.matmul_flops / 1e12:.3g} TFLOP/s"
+    print_table(
+        title,
+        ["side", "ms per step", "images/s", f"share of {rate}"],
+        [
+            [
+                side.name,
+                f"{1000 * side.step_s:.2f}",
+                f"{side.images_per_s:.1f}",
+                "-" if side.flops_share is None else f"{side.flops_share:.1%}",
+            ]
+            for side in (result.ours, result.bare)
+        ],
+    )
+    quartiles, interval = result.ratio_quartiles, result.ratio_interval
+    typer.echo(
+        f"cxrdist / bare: {result.ratio:.3f} (median of {result.rounds} rounds of {result.block} "
+        f"step{'s' if result.block > 1 else ''} each; quartiles {quartiles[0]:.3f} to {quartiles[1]:.3f}, "
+        f"95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+    )
+    if result.ratio_processor is not None:
+        typer.echo(f"The same of the processor's time, all threads together: {result.ratio_processor:.3f}")
+    typer.echo(f"Weights after the same steps differ by at most {result.weight_difference:.1e} of the largest.")
+    for peer in result.peers:
+        typer.echo(f"{peer['name']}: not measured, {peer['reason']}.")
+    typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))
