@@ -126,7 +126,8 @@ def describe(lost: Collection[tuple[int, How]], seen: Mapping[int, Seen], *, wor
     rank, how = min(lost)
     other = seen.get(rank)
     if other is None:
-        return f"Rank {rank} {SAYS[how]}. Look at what it wrote, then continue with --resume auto."
+        when = "" if how == "absent" else " before it began to train"
+        return f"Rank {rank} {SAYS[how]}{when}. Look at what it wrote, then continue with --resume auto."
     beat = other.beat
     who = f"Rank {rank} (host {beat.host})"
     doing = f" in its {beat.phase}" if how == "hangs" and beat.phase else ""

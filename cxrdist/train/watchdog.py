@@ -76,6 +76,7 @@ class Watchdog:
         self._thread = threading.get_ident()
         self._me = identify()
         self._beats = 0
+        self._every = BEAT_S * max(1.0, world.world_size / 64)
         self._seen: dict[int, Seen] = {}
         self._ticks, self._moved = 0, time.monotonic()
         """What the guard saw of this rank's own progress, and when that last grew."""
@@ -127,7 +128,6 @@ class Watchdog:
     # The thread that talks.  What it asks of the store may take for ever, if the process that keeps it is stopped.
 
     def _talk(self) -> None:
-        every = BEAT_S * max(1.0, self.world.world_size / 64)
         failures = 0
         while not self._closed.is_set():
             try:
@@ -138,7 +138,8 @@ class Watchdog:
                 if failures > 2:
                     self._store_lost = True
                     return
-            self._wake.wait(every)
+            # At the beginning the ranks look for each other more often: who dies early is known by name and host.
+            self._wake.wait(self._every if len(self._seen) == self.world.world_size else self._every / 10)
             self._wake.clear()
 
     def _exchange(self) -> None:
@@ -187,7 +188,8 @@ class Watchdog:
 
     def _verdict_on(self, lost: list[tuple[int, How]], now: float) -> Verdict:
         gone = {rank for rank, _ in lost}
-        well = [r for r, other in self._seen.items() if r not in gone and not other.beat.left and now - other.lived < 5]
+        beats = [(rank, other) for rank, other in self._seen.items() if rank not in gone and not other.beat.left]
+        well = [rank for rank, other in beats if now - other.lived < 2.5 * self._every]
         sentence = describe(lost, self._seen, world_size=self.world.world_size)
         return Verdict(*min(lost), sentence, speaker=min(well, default=self.world.rank))
 
@@ -210,10 +212,7 @@ class Watchdog:
 
     def _without_store(self) -> Verdict | None:
         """Return what this rank concludes by itself when the store is gone, or does not answer: rank 0 keeps it."""
-        keeper, now = self._seen.get(0), time.monotonic()
-        if keeper is None:
-            return None
-        if not self._store_lost and self._idle(now) <= self.hang_after:
+        if not self._store_lost and self._idle(time.monotonic()) <= self.hang_after:
             return None
         how: How = "ended" if self._store_lost else "hangs"
         self._alone = True
@@ -250,7 +249,8 @@ class Watchdog:
         """Wait on rank 0, which keeps the store unless torchrun does, for the others to read what they end for."""
         assert self.board is not None
         now = time.monotonic()
-        living = {rank for rank, other in self._seen.items() if not other.beat.left and now - other.lived < 5}
+        beats = self._seen.items()
+        living = {rank for rank, other in beats if not other.beat.left and now - other.lived < 2.5 * self._every}
         if verdict.how != "hangs":
             living.discard(verdict.rank)
         while self.world.is_main and self.world.launcher != "torchrun" and time.monotonic() < now + 2 * SPEAK_S:

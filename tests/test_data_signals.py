@@ -1,0 +1,53 @@
+"""Reading processes and the signals that launchers send to everything below them."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cxrdist.data.signals import STOPS, heed_only_the_parent
+
+
+class Slow(Dataset):
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, number):
+        time.sleep(0.01)
+        return torch.tensor(number)
+
+
+def loader() -> DataLoader:
+    options = {"worker_init_fn": lambda _: heed_only_the_parent(), "multiprocessing_context": "fork"}
+    return DataLoader(Slow(), batch_size=1, num_workers=1, **options)
+
+
+@pytest.mark.parametrize("signum", STOPS)
+def test_a_signal_of_the_launcher_leaves_the_reading_to_go_on(signum):
+    read = []
+    for batch in loader():
+        read.append(int(batch))
+        if len(read) == 10:
+            (worker,) = psutil.Process().children()
+            launcher = os.fork()
+            if not launcher:  # not the worker's parent
+                os.kill(worker.pid, signum)
+                os._exit(0)
+            os.waitpid(launcher, 0)
+    assert read == list(range(30))
+
+
+def test_the_process_that_is_read_for_can_end_the_reading():
+    batches = iter(loader())
+    next(batches)
+    (worker,) = psutil.Process().children()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error here for a lost worker
+    try:
+        worker.terminate()
+        assert worker.wait(10) == 0
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
