@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - as everywhere
 
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig

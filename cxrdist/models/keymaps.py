@@ -116,6 +116,15 @@ base encoder, BYOL's online network, a moving average where a supervised script 
 """
 
 
+HINTS = {
+    "MoCo": "MoCo-CXR's and MedAug's files look the same; set `model.mean` 0.502 and `model.std` 0.0856 for these",
+    "CLIP ViT": "CXR-RePaiR-CLIP's and CheXzero's files look the same; set `model.mean` 0.398 and `model.std` 0.3272 "
+    "for these. They and OpenAI's were trained with QuickGELU: take a `_quickgelu_` backbone",
+    "official DINOv3": "the networks trained on satellite images look the same and have other constants",
+}
+"""What names alone cannot tell (constants from the methods' own code, as shares of white)."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A network in a weight file."""
@@ -137,6 +146,11 @@ class Found:
         parts = (self.method, self.layout.name if named else None, self.branch)
         return ", ".join(part for part in parts if part)
 
+    @property
+    def hint(self) -> str | None:
+        """What a user should know of files that look like this one."""
+        return HINTS.get(self.layout.name) or HINTS.get((self.method or "").removesuffix(" v2"))
+
 
 def networks(weights: Weights, net: nn.Module) -> list[Found]:
     """Return the networks that a weight file holds, the one that suits `net` best first; at least one."""
@@ -146,7 +160,7 @@ def networks(weights: Weights, net: nn.Module) -> list[Found]:
         part = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         preference, branch = _branch(prefix)
         found.append(
-            Found(layout, prefix, layout.convert(part, net), method, branch, preference, layout.constants or constants)
+            Found(layout, prefix, layout.convert(part, net), method, branch, preference, constants or layout.constants)
         )
     wanted = net.state_dict().keys()
     # `sorted` is stable: of equals, the first layout stays first.

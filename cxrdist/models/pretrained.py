@@ -55,7 +55,8 @@ def _from_cache(weights: str) -> Source:
     try:
         facts = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError):
-        near = nearest(name, timm.list_pretrained()) or nearest(architecture, timm.list_models())
+        known = timm.is_model(architecture)
+        near = nearest(name, timm.list_pretrained()) if known else nearest(architecture, timm.list_models())
         raise UserError(
             f"`model.weights` must name weights that timm knows after {TIMM!r}, got {weights!r}.{near}"
         ) from None

@@ -69,9 +69,11 @@ def load_weights(model: RadiographModel | nn.Module, weights: str | Path) -> Loa
             f"Check `model.backbone` and `model.args` against the file{_looks(found)}."
         )
     net.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
+    _log(source, report, [one for one in others if one.layout is found.layout])
     if isinstance(model, RadiographModel):
         _set_constants(model, report.constants)
-    _log(source, report, [one for one in others if one.layout is found.layout])
+        if found.hint and source.constants is None and not model.fixed_constants:
+            log.info("Weights from %s: %s.", source.name, found.hint)
     return report
 
 
