@@ -12,41 +12,25 @@ from torch import nn
 
 from cxrdist.data.config import InputConfig
 from cxrdist.data.loader import EvaluationImages
-from cxrdist.data.order import Batching
 from cxrdist.data.samples import read_samples
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.findings import LabelPolicy
-from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.finetune.run import own_findings
+from cxrdist.finetune.config import FinetuneConfig, LossConfig
+from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.parts import own_findings
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
 from cxrdist.train.checkpoints import latest_checkpoint
-from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.engine import deepspeed_config, process_group
+from cxrdist.train.config import OptimConfig
+from cxrdist.train.engine import process_group
 from cxrdist.train.metrics import MetricsLog, read_metrics
 from cxrdist.train.optim import build_optimizer, lr_at
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
 NAMES = ["cardiomegaly", "effusion"]
-
-
-def test_deepspeed_is_told_exactly_this():
-    batching = Batching.plan(global_batch_size=64, micro_batch_size=4, world_size=8)
-    told = deepspeed_config(TrainConfig(zero_stage=1, precision="bf16"), OptimConfig(clip=3), batching)
-    assert told == {
-        "train_batch_size": 64,
-        "train_micro_batch_size_per_gpu": 4,
-        "gradient_accumulation_steps": 2,
-        "gradient_clipping": 3,
-        "zero_optimization": {"stage": 1},
-        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
 
 
 def test_the_learning_rate_rises_linearly_and_falls_by_a_cosine():
@@ -73,7 +57,8 @@ def test_the_loss_is_the_masked_weighted_cross_entropy():
     targets = rng.choice([0.0, 1.0, np.nan], (40, 2), p=[0.5, 0.3, 0.2]).astype(np.float32)
     weights = balanced_weights(targets)
     model = build_model(ModelConfig(backbone="resnet18"), num_classes=2, image_size=32, seed=0).eval()
-    task = FinetuneTask(model, pos_weight=weights, known_share=float((~np.isnan(targets)).mean()))
+    loss = MultiLabelLoss(LossConfig(), pos_weight=weights, known_share=float((~np.isnan(targets)).mean()))
+    task = FinetuneTask(model, loss=loss)
     images = torch.from_numpy(rng.integers(0, 256, (40, 1, 32, 32), np.uint8))
     with torch.no_grad():
         probabilities = sigmoid(model(images).numpy())
@@ -84,14 +69,15 @@ def test_the_loss_is_the_masked_weighted_cross_entropy():
         if not np.isnan(targets[n, k])
     ]
     assert loss == pytest.approx(np.mean(terms), rel=1e-5)
-    assert {name for name, _ in task.named_buffers()} >= {"pos_weight"}
+    assert {name for name, _ in task.named_buffers()} >= {"loss.pos_weight"}
     assert "pos_weight" not in task.state_dict()
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_parts_whatever_is_masked():
     targets = torch.tensor([[1, float("nan")], [0, 1], [float("nan")] * 2, [1, 0]])
     model = build_model(ModelConfig(backbone="resnet18"), num_classes=2, image_size=32, seed=0).eval()
-    task = FinetuneTask(model, pos_weight=np.array([2.0, 3.0]), known_share=0.625)
+    loss = MultiLabelLoss(LossConfig(), pos_weight=np.array([2.0, 3.0]), known_share=0.625)
+    task = FinetuneTask(model, loss=loss)
     images = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         whole = task({"image": images, "target": targets})["loss"]

@@ -6,6 +6,7 @@ that takes a finished run and chooses nothing.
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -14,29 +15,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from cxrdist.data.loader import EvaluationImages, TrainingImages, training_batches
-from cxrdist.data.order import Batching
-from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
-from cxrdist.datasets.shard_format import read_manifest
+from cxrdist.data.loader import Batch, EvaluationImages, TrainingImages, training_batches
+from cxrdist.data.samples import Samples, read_samples
 from cxrdist.errors import UserError
-from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
+from cxrdist.evaluate.predict import Gather, alone, predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.finetune.losses import MultiLabelLoss
-from cxrdist.finetune.mixup import check_mixup, mixed_known_share
-from cxrdist.finetune.protocols import begin_protocol, end_protocol
-from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.finetune.knn import fit_knn
+from cxrdist.finetune.parts import plan_batches, read_parts
+from cxrdist.finetune.protocols import end_protocol
+from cxrdist.finetune.task import FinetuneTask
 from cxrdist.log import get_logger
-from cxrdist.models.build import build_model
 from cxrdist.models.folder import load_model, save_model
-from cxrdist.models.weights import load_weights
 from cxrdist.stats.predictions import Predictions, write_predictions
 from cxrdist.train.engine import gather, process_group
-from cxrdist.train.loop import Outcome, Source, train
+from cxrdist.train.loop import SCORE, Outcome, Source, load_chosen, train
+from cxrdist.train.metrics import MetricsLog
+from cxrdist.train.optim import check_optimizer
+from cxrdist.train.replay import Replay, replay
 from cxrdist.train.run_folder import Resume, RunFolder, record_test_access, write_json
 from cxrdist.train.start import start
+from cxrdist.train.trackers import check_trackers
 from cxrdist.world import World
 
 log = get_logger(__name__)
+
+ALONE = World()
 
 
 def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume | None = None) -> Outcome | None:
@@ -48,6 +51,8 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
     """
     folder = RunFolder(out)
     config = config.resolved()
+    check_optimizer(config.optim, config.train.zero_stage)
+    check_trackers(config.train.trackers)
     if world.world_size == 1:
         # Before the engine is imported, so that a wrong folder is refused at once.
         folder.check(config, resume=resume, shards=[config.shards])
@@ -59,91 +64,70 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
 
 
 def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
-    train_samples, val_samples = (
-        read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "val")
-    )
-    if world.is_main and not count_samples(config.shards, "test", projection=config.input.projection):
-        log.warning(
-            "The test split has no image of projection %r, so this run cannot be tested [in %s].",
-            config.input.projection,
-            config.shards.name,
-        )
-    if config.train_images is not None:
-        train_samples = train_samples.draw(config.train_images, config.seed)
-    val_policy = config.evaluation_policy()
-    findings = config.findings or own_findings(
-        config, choose_findings(train_samples, val_samples, config.labels, val_policy)
-    )
-    if not findings:
-        raise UserError(
-            "A training split must have a finding with both values, in validation too, got none "
-            f"[in {config.shards.name}]. Pack more images or name `findings`."
-        )
-    targets = train_samples.training_targets(findings, config.labels)
-    loss = _build_loss(config, train_samples, findings, targets)
-    images = TrainingImages(train_samples, targets, config.input, config.seed)
-    val_images = EvaluationImages(val_samples, val_samples.targets(findings, val_policy), config.input)
+    parts = read_parts(config, told=world.is_main)
+    images = TrainingImages(parts.train, parts.targets, config.input, config.seed)
+    val_images = EvaluationImages(parts.val, parts.val_targets, config.input)
 
-    def build_task() -> FinetuneTask:
-        model = build_model(
-            config.model, num_classes=len(findings), image_size=config.input.image_size, seed=config.seed
-        )
-        if config.model.weights is not None:
-            load_weights(model, config.model.weights)
-        begin_protocol(model.net, config.protocol, seed=config.seed)
-        return FinetuneTask(model, loss=loss, protocol=config.protocol, mixup_alpha=config.mixup)
-
-    def logits_of(module: nn.Module, before_each: Callable[[], None] = lambda: None) -> np.ndarray:
-        return predict_logits(
-            # Through the whole task: under ZeRO 3 its forward pass is where the ranks exchange the weights.
-            lambda batch: module(batch)["logits"],
-            val_images,
-            batch_size=evaluation_batch_size(config, world),
-            device=device,
-            world=world,
-            gather=gather,
-            precision=config.train.precision,
-            before_each=before_each,
+    def logits_of(task: nn.Module, before_each: Callable[[], None] = lambda: None) -> np.ndarray:
+        # Through the whole task: under ZeRO 3 its forward pass is where the ranks exchange the weights.
+        return _predict(
+            lambda batch: task(batch)["logits"], val_images, config, device, world=world, before_each=before_each
         )
 
-    def validate(module: nn.Module, before_each: Callable[[], None]) -> dict[str, Any]:
-        return validation_values(logits_of(module, before_each), val_images.targets, findings)
+    def validate(task: nn.Module, before_each: Callable[[], None]) -> dict[str, Any]:
+        return validation_values(logits_of(task, before_each), val_images.targets, parts.findings)
 
-    batching = plan_batches(config, world)
-    outcome, trained = train(
-        build_task,
-        config=config.train,
-        optim=config.optim,
-        batching=batching,
-        seed=config.seed,
-        source=Source(
-            lambda batching, step: training_batches(
-                images, batching, world, start_step=step, stop_step=config.train.steps
+    if config.protocol.name == "knn":
+        task = parts.build_task().to(device)
+        fit_knn(
+            task.model,
+            parts.targets,
+            config.protocol.knn,
+            lambda model: _predict(
+                lambda batch: model(batch["image"]),
+                EvaluationImages(parts.train, parts.targets, config.input),
+                config,
+                device,
+                world=world,
             ),
-            lambda numbers: train_samples.table["key"].iloc[numbers].tolist(),
-        ),
-        validate=validate,
-        folder=folder,
-        world=world,
-        device=device,
-    )
-    task = cast(FinetuneTask, trained)
-    end_protocol(task.model.net)
-    task.eval()
-    logits = logits_of(task)
+        )
+    else:
+        outcome, trained = train(
+            parts.build_task,
+            config=config.train,
+            optim=config.optim,
+            batching=plan_batches(config, parts, world, device),
+            seed=config.seed,
+            source=Source(
+                lambda batching, step: training_batches(
+                    images, batching, world, start_step=step, stop_step=config.train.steps
+                ),
+                lambda numbers: parts.train.table["key"].iloc[numbers].tolist(),
+            ),
+            validate=validate,
+            folder=folder,
+            world=world,
+            device=device,
+        )
+        task = cast(FinetuneTask, trained)
+        end_protocol(task.model.net)
+    logits = logits_of(task.eval())
+    if config.protocol.name == "knn":
+        values = validation_values(logits, val_images.targets, parts.findings)
+        with closing(MetricsLog(folder, step=0, enabled=world.is_main, trackers=config.train.trackers)) as metrics:
+            metrics.write(0, "val", values)
+        outcome = Outcome(steps=0, chosen_step=0, score=values[SCORE])
     if world.is_main:
-        _write_split(folder, "val", val_samples, findings, val_images.targets, logits)
+        _write_split(folder, "val", parts.val, parts.findings, val_images.targets, logits)
         facts = {
             "kind": "finetune",
             "image_size": config.input.image_size,
             "fit": config.input.fit,
             "chosen_step": outcome.chosen_step,
         }
-        save_model(task.model, folder.model, backbone=config.model.backbone, findings=findings, facts=facts)
-        write_json(
-            folder.result,
-            asdict(outcome) | {"time": round(time.time(), 3), "findings": findings, "train_images": len(train_samples)},
-        )
+        save_model(task.model, folder.model, backbone=config.model.backbone, findings=parts.findings, facts=facts)
+        more = {"time": round(time.time(), 3), "findings": parts.findings, "train_images": len(parts.train)}
+        write_json(folder.result, asdict(outcome) | more)
     return outcome
 
 
@@ -167,61 +151,49 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     samples = read_samples([config.shards], split, projection=config.input.projection)
     images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
     model.to(device)
-    logits = predict_logits(
-        lambda batch: model(batch["image"]),
-        images,
-        batch_size=evaluation_batch_size(config, World()),
-        device=device,
-        precision=config.train.precision,
-    )
+    logits = _predict(lambda batch: model(batch["image"]), images, config, device)
     return _write_split(folder, split, samples, findings, images.targets, logits)
 
 
-def plan_batches(config: FinetuneConfig, world: World) -> Batching:
-    """Return how each global batch is divided among `world`.
+def replay_bad_batch(out: Path) -> list[Replay]:
+    """Make the step again that stopped the run in `out`, and return where its first value that is not finite is.
 
     Raises:
-        UsageError: If it cannot be.
+        UserError: If the run was not stopped by such a step.
     """
+    folder = RunFolder(out)
+    config = FinetuneConfig.read(folder.config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = read_parts(config, told=False).build_task()
+    step = load_chosen(task, folder, step=None)
+    if hasattr(task, "at_step"):
+        task.at_step(step, config.train.steps, None)
+    return replay(out, task, device=device)
+
+
+def _predict(
+    forward: Callable[[Batch], torch.Tensor],
+    images: EvaluationImages,
+    config: FinetuneConfig,
+    device: torch.device,
+    *,
+    world: World = ALONE,
+    before_each: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Return the logits of all `images`; without gradients there is room for more of them at once."""
     size = config.train.micro_batch_size
-    batching = Batching.plan(
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=size if isinstance(size, int) else None,
-        world_size=world.world_size,
+    per_rank = size if isinstance(size, int) else min(64, config.train.global_batch_size // world.world_size)
+    together: Gather = gather if world.world_size > 1 else alone
+    return predict_logits(
+        forward,
+        images,
+        batch_size=2 * per_rank,
+        device=device,
+        world=world,
+        gather=together,
+        precision=config.train.precision,
+        before_each=before_each,
     )
-    if config.mixup:
-        check_mixup(batching)
-    return batching
-
-
-def evaluation_batch_size(config: FinetuneConfig, world: World) -> int:
-    """Return the images per forward pass of an evaluation; without gradients there is room for more of them."""
-    size = config.train.micro_batch_size
-    return 2 * (size if isinstance(size, int) else min(64, config.train.global_batch_size // world.world_size))
-
-
-def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
-    """Return `findings` without those that are made of others: a mean over all would count these twice."""
-    made_of_others = read_manifest(config.shards).derived
-    derived = [name for name in findings if name in made_of_others]
-    if derived:
-        log.info(
-            "Left out, because they are made of other findings: %s. Name `findings` to have them.", ", ".join(derived)
-        )
-    return [name for name in findings if name not in derived]
-
-
-def _build_loss(config: FinetuneConfig, samples: Samples, findings: list[str], targets: np.ndarray) -> MultiLabelLoss:
-    unknown = [name for name, none in zip(findings, np.isnan(targets).all(axis=0), strict=True) if none]
-    if unknown:
-        raise UserError(
-            f"A finding must have a label in the training images, got none of {', '.join(unknown)} "
-            f"[in {config.shards.name}]. Take it out of `findings` or change `labels`."
-        )
-    balanced = config.class_weights == "balanced"
-    weights = balanced_weights(samples.targets(findings, config.labels)) if balanced else np.ones(len(findings))
-    known = mixed_known_share(targets) if config.mixup else float((~np.isnan(targets)).mean())
-    return MultiLabelLoss(config.loss, pos_weight=weights, known_share=known)
 
 
 def _write_split(

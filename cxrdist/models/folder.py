@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from cxrdist.errors import UserError
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.config import ModelConfig
+from cxrdist.models.knn import restore_knn
 from cxrdist.models.weights import read_weights
 
 FACTS = "cxrdist"
@@ -64,7 +65,9 @@ def load_model(folder: Path) -> tuple[RadiographModel, list[str], dict[str, Any]
     findings = [str(name) for name in config.get("label_names", [])]
     described = ModelConfig(backbone=config["architecture"], args=config["model_args"])
     model = build_model(described, num_classes=len(findings), image_size=facts["image_size"], seed=0)
-    model.net.load_state_dict(read_weights(folder / "model.safetensors"), strict=True)
+    tensors = read_weights(folder / "model.safetensors")
+    restore_knn(model.net, tensors)
+    model.net.load_state_dict(tensors, strict=True)
     model.mean.copy_(torch.tensor(config["pretrained_cfg"]["mean"]).view_as(model.mean))
     model.std.copy_(torch.tensor(config["pretrained_cfg"]["std"]).view_as(model.std))
     return model.eval(), findings, facts

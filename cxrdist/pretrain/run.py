@@ -19,8 +19,10 @@ from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.engine import process_group
 from cxrdist.train.loop import Outcome, Source, train
+from cxrdist.train.optim import check_optimizer
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
 from cxrdist.train.start import start
+from cxrdist.train.trackers import check_trackers
 from cxrdist.world import World
 
 
@@ -32,6 +34,8 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
         Interrupted: After a stop signal, resumable.
     """
     folder = RunFolder(out)
+    check_optimizer(config.optim, config.train.zero_stage)
+    check_trackers(config.train.trackers)
     for shards in config.shards:
         read_manifest(shards)
     if world.world_size == 1:

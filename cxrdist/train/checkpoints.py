@@ -1,40 +1,211 @@
-"""Checkpoints that are there whole or not at all.
+"""Checkpoints that are there whole or not at all: when they are written, which are kept, which one is read.
 
-``checkpoints/step-%08d/`` is written under a hidden name and renamed; then ``latest`` is replaced.  A kill at any
-moment leaves the previous ``latest`` and a complete folder behind it.
+`checkpoints/` holds ``step-%08d/`` folders and `latest`, the name of one of them.  How a folder comes to be, and what
+a kill at any moment leaves, says `cxrdist.train.commit`; what is in it, `cxrdist.train.pieces`.
 """
 
-import os
+import hashlib
+import json
+import math
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
-
 from cxrdist.errors import UserError
+from cxrdist.log import get_logger
+from cxrdist.train.commit import FAILED, PARTIAL, Attempt, refused
+from cxrdist.train.pieces import ASIDE, DamagedError, Piece, place_of, rank_file, read_record, refuse_earlier
+from cxrdist.train.snapshot import Snapshot
 
-STATE = "cxrdist"
-"""Key of our own state in DeepSpeed's checkpoint."""
+log = get_logger(__name__)
 
-TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")
+REMOVED = ".removed-"
+"""Before the name of a checkpoint that is being removed: no reader takes half of it for a checkpoint."""
+
+HASHED_AT_A_TIME = 8
 
 
-@dataclass
-class Progress:
-    """What a run must remember besides weights and optimizer."""
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay; the one just written always does."""
 
-    step: int = 0
-    """Optimizer steps done."""
-    best_step: int | None = None
-    """Step of the best validation so far."""
-    best_score: float | None = None
-    """Its macro AUROC; None while it was never defined."""
-    world_size: int = 1
-    zero_stage: int = 0
+    last: int = 1
+    """So many newest."""
+    best: int = 1
+    """So many of the highest scores; of equal scores the earlier."""
+    every: int | None = None
+    """Those of every multiple of so many steps."""
+
+    def kept(self, scores: Mapping[int, float | None]) -> set[int]:
+        """Return the steps to keep of those in `scores`; a checkpoint without a score is never among the best."""
+        steps = sorted(scores)
+        scored = [(-score, step) for step, score in scores.items() if score is not None and math.isfinite(score)]
+        multiples = [step for step in steps if self.every and step % self.every == 0]
+        return {*steps[-max(self.last, 1) :], *(step for _, step in sorted(scored)[: self.best]), *multiples}
+
+
+class Checkpoints:
+    """Writes the checkpoints of one start of a run; every rank has one and makes the same calls in the same order."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        world_size: int,
+        keep: Retention,
+        in_background: bool,
+        resumed: str | None,
+        token: str | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
+        """Make `folder` ready; rank 0 removes what killed starts left in it.
+
+        Args:
+            folder: `checkpoints/` in the run folder, on a file system that all ranks share.
+            rank: Of this process.
+            world_size: Of the run now; earlier checkpoints may have another.
+            keep: Which checkpoints stay.
+            in_background: Return from `save` when the pieces are copied; takes host memory of their size.
+            resumed: The checkpoint that this start continues from, as `latest_checkpoint` named it; None for a new
+                run.  Later ones that are there nonetheless (damaged ones, or those of a killed start or an abandoned
+                run) are not this run's: they score for nothing, and go when the first `save` has committed.
+            token: Of this start: equal on all ranks, and never the same again.  One rank alone can draw its own.
+            timeout_s: How long one rank waits for another without anything happening in the folder.
+
+        Raises:
+            UserError: If the folder cannot be made.
+        """
+        if token is None and world_size > 1:
+            raise ValueError("Ranks of one start must be given one token.")
+        self._folder = folder
+        self._rank, self._world_size = rank, world_size
+        self._keep = keep
+        self._in_background = in_background
+        self._token = secrets.token_hex(8) if token is None else token
+        self._timeout_s = timeout_s
+        self._calls = 0
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._own: set[int] = set()
+        """Steps of this run that have a checkpoint."""
+        if rank == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._clear_away()
+            except OSError as error:
+                raise UserError(refused(repr(error.strerror), folder)) from None
+            if resumed is not None:
+                self._own = {step for step in _steps(folder) if step <= _step_of(resumed)}
+
+    def save(self, step: int, pieces: Sequence[Piece], facts: dict[str, Any], *, score: float | None = None) -> None:
+        """Write the checkpoint after `step` steps; every rank calls it with its own pieces and the same other values.
+
+        An earlier `save` that is still under way is waited for.  In the background this returns when the pieces may
+        be written to again, else when the checkpoint is committed.  One of the same step gives way to the new one.
+
+        Args:
+            step: Optimizer steps done.
+            pieces: What this rank adds.  All ranks' together must hold each tensor once.
+            facts: JSON; what else the run must remember.
+            score: Of the weights, higher is better; for `Retention.best`.
+
+        Raises:
+            UserError: If this or the save before cannot be committed; `latest` is then what it was.
+        """
+        self.wait()
+        self._calls += 1
+        score = score if score is not None and math.isfinite(score) else None
+        attempt = Attempt(
+            folder=self._folder,
+            name=checkpoint_name(step),
+            identity=f"{self._token}-{self._calls}",
+            rank=self._rank,
+            world_size=self._world_size,
+            timeout_s=self._timeout_s,
+            record=json.loads(json.dumps({"step": step, "score": score, "facts": facts})),
+        )
+        if not self._in_background:
+            self._write(attempt, pieces)
+            return
+        copies = self._snapshot.take(pieces)
+        # A daemon: a process that ends for another reason does not wait for ranks that may be gone.
+        self._thread = threading.Thread(target=self._work, args=(attempt, copies), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until what was saved is committed, as this rank sees it.
+
+        Raises:
+            UserError: If it could not be; once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait as `wait` does, and give the memory back.
+
+        Raises:
+            UserError: As `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._snapshot.release()
+
+    def _work(self, attempt: Attempt, pieces: Sequence[Piece]) -> None:
+        try:
+            self._write(attempt, pieces)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, attempt: Attempt, pieces: Sequence[Piece]) -> None:
+        attempt.write(pieces)
+        if self._rank == 0:
+            self._own.add(attempt.record["step"])
+            try:
+                self._prune(attempt.record["step"])
+            except OSError as error:  # the new checkpoint is safe; the old ones only take room
+                log.warning("Old checkpoints could not be removed: %s.", error.strerror)
+
+    def _prune(self, step: int) -> None:
+        """Remove the checkpoints that are not to be kept, and those that are not of this run."""
+        self._clear_away()
+        self._own = {other for other in self._own if other <= step}
+        there = _steps(self._folder)
+        kept = self._keep.kept({other: _score(self._folder, other) for other in self._own.intersection(there)})
+        for other in there:
+            if other not in kept:
+                path = self._folder / checkpoint_name(other)
+                doomed = path.with_name(f"{REMOVED}{path.name}")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def _clear_away(self) -> None:
+        """Remove what is no checkpoint; put back one that lies aside while nothing has taken its place."""
+        for path in list(self._folder.iterdir()):
+            if path.name.startswith(ASIDE):
+                if place_of(path.with_name(path.name.removeprefix(ASIDE))) == path:
+                    path.rename(path.with_name(path.name.removeprefix(ASIDE)))
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+            # Other ranks may have begun the next attempt of this start already.
+            elif path.name.startswith((PARTIAL, REMOVED)) and f"-{self._token}-" not in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith(FAILED):
+                path.unlink(missing_ok=True)
 
 
 def checkpoint_name(step: int) -> str:
@@ -42,114 +213,78 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(engine: Any, folder: Path, progress: Progress, *, keep_last: int) -> None:
-    """Write the checkpoint of `progress.step` and drop old ones.  All ranks must call it together.
-
-    Raises:
-        UserError: If the disk does not take it; `latest` is then what it was.
-    """
-    name = checkpoint_name(progress.step)
-    hidden = folder / f".partial-{name}"
-    main = torch.distributed.get_rank() == 0
-    if main:
-        with _written_or_removed(hidden):
-            folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(hidden, ignore_errors=True)
-    torch.distributed.barrier()
-    with _written_or_removed(hidden):
-        engine.save_checkpoint(str(folder), tag=hidden.name, client_state={STATE: asdict(progress)}, save_latest=False)
-    torch.distributed.barrier()
-    if main:
-        with _written_or_removed(hidden):
-            for file in (*hidden.iterdir(), hidden):
-                _sync(file)
-            final = folder / name
-            shutil.rmtree(final, ignore_errors=True)
-            hidden.rename(final)
-            pointer = folder / ".latest"
-            pointer.write_text(name + "\n", encoding="utf-8")
-            _sync(pointer)
-            pointer.replace(folder / "latest")
-            _sync(folder)
-            _prune(folder, progress, keep_last)
-    torch.distributed.barrier()
-
-
 def latest_checkpoint(folder: Path) -> str | None:
-    """Return the name of the newest complete checkpoint, or None if there is none."""
-    pointer = folder / "latest"
-    if not pointer.is_file():
-        return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not (folder / name).is_dir():
-        raise UserError(
-            f"`latest` must name a checkpoint that is there, got {name!r} [in {folder.name}]. "
-            "Write the name of one of its step folders into that file, or remove it to start over."
-        )
-    return name
+    """Return the name of the checkpoint to continue from, or None if there is none.
 
-
-def load_checkpoint(engine: Any, folder: Path, name: str, *, world_size: int, zero_stage: int) -> Progress:
-    """Restore weights and optimizer from a checkpoint and return its progress.
+    It is the one that `latest` names, or, if a file of it is not what was written, the newest sound one, with a
+    warning.  Reads all of the checkpoint: one rank does it for all.
 
     Raises:
-        UserError: If it cannot be continued with this number of ranks or ZeRO stage.
+        UserError: If no checkpoint is sound, or they are an earlier version's.
     """
-    saved = Progress(**torch.load(_model_states(folder / name), map_location="cpu", weights_only=True)[STATE])
-    if saved.zero_stage != zero_stage or (zero_stage and saved.world_size != world_size):
-        raise UserError(
-            "A checkpoint with ZeRO must be resumed as it was written "
-            f"({saved.world_size} ranks, stage {saved.zero_stage}), got {world_size} ranks, "
-            f"stage {zero_stage} [in {name}]."
-        )
-    engine.load_checkpoint(str(folder), tag=name)
-    return saved
-
-
-def load_module(module: torch.nn.Module, folder: Path, name: str) -> None:
-    """Restore only the weights of `module` from a checkpoint."""
-    states = torch.load(_model_states(folder / name), map_location="cpu", weights_only=True)
-    module.load_state_dict(states["module"], strict=True)
-
-
-@contextmanager
-def _written_or_removed(hidden: Path) -> Iterator[None]:
-    """Turn what a disk refuses into a sentence, and give back the room that the unfinished folder `hidden` takes."""
+    pointer = folder / "latest"
     try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch's writer of zip files has no class for it, only its name in the text.
-        if not isinstance(error, OSError) and not any(name in str(error) for name in TORCH_WRITERS):
-            raise
-        shutil.rmtree(hidden, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) else "a file cut short (is the disk full?)"
-        raise UserError(
-            f"A checkpoint must be writable, got {reason!r} [in {hidden.parent.parent.name}]. "
-            "The checkpoint before it is whole: make room, then continue with --resume auto."
-        ) from None
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    steps = sorted(_steps(folder), reverse=True)
+    if name not in map(checkpoint_name, steps):
+        problem = f"`latest` must name a checkpoint that is there, got {name!r} [in {folder.name}]."
+    else:
+        refuse_earlier(folder / name)
+        wrong = verify_checkpoint(folder, name)
+        if not wrong:
+            return name
+        problem = f"A checkpoint must be as it was written, got {'; '.join(wrong)!r} [in {name}]."
+    for other in map(checkpoint_name, steps):
+        if other != name and not verify_checkpoint(folder, other):
+            log.warning("%s Taking %s instead.", problem, other)
+            return other
+    raise UserError(
+        f"{problem} No other one is whole. Bring one of its step folders back and write its name into `latest`, "
+        "or remove that file to start over."
+    )
 
 
-def _model_states(checkpoint: Path) -> Path:
-    return checkpoint / "mp_rank_00_model_states.pt"
-
-
-def _prune(folder: Path, progress: Progress, keep_last: int) -> None:
-    names = sorted(path.name for path in folder.glob("step-*"))
-    # A kill between the renaming of a folder and of `latest` leaves a folder of a later step than the run is at.
-    passed = [name for name in names if name <= checkpoint_name(progress.step)]
-    kept = {*passed[-keep_last:], checkpoint_name(progress.best_step or progress.step)}
-    for name in names:
-        if name not in kept:
-            # Renamed first, so that no reader takes a half-removed folder for a checkpoint.
-            doomed = (folder / name).rename(folder / f".partial-{name}")
-            shutil.rmtree(doomed, ignore_errors=True)
-    for partial in folder.glob(".partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def verify_checkpoint(folder: Path, name: str) -> list[str]:
+    """Return what is wrong with a checkpoint: files that are not there, or not as written by size or sha256."""
+    place = place_of(folder / name)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        record = read_record(place)
+    except DamagedError as error:
+        return [str(error)]
+    files = [(place / rank_file(rank), record["files"][rank_file(rank)]) for rank in range(record["world_size"])]
+    with ThreadPoolExecutor(HASHED_AT_A_TIME) as pool:
+        return [wrong for wrong in pool.map(_wrong_with, *zip(*files, strict=True)) if wrong]
+
+
+def _wrong_with(path: Path, written: Mapping[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != written["bytes"]:
+            return f"{path.name} has {size} bytes, not {written['bytes']}"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+                return f"{path.name} is not what was written"
+    except FileNotFoundError:
+        return f"{path.name} is not there"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None
+
+
+def _steps(folder: Path) -> set[int]:
+    """Return the steps that have a checkpoint, sound or not."""
+    names = (path.name.removeprefix(ASIDE) for path in folder.iterdir())
+    return {_step_of(name) for name in names if re.fullmatch(r"step-\d{8,}", name)}
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _score(folder: Path, step: int) -> float | None:
+    with suppress(DamagedError):
+        score: float | None = read_record(folder / checkpoint_name(step))["score"]
+        return score
+    return None

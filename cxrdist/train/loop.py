@@ -15,6 +15,7 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
+from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
 from cxrdist.train.ema import EMA, Ema
@@ -36,7 +37,6 @@ from cxrdist.train.optim import lr_at, set_lr
 from cxrdist.train.pieces import Reader
 from cxrdist.train.run_folder import RunFolder, record_start
 from cxrdist.train.state import Progress, facts_of, pieces_on_rank, restore_state
-from cxrdist.train.store import Checkpoints, Retention, checkpoint_name, latest_checkpoint
 from cxrdist.train.throughput import Throughput, note
 from cxrdist.train.watchdog import Watchdog, watch
 from cxrdist.world import World
@@ -134,11 +134,22 @@ def train(
             if lost is None:
                 raise
             raise lost from None
-    chosen = state.best_step or state.step
-    kind = WEIGHT if config.ema_decay is None else EMA
     task = build_task()
-    fill(task, consolidate(Reader(folder.checkpoints / checkpoint_name(chosen)), kind=kind))
+    chosen = load_chosen(task, folder, step=state.best_step or state.step)
     return Outcome(steps=state.step, chosen_step=chosen, score=state.best_score), task.to(device)
+
+
+def load_chosen(task: nn.Module, folder: RunFolder, *, step: int | None) -> int:
+    """Fill `task` from the checkpoint of `step`, or of the newest one; return its step.
+
+    With the running mean of the weights, if the run keeps one and `step` is given; without it else.
+    """
+    name = latest_checkpoint(folder.checkpoints) if step is None else checkpoint_name(step)
+    if name is None:
+        raise UserError(f"A run must have a checkpoint for this, got none [in {folder.path.name}].")
+    reader = Reader(folder.checkpoints / name)
+    fill(task, consolidate(reader, kind=EMA if step is not None and reader.names(EMA) else WEIGHT))
+    return int(reader.facts["progress"]["step"])
 
 
 class _Abandoned(Exception):  # noqa: N818 - no error
@@ -193,7 +204,7 @@ class _Run:
         if world.is_main:
             record_start(folder.path, step=state.step, world=world, device=describe_device(self.device))
         self.metrics = MetricsLog(folder, step=state.step, enabled=world.is_main, trackers=config.trackers)
-        self.opened.callback(self.metrics.close)
+        self.opened.push(lambda kind, *_: self.metrics.close(finished=kind is None))
         self.checkpoints = Checkpoints(
             folder.checkpoints,
             rank=world.rank,
@@ -203,8 +214,14 @@ class _Run:
             resumed=name,
             token=token,
         )
-        self.opened.callback(self.checkpoints.close)
+        self.opened.push(self._close_checkpoints)
         return state
+
+    def _close_checkpoints(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # After an error another rank may never come to write its part, and what is under way is not waited for.
+        if kind is None or kind is Interrupted or self.world.world_size == 1:
+            with suppress(UserError) if kind is not None else nullcontext():
+                self.checkpoints.close()
 
     def optimizer_step(self, state: Progress, batches: Iterator[Batch]) -> None:
         """Make one optimizer step, of a global batch, and count it.

@@ -1,0 +1,115 @@
+"""What a fine-tuning is made of: its samples, findings and targets, the task built from them, and its batches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cxrdist.data.order import Batching
+from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
+from cxrdist.datasets.shard_format import read_manifest
+from cxrdist.errors import UserError
+from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.mixup import check_mixup, mixed_known_share
+from cxrdist.finetune.protocols import begin_protocol
+from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.log import get_logger
+from cxrdist.models.build import build_model
+from cxrdist.models.weights import load_weights
+from cxrdist.world import World
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one fine-tuning trains on and validates with."""
+
+    config: FinetuneConfig
+    train: Samples
+    val: Samples
+    findings: list[str]
+    targets: np.ndarray
+    """Of the training samples (N, K), in [0, 1], NaN masked."""
+    val_targets: np.ndarray
+    """Of the validation samples, 0, 1 or NaN."""
+
+    def build_task(self) -> FinetuneTask:
+        """Return the task with its initial weights; the same at every call."""
+        config = self.config
+        size = config.input.image_size
+        model = build_model(config.model, num_classes=len(self.findings), image_size=size, seed=config.seed)
+        if config.model.weights is not None:
+            load_weights(model, config.model.weights)
+        begin_protocol(model.net, config.protocol, seed=config.seed)
+        return FinetuneTask(model, loss=self._loss(), protocol=config.protocol, mixup_alpha=config.mixup)
+
+    def _loss(self) -> MultiLabelLoss:
+        balanced = self.config.class_weights == "balanced"
+        hard = self.train.targets(self.findings, self.config.labels)
+        weights = balanced_weights(hard) if balanced else np.ones(len(self.findings))
+        known = mixed_known_share(self.targets) if self.config.mixup else float((~np.isnan(self.targets)).mean())
+        return MultiLabelLoss(self.config.loss, pos_weight=weights, known_share=known)
+
+
+def read_parts(config: FinetuneConfig, *, told: bool) -> Parts:
+    """Return what `config` describes, read from its shards; what a user should know is logged if `told`.
+
+    Raises:
+        UserError: If there is nothing to train or to validate with.
+    """
+    train, val = (
+        read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "val")
+    )
+    if told and not count_samples(config.shards, "test", projection=config.input.projection):
+        log.warning(
+            "The test split has no image of projection %r, so this run cannot be tested [in %s].",
+            config.input.projection,
+            config.shards.name,
+        )
+    if config.train_images is not None:
+        train = train.draw(config.train_images, config.seed)
+    val_policy = config.evaluation_policy()
+    findings = config.findings or own_findings(config, choose_findings(train, val, config.labels, val_policy))
+    if not findings:
+        raise UserError(
+            "A training split must have a finding with both values, in validation too, got none "
+            f"[in {config.shards.name}]. Pack more images or name `findings`."
+        )
+    targets = train.training_targets(findings, config.labels)
+    unknown = [name for name, none in zip(findings, np.isnan(targets).all(axis=0), strict=True) if none]
+    if unknown:
+        raise UserError(
+            f"A finding must have a label in the training images, got none of {', '.join(unknown)} "
+            f"[in {config.shards.name}]. Take it out of `findings` or change `labels`."
+        )
+    return Parts(config, train, val, findings, targets, val.targets(findings, val_policy))
+
+
+def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
+    """Return `findings` without those that are made of others: a mean over all would count these twice."""
+    made_of_others = read_manifest(config.shards).derived
+    derived = [name for name in findings if name in made_of_others]
+    if derived:
+        log.info(
+            "Left out, because they are made of other findings: %s. Name `findings` to have them.", ", ".join(derived)
+        )
+    return [name for name in findings if name not in derived]
+
+
+def plan_batches(config: FinetuneConfig, parts: Parts, world: World, device: torch.device) -> Batching:
+    """Return how each global batch is divided among the ranks of `world`.
+
+    Raises:
+        UsageError: If it cannot be.
+    """
+    size = config.train.micro_batch_size
+    batching = Batching.plan(
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=size if isinstance(size, int) else None,
+        world_size=world.world_size,
+    )
+    if config.mixup:
+        check_mixup(batching)
+    return batching
