@@ -1,0 +1,94 @@
+"""What a run will take is known before it is started."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from memory_process import Case
+
+from cxrdist.train.dryrun import imagine, profile_pass
+from cxrdist.train.memory import MIB, RankMemory, plan_memory
+
+WITHIN = 0.15
+"""Of what is taken."""
+
+EXPERIMENT = {
+    "OMP_NUM_THREADS": "1",
+    # glibc keeps small freed blocks, and after the first free of a large one larger ones as well: what it keeps is
+    # none of the engine's.
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def planned(case: Case) -> RankMemory:
+    train = case.train_config
+    task = imagine(case.task)
+    if train.activation_checkpointing:
+        task.model.net.set_grad_checkpointing(True)
+    passed = profile_pass(task, case.batch, case.micro_batch_size, precision=train.precision)
+    return plan_memory(task, passed, train=train, optim=case.optim_config, world_size=case.ranks)
+
+
+def taken(case: Case) -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(Path(__file__).parent / "memory_process.py"), json.dumps(asdict(case))]
+    world = {"WORLD_SIZE": str(case.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | EXPERIMENT | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(case.ranks)
+    ]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0] * case.ranks, outputs[0][1][-2000:]
+    return int(json.loads(outputs[0][0].splitlines()[-1])["grown"])
+
+
+def check(case: Case) -> None:
+    plan, took = planned(case), taken(case)
+    share = plan.on_cpu / took - 1
+    print(f"{case.name}: planned {plan.on_cpu / MIB:.0f} MiB, taken {took / MIB:.0f} MiB, {share:+.1%}")
+    assert abs(share) <= WITHIN
+
+
+VIT_B = "vit_base_patch16_224"
+LOW = {"precision": "bf16"}
+AGAIN = {"activation_checkpointing": True}
+MEAN = {"ema_decay": 0.99}
+CASES = [
+    Case("stage 0, fp32", micro_batch_size=16),
+    Case("stage 0, bf16, checkpointing", micro_batch_size=16, train=LOW | AGAIN),
+    Case("stage 1, fp32, accumulated", accumulation=2, train={"zero_stage": 1}),
+    Case("stage 2, bf16, ViT-B, mean", VIT_B, 2, train={"zero_stage": 2} | LOW | MEAN),
+    Case("stage 3, fp32", micro_batch_size=8, train={"zero_stage": 3}),
+    Case("stage 3, bf16, ViT-B, checkpointing", VIT_B, 4, train={"zero_stage": 3} | LOW | AGAIN),
+    Case("2 ranks, stage 0, bf16", ranks=2, micro_batch_size=8, train=LOW),
+    Case("2 ranks, stage 1, fp32, mean", ranks=2, micro_batch_size=8, train={"zero_stage": 1} | MEAN),
+    Case("2 ranks, stage 2, fp32, ViT-B, accumulated", VIT_B, 4, 2, 2, train={"zero_stage": 2}),
+    Case("2 ranks, stage 3, bf16, ViT-B", VIT_B, 4, 1, 2, train={"zero_stage": 3} | LOW),
+]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not say what was taken")
+def test_what_is_planned_is_what_a_run_takes() -> None:
+    check(CASES[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_is_planned_is_what_a_run_takes_under_every_stage(case: Case) -> None:
+    check(case)
