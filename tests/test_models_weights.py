@@ -379,6 +379,34 @@ def test_the_last_norm_finds_its_place_whatever_is_pooled(tmp_path, old, new):
     assert torch.equal(model.net.get_submodule(other).weight, source.net.get_submodule(name).weight)
 
 
+@pytest.mark.parametrize("scaled", ["file", "backbone"])
+def test_layer_scale_on_one_side_only_changes_nothing(tmp_path, scaled):
+    plain, scale = tiny_vit()["backbone"], "vit_small_patch14_dinov2"
+    source, model = (
+        build(name, seed=k) for k, name in enumerate((scale, plain) if scaled == "file" else (plain, scale))
+    )
+    for name, value in source.net.named_parameters():
+        if "gamma" in name or name.endswith("bias"):
+            torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(len(name)))
+    save_file(source.net.state_dict(), tmp_path / "w.safetensors")
+    report = load_weights(model, tmp_path / "w.safetensors")
+    assert report.missing == report.unexpected == []
+    assert "LayerScale" in report.changed[0]
+    images = torch.rand(1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected, found = source.net.eval().forward_features(images), model.net.eval().forward_features(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_blocks_that_the_backbone_lacks_are_a_warning(tmp_path, caplog):
+    weights = build(seed=1).net.state_dict()
+    for extra, warned in (("projector.0.weight", False), ("blocks.0.attn.q_norm.weight", True)):
+        caplog.clear()
+        save_file(weights | {extra: torch.ones(1)}, tmp_path / "w.safetensors")
+        assert load_weights(build(seed=2), tmp_path / "w.safetensors").unexpected == [extra]
+        assert ("computes something else" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("backbone", [tiny_vit()["backbone"], "convnext_atto", "densenet121"])
 def test_a_network_for_one_channel_gives_the_same_for_three(tmp_path, backbone):
     small = {"convnext_atto": {"depths": [1] * 4, "dims": [8] * 4}, "densenet121": {"block_config": [1, 1]}}

@@ -4,13 +4,14 @@ Resampling is timm's: antialiased bicubic for positions, the pseudo-inverse of F
 """
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models._manipulate import adapt_input_conv
+from timm.models import adapt_input_conv
 from torch import nn
 
 from cxrdist.log import get_logger
@@ -26,7 +27,7 @@ def fitted(weights: Weights, net: nn.Module) -> tuple[Weights, list[str], list[s
     """
     changed: list[str] = []
     found = weights
-    for step in (_channels, _last_norm, _class_position):
+    for step in (_channels, _last_norm, _class_position, _layer_scale):
         found, said = step(found, net)
         changed += said
     shaped = _by_timm(_pooling_positions(found, net), net)
@@ -87,6 +88,27 @@ def _class_position(weights: Weights, net: nn.Module) -> tuple[Weights, list[str
     return weights | {"pos_embed": torch.cat([before, none, grid], dim=1)}, [
         f"positions of {need - have} tokens were set to zero"
     ]
+
+
+def _layer_scale(weights: Weights, net: nn.Module) -> tuple[Weights, list[str]]:
+    """Fit LayerScale (Touvron et al. 2021) where one side has none: gamma * (W x + b) = (gamma * W) x + gamma * b."""
+    is_scale = re.compile(r"(blocks\.\d+\.)(?:ls|gamma_)([12])(?:\.gamma)?$")
+    theirs = {name for name in weights if is_scale.match(name)}
+    ours = {name for name, _ in net.named_parameters() if is_scale.match(name)}
+    if ours and not theirs:
+        ones = {name: torch.ones_like(net.get_parameter(name)) for name in ours}
+        return weights | ones, ["LayerScale, which their network has not, was set to one"]
+    if ours or not theirs:
+        return weights, []
+    found = {name: value for name, value in weights.items() if name not in theirs}
+    for name in theirs:
+        block, which = cast(re.Match[str], is_scale.match(name)).groups()
+        layer = f"{block}{'attn.proj' if which == '1' else 'mlp.fc2'}"
+        if (weight := found.get(f"{layer}.weight")) is not None:
+            found[f"{layer}.weight"] = weights[name][:, None] * weight
+        if (bias := found.get(f"{layer}.bias")) is not None:
+            found[f"{layer}.bias"] = weights[name] * bias
+    return found, ["LayerScale, which the backbone has not, was multiplied into the layers before it"]
 
 
 def _pooling_positions(weights: Weights, net: nn.Module) -> Weights:

@@ -1,5 +1,6 @@
 """Initial weights into a backbone: find the network in a file, give its parts their names and shapes, say what fits."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -107,15 +108,22 @@ def _log(source: Source, report: LoadReport, others: list[Found]) -> None:
     also = sorted({one.branch or one.prefix.strip(".") or "another" for one in others})
     left = f"; not taken: {', '.join(also)}" if also else ""
     log.info("Weights from %s: %d tensors (%s%s).", source.name, len(report.matched), report.source, left)
-    for what, names in (
-        ("resampled", report.resampled),
-        ("left random", report.missing + report.misshapen),
-        ("not used", report.unexpected),
+    for level, what, names in (
+        (logging.INFO, "resampled", report.resampled),
+        (logging.WARNING, "left random", report.missing + report.misshapen),
+        (logging.INFO, "not used", report.unexpected),
     ):
         if names:
-            log.info("Weights from %s: %d %s: %s.", source.name, len(names), what, ", ".join(names))
+            log.log(level, "Weights from %s: %d %s: %s.", source.name, len(names), what, ", ".join(names))
     for change in report.changed:
         log.info("Weights from %s: %s.", source.name, change)
+    # A projection head more is no matter; a part more of a block that is used changes what the block computes.
+    filled = {name.rpartition(".")[0].split(".")[0] for name in report.matched} - {""}
+    if any(name.split(".")[0] in filled for name in report.unexpected):
+        log.warning(
+            "Weights from %s: their network has parts that the backbone has not, and computes something else.",
+            source.name,
+        )
 
 
 def _looks(found: Found) -> str:
