@@ -3,6 +3,7 @@
 Without this the others wait for it inside a collective: for half an hour under gloo, and on a GPU until somebody looks.
 """
 
+import math
 import os
 import re
 import sys
@@ -177,12 +178,14 @@ class Watchdog:
             for rank, other in self._seen.items()
         }
         lost: list[tuple[int, How]] = []
-        if failed or self._idle(now) >= STUCK_S:
-            silent_after = SILENT_AFTER_ERROR_S if failed else SILENT_S
+        idle = self._idle(now)
+        if failed or idle >= STUCK_S:
+            # A rank may have lost the store only: as long as this one gets on, so does the other.
+            silent_after = SILENT_AFTER_ERROR_S if failed else SILENT_S if idle > SILENT_S else math.inf
             ended = find_ended(seen, own=self._me, now=now, silent_after=silent_after)
             lost = [ended] if ended else []
         after = min(self.hang_after, SILENT_AFTER_ERROR_S) if self._timed_out else self.hang_after
-        if not lost and self._idle(now) > after:
+        if not lost and idle > after:
             lost = find_hanging(seen, world_size=self.world.world_size, now=now, hang_after=after)
         return self._verdict_on(lost, now) if lost else None
 
@@ -207,8 +210,10 @@ class Watchdog:
                 continue
             if self._verdict is None and (self._store_lost or now - self._talked > min(SILENT_S, self.hang_after)):
                 self._verdict = self._without_store()
-            if self._verdict is not None and self._idle(now) >= STUCK_S:
-                self._end(self._verdict)
+            verdict = self._verdict
+            # Of a rank that has ended this one may still hear by itself; what hung for so long is given up for good.
+            if verdict is not None and (verdict.how not in ("ended", "failed") or self._idle(now) >= STUCK_S):
+                self._end(verdict)
 
     def _without_store(self) -> Verdict | None:
         """Return what this rank concludes by itself when the store is gone, or does not answer: rank 0 keeps it."""
