@@ -16,6 +16,10 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's con
 Settings = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, for NAME.yaml.")]
 ResumeOption = Annotated[str | None, typer.Option(help="`auto`: go on from the newest checkpoint, if there is one.")]
+ReplayOption = Annotated[
+    bool,
+    typer.Option("--replay", help="Make the step again that stopped the run in --out: which value was not finite?"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -24,6 +28,7 @@ def train(
     settings: Settings = [],  # noqa: B006 - read only
     out: Out = None,
     resume: ResumeOption = None,
+    replay: ReplayOption = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune one backbone on one packed dataset.
@@ -33,9 +38,13 @@ def train(
     from cxrdist.finetune.config import FinetuneConfig
 
     config = FinetuneConfig.read(run, settings)  # before torch is imported: a wrong name is told at once
-    from cxrdist.finetune.run import finetune
+    from cxrdist.finetune.run import finetune, replay_bad_batch
 
-    _run(finetune, config, out or Path("runs") / run.stem, resume, as_json)
+    folder = out or Path("runs") / run.stem
+    if replay:
+        _replay(replay_bad_batch, folder, as_json)
+    else:
+        _run(finetune, config, folder, resume, as_json)
 
 
 def pretrain(
@@ -43,6 +52,7 @@ def pretrain(
     settings: Settings = [],  # noqa: B006 - read only
     out: Out = None,
     resume: ResumeOption = None,
+    replay: ReplayOption = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain one backbone on unlabeled radiographs, self-supervised.
@@ -53,8 +63,13 @@ def pretrain(
 
     config = PretrainConfig.read(run, settings)
     from cxrdist.pretrain.run import pretrain as start
+    from cxrdist.pretrain.run import replay_bad_batch
 
-    _run(start, config, out or Path("runs") / run.stem, resume, as_json)
+    folder = out or Path("runs") / run.stem
+    if replay:
+        _replay(replay_bad_batch, folder, as_json)
+    else:
+        _run(start, config, folder, resume, as_json)
 
 
 def check_resume(resume: str | None) -> Literal["auto"] | None:
@@ -66,6 +81,16 @@ def check_resume(resume: str | None) -> Literal["auto"] | None:
     if resume is None or resume == "auto":
         return "auto" if resume else None
     raise UsageError(unknown("`--resume`", resume, ["auto"]))
+
+
+def _replay(look: Any, out: Path, as_json: bool) -> None:
+    import json
+
+    found = look(out)
+    if as_json:
+        typer.echo(json.dumps([one.tree() for one in found]))
+    else:
+        typer.echo("\n\n".join(one.text() for one in found))
 
 
 def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) -> None:

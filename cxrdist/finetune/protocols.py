@@ -64,12 +64,13 @@ def set_phase(task: Any, optimizer: Any, step: int, steps: int) -> None:
 
     Args:
         task: Has ``protocol``, ``model.net`` and ``head_only``; its `train` calls `still_backbone`.
-        optimizer: That of `build_optimizer` with ``task.head_first`` true, or the engine's around it.
+        optimizer: That of `build_optimizer` with ``task.head_first`` true, or the engine's around it; None for a task
+            that is only looked at.
         step: Optimizer step, from 0.
         steps: Of the whole run.
     """
     held = step < head_steps(task.protocol, steps)
-    for group in optimizer.param_groups:
+    for group in () if optimizer is None else optimizer.param_groups:
         group["held"] = held and group["backbone"]
     if held != task.head_only:
         task.head_only = held

@@ -159,16 +159,13 @@ def replay_bad_batch(out: Path) -> list[Replay]:
     """Make the step again that stopped the run in `out`, and return where its first value that is not finite is.
 
     Raises:
-        UserError: If the run was not stopped by such a step.
+        UserError: If no run was stopped there by such a step.
     """
     folder = RunFolder(out)
     config = FinetuneConfig.read(folder.config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = read_parts(config, told=False).build_task()
-    step = load_chosen(task, folder, step=None)
-    if hasattr(task, "at_step"):
-        task.at_step(step, config.train.steps, None)
-    return replay(out, task, device=device)
+    task.at_step(load_chosen(task, folder, step=None), config.train.steps, None)
+    return replay(out, task, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _predict(

@@ -18,8 +18,9 @@ from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.engine import process_group
-from cxrdist.train.loop import Outcome, Source, train
+from cxrdist.train.loop import Outcome, Source, load_chosen, train
 from cxrdist.train.optim import check_optimizer
+from cxrdist.train.replay import Replay, replay
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
 from cxrdist.train.start import start
 from cxrdist.train.trackers import check_trackers
@@ -52,16 +53,9 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     images = TrainingImages(samples, samples.values([]), config.input, config.seed)
 
-    def build_task() -> MaeTask:
-        model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
-        if config.model.weights is not None:
-            load_weights(model, config.model.weights)
-        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
-        return MaeTask(model, config.method, fresh=config.model.weights is None)
-
     size = config.train.micro_batch_size
     outcome, task = train(
-        build_task,
+        lambda: build_task(config),
         config=config.train,
         optim=config.optim,
         batching=Batching.plan(
@@ -92,3 +86,25 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
         )
         write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})
     return outcome
+
+
+def build_task(config: PretrainConfig) -> MaeTask:
+    """Return the task with its initial weights; the same at every call."""
+    model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
+        return MaeTask(model, config.method, fresh=config.model.weights is None)
+
+
+def replay_bad_batch(out: Path) -> list[Replay]:
+    """Make the step again that stopped the run in `out`, and return where its first value that is not finite is.
+
+    Raises:
+        UserError: If no run was stopped there by such a step.
+    """
+    folder = RunFolder(out)
+    task = build_task(PretrainConfig.read(folder.config))
+    load_chosen(task, folder, step=None)
+    return replay(out, task, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
