@@ -100,16 +100,14 @@ def _zero(train: TrainConfig) -> dict[str, Any]:
 
 
 def _autocast(train: TrainConfig) -> dict[str, Any]:
-    autocast: dict[str, Any] = {
+    return {
         "enabled": train.precision != "fp32",
         "dtype": "float16" if train.precision == "fp16" else "bfloat16",
+        # For the layers in this list DeepSpeed sums gradients over the ranks, and gathers stage 3's weights, in the
+        # lower precision; by default for all linear layers.  With none, every stage sums in fp32, as stage 0 does, and
+        # computes outside autocast with the very weights.  On slow networks a user's file may name layers.
+        "lower_precision_safe_modules": [],
     }
-    if autocast["enabled"] and not (train.zero_stage == 3 and train.precision == "bf16"):
-        # Gradients are summed over the ranks in fp32, as at stage 0.  DeepSpeed would sum those of linear layers and
-        # convolutions in the lower precision.  Stage 3 gathers the weights in the same type as it sums: there half
-        # the traffic of both is worth more.
-        autocast["lower_precision_safe_modules"] = []
-    return autocast
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,7 +128,10 @@ def _merged(ours: dict[str, Any], user: dict[str, Any], where: str) -> dict[str,
             raise UsageError(
                 f"`train.deepspeed` must not set {key!r}, got it in {where}.{nearest(key, sorted(KNOWN))} Leave it out."
             )
-    for key in given.get("zero_optimization", {}) if isinstance(given.get("zero_optimization"), dict) else ():
+    for key in (key for key, value in ours.items() if isinstance(value, dict) and key in given):
+        if not isinstance(given[key], dict):
+            raise UsageError(f"{key!r} must be an object, got {json.dumps(given[key])} in {where}. Correct the file.")
+    for key in given.get("zero_optimization", {}):
         if key in REFUSED:
             raise UsageError(
                 f"`train.deepspeed` must not set 'zero_optimization.{key}', got it in {where}: checkpoints could not "

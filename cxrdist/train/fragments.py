@@ -6,6 +6,7 @@ can read.  Stage 0 holds every parameter whole on every rank; 1 and 2 cut a flat
 into equal parts, one a rank; 3 cuts every parameter into equal parts, the last of which is padded.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -246,7 +247,9 @@ def _make_state(engine: Any) -> None:
         optimizer.state[flat] = state
     if STEP in group:
         for other in optimizer.param_groups:
-            other.setdefault(STEP, 0)
+            if STEP not in other:
+                other[STEP] = copy.deepcopy(group[STEP])
+                _set_step(other, 0.0)
 
 
 _EXAMPLE_SHAPE = (2, 3)
@@ -259,7 +262,8 @@ def _first_state(optimizer: torch.optim.Optimizer, like: torch.Tensor) -> tuple[
     """
     example = torch.nn.Parameter(torch.zeros(_EXAMPLE_SHAPE, device=like.device))
     example.grad = torch.zeros_like(example)
-    group = {**optimizer.param_groups[0], "params": [example]}
+    group = {key: copy.deepcopy(value) for key, value in optimizer.param_groups[0].items() if key != "params"}
+    group["params"] = [example]
     groups, state = optimizer.param_groups, optimizer.state
     optimizer.param_groups, optimizer.state = [group], defaultdict(dict)
     try:
@@ -273,4 +277,4 @@ def _set_step(counting: dict[str, Any], step: float) -> None:
     if isinstance(counting[STEP], torch.Tensor):
         counting[STEP].fill_(step)
     else:
-        counting[STEP] = int(step)
+        counting[STEP] = type(counting[STEP])(step)
