@@ -125,6 +125,10 @@ HINTS = {
 """What names alone cannot tell (constants from the methods' own code, as shares of white)."""
 
 
+NEARLY = 0.8
+"""Share of the best match's names that a preferred branch must match."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A network in a weight file."""
@@ -163,8 +167,12 @@ def networks(weights: Weights, net: nn.Module) -> list[Found]:
             Found(layout, prefix, layout.convert(part, net), method, branch, preference, constants or layout.constants)
         )
     wanted = net.state_dict().keys()
+    matched = [len(wanted & one.weights.keys()) for one in found]
+    # A moving average often has no buffers: of networks that match nearly as well, the preferred one is taken.
+    ranks = [(count >= NEARLY * max(matched), one.preference, count) for count, one in zip(matched, found, strict=True)]
     # `sorted` is stable: of equals, the first layout stays first.
-    return sorted(found, key=lambda one: (len(wanted & one.weights.keys()), one.preference), reverse=True)
+    order = sorted(range(len(found)), key=lambda k: ranks[k], reverse=True)
+    return [found[k] for k in order]
 
 
 def _places(weights: Weights, net: nn.Module) -> Iterable[tuple[Layout, str]]:

@@ -137,7 +137,7 @@ def _flat(tree: Any, prefix: str = "") -> Any:
         return
     for name, value in tree.items():
         if isinstance(value, torch.Tensor):
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}", value.detach()
         elif not SKIPPED.match(str(name)):
             yield from _flat(value, f"{prefix}{name}.")
 
