@@ -13,7 +13,7 @@ from cxrdist.train.dryrun import BuildTask, MakeBatch, imagine, profile_pass
 def flops_per_image(build_task: BuildTask, make_batch: MakeBatch, *, precision: Precision = "fp32") -> int:
     """Return the operations of a forward and a backward pass per image, nothing computed and nothing allocated.
 
-    What a task computes again where it checkpoints activations is counted: about a forward pass more.
+    What a task computes again where it checkpoints activations is counted: up to a forward pass more.
     """
     # Two images, as a task may mix pairs.
     return profile_pass(imagine(build_task), make_batch, 2, precision=precision).flops

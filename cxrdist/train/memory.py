@@ -145,6 +145,7 @@ def plan_memory(
     world_size: int,
     workers: int = 0,
     on_gpu: bool = False,
+    optimizer: OptimizerProfile | None = None,
 ) -> RankMemory:
     """Return what one of `world_size` ranks needs.
 
@@ -156,6 +157,7 @@ def plan_memory(
         world_size: Ranks.
         workers: Reading processes per rank.
         on_gpu: Whether there is a device with memory of its own.
+        optimizer: What `profile_step` returns, where it is known already.
 
     Raises:
         UsageError: As `deepspeed_config` and `Batching.plan`.
@@ -165,9 +167,7 @@ def plan_memory(
     )
     sizes = Sizes.of(task)
     stage = train.zero_stage
-    optimizer = profile_optimizer(
-        task, optim, partitions=world_size if stage else None, on_gpu=on_gpu and train.offload == "none"
-    )
+    optimizer = optimizer or profile_step(task, train=train, optim=optim, world_size=world_size, on_gpu=on_gpu)
     zero = _Zero(
         sizes, optimizer, passed, batching, world_size, train, on_gpu, deepspeed_config(train, optim, batching)
     )
@@ -188,6 +188,14 @@ def plan_memory(
     device["loader"] = passed.batch
     device["weights"] = device.get("weights", 0) + sizes.buffers
     return RankMemory(Memory(**device), Memory(**host), checkpoint=saved * world_size)
+
+
+def profile_step(
+    task: nn.Module, *, train: TrainConfig, optim: OptimConfig, world_size: int, on_gpu: bool
+) -> OptimizerProfile:
+    """Return the profile of the optimizer under the run's stage and offload; it does not depend on the batch."""
+    partitions = world_size if train.zero_stage else None
+    return profile_optimizer(task, optim, partitions=partitions, on_gpu=on_gpu and train.offload == "none")
 
 
 @dataclass(frozen=True)

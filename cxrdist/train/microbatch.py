@@ -12,7 +12,7 @@ from cxrdist.log import get_logger
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.dryrun import DTYPES, BuildTask, MakeBatch, at_size, imagine, profile_pass
 from cxrdist.train.engine import _checkpoint_activations
-from cxrdist.train.memory import GIB, available_host_memory, plan_memory
+from cxrdist.train.memory import GIB, available_host_memory, plan_memory, profile_step
 from cxrdist.world import World
 
 log = get_logger(__name__)
@@ -73,8 +73,8 @@ def choose_micro_batch(
         raise UserError(
             f"A micro-batch of {sizes[-1]} must fit into every rank's memory, got too little on rank "
             f"{everywhere.index(0)} ({'GPU' if device.type == 'cuda' else 'host'}). Set "
-            "`train.activation_checkpointing`, a higher `train.zero_stage` or `train.offload`; `cxrdist plan` says what "
-            "each needs."
+            "`train.activation_checkpointing`, a higher `train.zero_stage` or `train.offload`; `cxrdist plan` says "
+            "what each needs."
         )
     if world.is_main:
         accumulation = train.global_batch_size // world.world_size // smallest
@@ -115,9 +115,12 @@ def _largest_on_cpu(
         _checkpoint_activations(task)
     small, large = (profile_pass(task, make_batch, images, precision=train.precision) for images in (2, 4))
 
+    stepped = profile_step(task, train=train, optim=optim, world_size=world.world_size, on_gpu=False)
+
     def fits(size: int) -> bool:
         passed = at_size(small, large, size)
-        needed = plan_memory(task, passed, train=train, optim=optim, world_size=world.world_size).on_cpu
+        plan = plan_memory(task, passed, train=train, optim=optim, world_size=world.world_size, optimizer=stepped)
+        needed = plan.on_cpu
         log.debug("A micro-batch of %d needs %.2f GiB of %.2f.", size, needed / GIB, room / GIB)
         return needed <= room
 
