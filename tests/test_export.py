@@ -22,6 +22,8 @@ from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.config import ModelConfig
 from cxrdist.models.export import check_images, export_hf, hf_config, read_exported, read_source
 from cxrdist.models.folder import load_model, save_model
+from cxrdist.models.head import set_classifier
+from cxrdist.models.knn import KnnHead
 from cxrdist.models.weights import load_weights
 
 S = 32
@@ -217,6 +219,15 @@ def test_nothing_private_leaves_with_a_model_and_its_training_is_told(tmp_path):
         *("| initial weights | dinov2.pth |", "toy (manifest abababababab)", "| chosen step | 30 |", "0.8125"),
     ):
         assert told in card
+
+
+def test_nearest_neighbours_stay_with_the_images_they_are_made_of(tmp_path):
+    model = build("vit")
+    set_classifier(model.net, KnnHead(torch.rand(9, 32), torch.ones(9, 2), k=3, temperature=0.1))
+    facts = {"kind": "finetune", "image_size": S, "fit": "pad"}
+    save_model(model, tmp_path / "run" / "model", backbone=SMALL["vit"][0], findings=["a", "b"], facts=facts)
+    with pytest.raises(UserError, match=r"must hold no patient's data .*features and labels of every training image"):
+        read_source(tmp_path / "run")
 
 
 @pytest.mark.parametrize("environment", ["", "[]", "{", '{"shard_manifests": {}}'])

@@ -22,6 +22,7 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.models.build import RadiographModel
 from cxrdist.models.card import model_card
 from cxrdist.models.folder import FACTS, load_model
+from cxrdist.models.knn import KnnHead
 from cxrdist.models.provenance import known_facts, read_provenance
 
 WEIGHTS = "model.safetensors"
@@ -76,9 +77,14 @@ def read_source(path: Path) -> Source:
     """Return the model in a model folder or in the run folder around it.
 
     Raises:
-        UserError: If there is none of ours.
+        UserError: If there is none of ours, or if it would take its training images' labels along.
     """
     model, findings, facts = load_model(path)
+    if any(isinstance(module, KnnHead) for module in model.modules()):
+        raise UserError(
+            f"A model must hold no patient's data to be exported, got nearest neighbours [in {path.name}]: their bank "
+            "is the features and labels of every training image. Export one that was trained with another protocol."
+        )
     folder = path / "model" if (path / "model" / "config.json").is_file() else path
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if facts.get("kind") == "pretrain":
