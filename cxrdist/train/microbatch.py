@@ -34,7 +34,6 @@ def choose_micro_batch(
     device: torch.device,
     gather: Callable[[Any], list[Any]],
     multiple_of: int = 1,
-    ranks_here: int | None = None,
 ) -> int:
     """Return the largest micro-batch size that every rank's memory holds; all ranks must call it, and get the same.
 
@@ -50,7 +49,6 @@ def choose_micro_batch(
         device: Of this rank.
         gather: From a value to every rank's, as `cxrdist.train.engine.gather`.
         multiple_of: What it must be a multiple of: 2 where images are mixed in pairs.
-        ranks_here: Ranks that share this host's memory; by default all.
 
     Raises:
         UsageError: If the global batch cannot be divided so.
@@ -61,7 +59,7 @@ def choose_micro_batch(
         if device.type == "cuda":
             size = _largest_on_gpu(build_task, make_batch, sizes, train, optim, world, device)
         else:
-            size = _largest_on_cpu(build_task, make_batch, sizes, train, optim, world, ranks_here or world.world_size)
+            size = _largest_on_cpu(build_task, make_batch, sizes, train, optim, world)
         problem = None
     except UserError as error:
         size, problem = 0, error
@@ -107,9 +105,8 @@ def _largest_on_cpu(
     train: TrainConfig,
     optim: OptimConfig,
     world: World,
-    ranks_here: int,
 ) -> int:
-    room = HOST_SPARED * available_host_memory() / ranks_here
+    room = HOST_SPARED * available_host_memory() / world.local_world_size
     task = imagine(build_task)
     if train.activation_checkpointing:
         _checkpoint_activations(task)
