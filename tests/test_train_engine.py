@@ -1,7 +1,9 @@
 """DeepSpeed's engine: what it is told, and that every division of the work computes the same."""
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import timm
@@ -297,6 +299,21 @@ def test_an_engine_leaves_nothing_for_the_next_one():
         after = weights_of(world, device)
     assert before[1] == after[1]
     assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_released_engine_and_its_task_are_free(stage):
+    with alone() as (world, device):
+        task = TinyTask()
+        with engine_of(world, device, task=task, zero_stage=stage) as engine:
+            step_once(engine, world, 0)
+            engine.eval()
+            with torch.no_grad():
+                engine.module(batch_of(1))
+            held = [weakref.ref(one) for one in (task, engine, engine.optimizer, task.net.head.weight)]
+        del task, engine
+        gc.collect()
+        assert [one() for one in held] == [None] * 4
 
 
 @pytest.mark.parametrize("division", [{"zero_stage": s} for s in (0, 2, 3)] + [{"zero_stage": 3, "precision": "bf16"}])

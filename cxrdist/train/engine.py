@@ -232,15 +232,23 @@ def _import_deepspeed() -> Any:
 def _forget_earlier_engines() -> None:
     """Undo what DeepSpeed leaves in the process, which would change what the next engine, or none, computes."""
     from deepspeed.runtime import torch_autocast  # noqa: PLC0415
+    from deepspeed.runtime.zero import parameter_offload  # noqa: PLC0415
     from deepspeed.runtime.zero.partition_parameters import (  # noqa: PLC0415
         InsertPostInitMethodToModuleSubClasses as Patches,
     )
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: PLC0415
 
     # With these left by an engine in fp16, ZeRO would unscale the gradients of the next engine in fp32.
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     torch_autocast.TORCH_AUTOCAST_DTYPE = None
-    # ZeRO 3 puts its own linear function in the place of torch's.
+    # ZeRO 3 puts its own linear function in the place of torch's, and keeps the model in a stack and in a cache of
+    # the class.
     nn.functional.linear = getattr(Patches, "linear_bk", nn.functional.linear)
+    parameter_offload.FWD_MODULE_STACK.clear()
+    cached = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    for cell in cached.__closure__ or ():
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
 
 
 def _accelerator() -> str:
