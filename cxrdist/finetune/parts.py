@@ -1,23 +1,20 @@
-"""What a fine-tuning is made of: its samples, findings and targets, the task built from them, and its batches."""
+"""What a fine-tuning is made of: its samples, findings and targets, and the task built from them."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from cxrdist.data.order import Batching
 from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.losses import MultiLabelLoss
-from cxrdist.finetune.mixup import check_mixup, mixed_known_share
+from cxrdist.finetune.mixup import mixed_known_share
 from cxrdist.finetune.protocols import begin_protocol
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.log import get_logger
 from cxrdist.models.build import build_model
 from cxrdist.models.weights import load_weights
-from cxrdist.world import World
 
 log = get_logger(__name__)
 
@@ -35,13 +32,13 @@ class Parts:
     val_targets: np.ndarray
     """Of the validation samples, 0, 1 or NaN."""
 
-    def build_task(self) -> FinetuneTask:
-        """Return the task with its initial weights; the same at every call."""
+    def build_task(self, *, told: bool = False) -> FinetuneTask:
+        """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`."""
         config = self.config
         size = config.input.image_size
         model = build_model(config.model, num_classes=len(self.findings), image_size=size, seed=config.seed)
         if config.model.weights is not None:
-            load_weights(model, config.model.weights)
+            load_weights(model, config.model.weights, told=told)
         begin_protocol(model.net, config.protocol, seed=config.seed)
         return FinetuneTask(model, loss=self._loss(), protocol=config.protocol, mixup_alpha=config.mixup)
 
@@ -96,20 +93,3 @@ def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
             "Left out, because they are made of other findings: %s. Name `findings` to have them.", ", ".join(derived)
         )
     return [name for name in findings if name not in derived]
-
-
-def plan_batches(config: FinetuneConfig, parts: Parts, world: World, device: torch.device) -> Batching:
-    """Return how each global batch is divided among the ranks of `world`.
-
-    Raises:
-        UsageError: If it cannot be.
-    """
-    size = config.train.micro_batch_size
-    batching = Batching.plan(
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=size if isinstance(size, int) else None,
-        world_size=world.world_size,
-    )
-    if config.mixup:
-        check_mixup(batching)
-    return batching

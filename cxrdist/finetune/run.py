@@ -21,12 +21,14 @@ from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import Gather, alone, predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.knn import fit_knn
-from cxrdist.finetune.parts import plan_batches, read_parts
+from cxrdist.finetune.mixup import check_mixup
+from cxrdist.finetune.parts import read_parts
 from cxrdist.finetune.protocols import end_protocol
 from cxrdist.finetune.task import FinetuneTask
 from cxrdist.log import get_logger
 from cxrdist.models.folder import load_model, save_model
 from cxrdist.stats.predictions import Predictions, write_predictions
+from cxrdist.train.batches import example_of, plan_batches
 from cxrdist.train.engine import gather, process_group
 from cxrdist.train.loop import SCORE, Outcome, Source, load_chosen, train
 from cxrdist.train.metrics import MetricsLog
@@ -92,17 +94,30 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
             ),
         )
     else:
+        batching = plan_batches(
+            parts.build_task,
+            example_of(images),
+            train=config.train,
+            optim=config.optim,
+            folder=folder,
+            world=world,
+            device=device,
+            multiple_of=2 if config.mixup else 1,
+        )
+        if config.mixup:
+            check_mixup(batching)
         outcome, trained = train(
             parts.build_task,
             config=config.train,
             optim=config.optim,
-            batching=plan_batches(config, parts, world, device),
+            batching=batching,
             seed=config.seed,
             source=Source(
                 lambda batching, step: training_batches(
                     images, batching, world, start_step=step, stop_step=config.train.steps
                 ),
                 lambda numbers: parts.train.table["key"].iloc[numbers].tolist(),
+                example_of(images),
             ),
             validate=validate,
             folder=folder,

@@ -45,11 +45,12 @@ class LoadReport:
     """The means and deviations of images that the weights were trained with, where they are known."""
 
 
-def load_weights(model: RadiographModel | nn.Module, weights: str | Path) -> LoadReport:
+def load_weights(model: RadiographModel | nn.Module, weights: str | Path, *, told: bool = True) -> LoadReport:
     """Fill the backbone of `model` from a file, a folder or ``timm:NAME``; its head keeps its random values.
 
     A `RadiographModel` also takes over the constants that the weights' images were normalised with, where they are
-    known and `model.mean` and `model.std` do not say otherwise.  What is left over on either side is logged by name.
+    known and `model.mean` and `model.std` do not say otherwise.  What is left over on either side is logged by name,
+    if `told`: a run that builds its model again says it once.
 
     Raises:
         UserError: If there are no such weights, or if fewer than 90 % of the backbone's parameters are filled.
@@ -70,11 +71,12 @@ def load_weights(model: RadiographModel | nn.Module, weights: str | Path) -> Loa
             f"Check `model.backbone` and `model.args` against the file{_looks(found)}."
         )
     net.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
-    _log(source, report, [one for one in others if one.layout is found.layout])
     if isinstance(model, RadiographModel):
         _set_constants(model, report.constants)
-        if found.hint and source.constants is None and not model.fixed_constants:
-            log.info("Weights from %s: %s.", source.name, found.hint)
+    if told:
+        _log(source, report, [one for one in others if one.layout is found.layout])
+        if isinstance(model, RadiographModel):
+            _log_constants(source, found, model, report.constants)
     return report
 
 
@@ -99,9 +101,14 @@ def _set_constants(model: RadiographModel, constants: Constants | None) -> None:
     if constants is not None and not model.fixed_constants:
         model.mean.copy_(torch.tensor(constants.mean).view_as(model.mean))
         model.std.copy_(torch.tensor(constants.std).view_as(model.std))
+
+
+def _log_constants(source: Source, found: Found, model: RadiographModel, constants: Constants | None) -> None:
     known = "" if constants is None or model.fixed_constants else f" ({constants.says})"
     mean, std = (", ".join(f"{value:.4g}" for value in part.flatten()) for part in (model.mean, model.std))
     log.info("Images are normalised with mean %s and deviation %s%s.", mean, std, known)
+    if found.hint and source.constants is None and not model.fixed_constants:
+        log.info("Weights from %s: %s.", source.name, found.hint)
 
 
 def _log(source: Source, report: LoadReport, others: list[Found]) -> None:

@@ -2,13 +2,13 @@
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from cxrdist.data.loader import TrainingImages, training_batches
-from cxrdist.data.order import Batching
 from cxrdist.data.samples import read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.models.build import build_model
@@ -17,6 +17,7 @@ from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
+from cxrdist.train.batches import example_of, plan_batches
 from cxrdist.train.engine import process_group
 from cxrdist.train.loop import Outcome, Source, load_chosen, train
 from cxrdist.train.optim import check_optimizer
@@ -53,22 +54,28 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     images = TrainingImages(samples, samples.values([]), config.input, config.seed)
 
-    size = config.train.micro_batch_size
+    build = partial(build_task, config)
+    batching = plan_batches(
+        build,
+        example_of(images),
+        train=config.train,
+        optim=config.optim,
+        folder=folder,
+        world=world,
+        device=device,
+    )
     outcome, task = train(
-        lambda: build_task(config),
+        build,
         config=config.train,
         optim=config.optim,
-        batching=Batching.plan(
-            global_batch_size=config.train.global_batch_size,
-            micro_batch_size=size if isinstance(size, int) else None,
-            world_size=world.world_size,
-        ),
+        batching=batching,
         seed=config.seed,
         source=Source(
             lambda batching, step: training_batches(
                 images, batching, world, start_step=step, stop_step=config.train.steps
             ),
             lambda numbers: samples.table["key"].iloc[numbers].tolist(),
+            example_of(images),
         ),
         validate=None,
         folder=folder,
@@ -88,11 +95,11 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     return outcome
 
 
-def build_task(config: PretrainConfig) -> MaeTask:
-    """Return the task with its initial weights; the same at every call."""
+def build_task(config: PretrainConfig, *, told: bool = False) -> MaeTask:
+    """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`."""
     model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
     if config.model.weights is not None:
-        load_weights(model, config.model.weights)
+        load_weights(model, config.model.weights, told=told)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
         return MaeTask(model, config.method, fresh=config.model.weights is None)

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from cxrdist.seeds import Purpose, derive
 from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
+from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.ema import EMA, Ema
 from cxrdist.train.engine import (
     agree_on_buffers,
@@ -61,10 +62,15 @@ class Source:
     batches_from: BatchesFrom
     keys: Callable[[np.ndarray], Sequence[str]]
     """From numbers of samples to their keys, for a batch that must be looked at."""
+    example: Callable[[int], Batch] | None = None
+    """To a batch of so many images; on a GPU it tells the model FLOPs utilisation."""
 
 
-BuildTask = Callable[[], nn.Module]
-"""To a task (``task(batch)["loss"]``) with its initial weights, the same at every call."""
+class BuildTask(Protocol):
+    """Makes a task (``task(batch)["loss"]``) with its initial weights, the same at every call."""
+
+    def __call__(self, *, told: bool = False) -> nn.Module:
+        """Return the task; what a user should know of its weights is logged if `told`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ def train(
             is lost; if the disk is full.
     """
     guard = Guard(folder, world, precision=config.precision, seed=seed, keys=source.keys)
-    run = _Run(config, optim, batching, seed, folder, world, device, guard)
+    flops = None
+    if device.type == "cuda" and source.example is not None:
+        flops = profile_pass(imagine(build_task), source.example, 2, precision=config.precision).flops
+    run = _Run(config, optim, batching, seed, folder, world, device, guard, flops)
     with (
         watch(world, hang_after=config.hang_after) as watchdog,
         stop_on_signals() as stop,
@@ -108,7 +117,7 @@ def train(
     ):
         run.watchdog = watchdog
         try:
-            state = run.start(build_task())
+            state = run.start(build_task(told=True))
             bar.skip(state.step)
             batches = source.batches_from(batching, state.step)
             run.opened.callback(batches.close)
@@ -169,9 +178,11 @@ class _Run:
         world: World,
         device: torch.device,
         guard: Guard,
+        flops_per_image: float | None,
     ) -> None:
         self.config, self.optim, self.batching, self.seed = config, optim, batching, seed
         self.folder, self.world, self.device, self.guard = folder, world, device, guard
+        self.flops_per_image = flops_per_image
         self.watchdog = Watchdog(world, None, hang_after=config.hang_after)
         self.opened = ExitStack()
         self.note = ""
@@ -186,6 +197,7 @@ class _Run:
             world_size=world.world_size,
             device=self.device,
             precision=config.precision,
+            flops_per_image=self.flops_per_image,
         )
         self.engine = build_engine(task, train=config, optim=self.optim, batching=self.batching, device=self.device)
         self.opened.callback(release_engine, self.engine)
@@ -202,7 +214,13 @@ class _Run:
             self.engine.micro_steps = state.step * self.batching.accumulation
             log.info("Resumed from %s.", name)
         if world.is_main:
-            record_start(folder.path, step=state.step, world=world, device=describe_device(self.device))
+            record_start(
+                folder.path,
+                step=state.step,
+                world=world,
+                device=describe_device(self.device),
+                micro_batch_size=self.batching.micro_batch_size,
+            )
         self.metrics = MetricsLog(folder, step=state.step, enabled=world.is_main, trackers=config.trackers)
         self.opened.push(lambda kind, *_: self.metrics.close(finished=kind is None))
         self.checkpoints = Checkpoints(

@@ -158,9 +158,10 @@ def describe_environment(world: World, shards: Sequence[Path], seed: int) -> dic
     }
 
 
-def record_start(folder: Path, *, step: int, world: World, device: str) -> None:
+def record_start(folder: Path, *, step: int, world: World, device: str, micro_batch_size: int) -> None:
     """Append a line to the run folder's list of starts; `environment.json` tells of the first one only."""
-    facts = {"step": step, "world_size": world.world_size, "device": device, **_versions()}
+    facts = {"step": step, "world_size": world.world_size, "device": device, "micro_batch_size": micro_batch_size}
+    facts |= _versions()
     _append(folder / STARTS, facts)
 
 
