@@ -76,6 +76,7 @@ def test_a_users_file_is_merged_key_by_key(tmp_path):
                     "reduce_bucket_size": 5e8,
                     "allgather_bucket_size": "auto",
                     "offload_optimizer": {"pin_memory": False},
+                    "offload_param": {"device": "none"},
                 },
                 "communication_data_type": "fp32",
             }
@@ -84,7 +85,8 @@ def test_a_users_file_is_merged_key_by_key(tmp_path):
     ours, merged = (told(zero_stage=2, offload="optimizer", deepspeed=given) for given in (None, path))
     assert merged == ours | {
         "zero_optimization": ours["zero_optimization"]
-        | {"reduce_bucket_size": 5e8, "offload_optimizer": {"device": "cpu", "pin_memory": False}},
+        | {"reduce_bucket_size": 5e8, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+        | {"offload_param": {"device": "none"}},
         "communication_data_type": "fp32",
     }
 
@@ -99,11 +101,12 @@ def test_a_users_file_is_merged_key_by_key(tmp_path):
         ({"bf16": {"enabled": True}}, r"'bf16.enabled' must be false, which `train.precision` decides, got true"),
         ({"torch_autocast": {"dtype": "float16"}}, r"'torch_autocast.dtype' must be \"bfloat16\""),
         ({"zero_optimization": {"stage": 3}}, r"'zero_optimization.stage' must be 1, which `train.zero_stage` decides"),
-        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, r"must be null, which `train.offload`"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, r'must be "none", which `train.offload`'),
         ({"zero_optimization": {"round_robin_gradients": True}}, r"must not set 'zero_optimization.round_robin_gra"),
         ({"zero_optimisation": {}}, r"must not set 'zero_optimisation', .* Did you mean 'zero_optimization'\?"),
         ({"elasticity": {"enabled": True}}, r"must not set 'elasticity'"),
         ({"zero_optimization": 2}, r"'zero_optimization' must be an object, got 2"),
+        ({"fp16": True}, r"'fp16' must be an object, got true"),
         ([], r"`train.deepspeed` must hold one JSON object, got a list"),
     ],
     ids=str,

@@ -35,8 +35,19 @@ DECIDED = {
 }
 """What our configuration decides, with the option that does."""
 
-UNDERSTOOD_AS = {"fp16.enabled": False, "bf16.enabled": False, "amp.enabled": False}
-"""Values that a user's file may repeat although we do not write them: autocast takes these sections' place."""
+ABSENT = {
+    "fp16.enabled": False,
+    "bf16.enabled": False,
+    "amp.enabled": False,
+    "zero_optimization.offload_optimizer.device": "none",
+    "zero_optimization.offload_param.device": "none",
+    "zero_optimization.cpu_offload": False,
+    "zero_optimization.cpu_offload_param": False,
+}
+"""What a user's file may say where ours says nothing; autocast takes the place of DeepSpeed's own precisions."""
+
+SECTIONS = ("zero_optimization", "torch_autocast", "fp16", "bf16", "amp")
+"""Keys that hold objects."""
 
 KNOWN = {
     "aio", "comms_logger", "communication_data_type", "csv_monitor", "dump_state", "flops_profiler",
@@ -128,8 +139,8 @@ def _merged(ours: dict[str, Any], user: dict[str, Any], where: str) -> dict[str,
             raise UsageError(
                 f"`train.deepspeed` must not set {key!r}, got it in {where}.{nearest(key, sorted(KNOWN))} Leave it out."
             )
-    for key in (key for key, value in ours.items() if isinstance(value, dict) and key in given):
-        if not isinstance(given[key], dict):
+    for key in SECTIONS:
+        if not isinstance(given.get(key, {}), dict):
             raise UsageError(f"{key!r} must be an object, got {json.dumps(given[key])} in {where}. Correct the file.")
     for key in given.get("zero_optimization", {}):
         if key in REFUSED:
@@ -139,7 +150,7 @@ def _merged(ours: dict[str, Any], user: dict[str, Any], where: str) -> dict[str,
             )
     for path, option in DECIDED.items():
         for value in _at(given, path):
-            own = next(_at(ours, path), UNDERSTOOD_AS.get(path))
+            own = next(_at(ours, path), ABSENT.get(path))
             if value != own:
                 raise UsageError(
                     f"{path!r} must be {json.dumps(own)}, which `{option}` decides, got {json.dumps(value)} in "
