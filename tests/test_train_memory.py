@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from memory_process import Case
 
+from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.memory import MIB, RankMemory, plan_memory
 
@@ -80,6 +81,8 @@ CASES = [
     Case("2 ranks, stage 1, fp32, mean", ranks=2, micro_batch_size=8, train={"zero_stage": 1} | MEAN),
     Case("2 ranks, stage 2, fp32, ViT-B, accumulated", VIT_B, 4, 2, 2, train={"zero_stage": 2}),
     Case("2 ranks, stage 3, bf16, ViT-B", VIT_B, 4, 1, 2, train={"zero_stage": 3} | LOW),
+    Case("stage 2, fp32, ViT-B, optimizer offloaded", VIT_B, 4, train={"zero_stage": 2, "offload": "optimizer"}),
+    Case("stage 3, fp32, ViT-B, parameters offloaded", VIT_B, 4, train={"zero_stage": 3, "offload": "parameters"}),
 ]
 
 
@@ -92,3 +95,24 @@ def test_what_is_planned_is_what_a_run_takes() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_planned_is_what_a_run_takes_under_every_stage(case: Case) -> None:
     check(case)
+
+
+def test_what_is_divided_among_ranks_shrinks_with_them_and_what_is_offloaded_leaves_the_gpu() -> None:
+    task = imagine(CASES[0].task)
+    passed = profile_pass(task, CASES[0].batch, 2, precision="bf16")
+
+    def on_gpu(ranks: int, **train: object) -> RankMemory:
+        config = TrainConfig(global_batch_size=2 * ranks, precision="bf16", ema_decay=0.9, **train)  # type: ignore[arg-type]
+        return plan_memory(task, passed, train=config, optim=OptimConfig(), world_size=ranks, on_gpu=True)
+
+    for stage in (1, 2, 3):
+        one, eight = (on_gpu(ranks, zero_stage=stage) for ranks in (1, 8))
+        for part in ("masters", "optimizer", "ema"):
+            assert getattr(eight.device, part) == pytest.approx(getattr(one.device, part) / 8, rel=0.01)
+        assert eight.host.snapshot == pytest.approx(one.host.snapshot / 8, rel=0.01)
+        assert eight.checkpoint == pytest.approx(one.checkpoint, rel=0.01)
+        offloaded = on_gpu(8, zero_stage=stage, offload="optimizer")
+        assert offloaded.device.optimizer == offloaded.device.masters == 0
+        assert offloaded.host.optimizer == eight.device.optimizer
+    assert on_gpu(8, zero_stage=0).device.optimizer == on_gpu(1, zero_stage=0).device.optimizer
+    assert on_gpu(8, checkpoint_in_background=False).host.snapshot == 0
