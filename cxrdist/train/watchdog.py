@@ -297,6 +297,17 @@ class Watchdog:
         self._closed.set()
         self._wake.set()
 
+    def _part(self) -> None:
+        """Wait on rank 0, which keeps the store unless torchrun does, until no other rank speaks to it any more."""
+        assert self.board is not None
+        with suppress(Exception):
+            gone, until = self.board.count("gone"), time.monotonic() + 5.0
+            while self.world.is_main and self.world.launcher != "torchrun" and time.monotonic() < until:
+                if gone >= self.world.world_size:
+                    break
+                time.sleep(0.05)
+                gone = self.board.count("gone", 0)
+
 
 @contextmanager
 def watch(world: World, store: Any = None, *, hang_after: float) -> Iterator[Watchdog]:
@@ -328,6 +339,8 @@ def watch(world: World, store: Any = None, *, hang_after: float) -> Iterator[Wat
         watchdog._leave(left)
         for thread in threads:
             thread.join(2.0)
+        if left is None or isinstance(left, Interrupted):
+            _within(5.0, watchdog._part)
 
 
 def _may_be_of_a_peer(error: BaseException) -> bool:
