@@ -153,11 +153,11 @@ def profile_optimizer(
         optim: Which optimizer.
         partitions: Ranks among which each group is divided as one flat piece (ZeRO 1 to 3); None steps the parameters
             themselves, whole (stage 0).
-        on_gpu: Take the implementation for CUDA: fused, or over many tensors at once.
+        on_gpu: Take the implementation for CUDA, over many tensors at once, where the optimizer is not fused.
     """
     shapes = {id(p): nn.Parameter(torch.empty(p.shape, device="meta"), p.requires_grad) for p in task.parameters()}
     optimizer = build_optimizer(optim, task)
-    fused = on_gpu and isinstance(optimizer, torch.optim.AdamW)  # its kernel needs no scratch
+    fused = any(group.get("fused") for group in optimizer.param_groups)  # a kernel that needs no scratch
     groups = []
     for group in optimizer.param_groups:
         if partitions is None:
@@ -165,6 +165,8 @@ def profile_optimizer(
         else:
             numel = -(-sum(parameter.numel() for parameter in group["params"]) // partitions)
             group["params"] = [nn.Parameter(torch.empty(numel, device="meta"))]
+        if "fused" in group:
+            group["fused"] = False  # it has no shapes to ask for
         if on_gpu and not fused and "foreach" in group:
             group["foreach"] = True
         groups.append(group)
