@@ -100,6 +100,9 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=task, optimizer=build_optimizer(optim, task), config=config, dist_init_required=False
     )
+    if torch.distributed.get_world_size() == 1 and train.zero_stage == 0:
+        # DeepSpeed would copy every gradient to a flat buffer and back, to sum it over one rank.
+        engine.enable_backward_allreduce = False
     install(engine, clip=optim.clip, scaled=train.precision == "fp16")
     return engine
 

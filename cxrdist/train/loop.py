@@ -250,7 +250,8 @@ class _Run:
         engine, losses, kept = self.engine, [], []
         before = [buffer.clone() for buffer in self.buffers]
         self.watchdog.at(state.step, "step")
-        engine.train()
+        if not engine.module.training:  # setting it walks through all modules
+            engine.train()
         if hasattr(engine.module, "at_step"):
             engine.module.at_step(state.step, self.config.steps, engine.optimizer)
         set_lr(engine.optimizer, lr_at(self.optim, state.step, self.config.steps))
