@@ -189,9 +189,11 @@ def test_what_is_written_to_the_masters_is_what_every_rank_computes_with(divisio
     def work(world, device):
         with engine_of(world, device, **division) as engine:
             step_once(engine, world, 0)
+            before = dict(live_weights(engine))
             for fragment in fragments(engine):
                 fragment.tensors[WEIGHT].mul_(1.5)
             publish(engine)
+            assert all(torch.equal(value, 1.5 * before[name]) for name, value in live_weights(engine))
             engine.eval()
             with torch.no_grad():
                 logits = engine.module(batch_of(5))["logits"]
