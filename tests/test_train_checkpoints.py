@@ -20,9 +20,9 @@ import torch
 
 from cxrdist.errors import UserError
 from cxrdist.train import commit
+from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint, verify_checkpoint
 from cxrdist.train.pieces import EARLIER, RECORD, Piece, Reader, rank_file
 from cxrdist.train.snapshot import Snapshot
-from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint, verify_checkpoint
 
 SIZE = 3000
 """Values of the one parameter that is saved here; after step s they are s + 0, s + 1, ..."""

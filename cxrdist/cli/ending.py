@@ -31,7 +31,7 @@ def end_with_sentence(command: Callable[[], int | None], arguments: Sequence[str
     """Run `command`, tell what went wrong in a sentence, and return the exit code."""
     signals: list[int] = []
     try:
-        with _interrupt_on_sigterm(signals):
+        with _interrupt_on_signals(signals):
             code = command()
             sys.stdout.flush()
     except UserError as error:
@@ -61,18 +61,22 @@ def _tell(code: int, sentence: str) -> int:
 
 
 @contextmanager
-def _interrupt_on_sigterm(signals: list[int]) -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that clusters and pools of ours end with the command; note it in `signals`."""
+def _interrupt_on_signals(signals: list[int]) -> Iterator[None]:
+    """Turn SIGTERM and SIGUSR1 into an exception, so that clusters and pools of ours end with the command.
+
+    The signal is noted in `signals`.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         signals.append(signum)
         raise KeyboardInterrupt  # the one exception that Ray's compiled code lets through whole
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _is_usage(error: Exception) -> bool:

@@ -198,12 +198,12 @@ class _Planner:
 
     def _profile(self, again: bool) -> "tuple[nn.Module, PassProfile, PassProfile]":
         from cxrdist.train.dryrun import imagine, profile_pass
-        from cxrdist.train.engine import _checkpoint_activations
+        from cxrdist.train.engine import checkpoint_activations
 
         if again not in self._profiles:
             task = imagine(self.build_task)
             if again:
-                _checkpoint_activations(task)
+                checkpoint_activations(task)
             precision = self.config.train.precision
             small, large = (
                 profile_pass(task, self._batch, images, precision=precision)

@@ -98,6 +98,7 @@ def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) 
     from dataclasses import asdict
 
     from cxrdist.train.interrupt import Interrupted
+    from cxrdist.train.watchdog import RankLostError
     from cxrdist.world import read_world
 
     world = read_world()
@@ -107,6 +108,10 @@ def _run(start: Any, config: Any, out: Path, resume: str | None, as_json: bool) 
         outcome: Outcome | None = start(config, out, world=world, resume=check_resume(resume))
     except Interrupted as stop:
         raise Stopped(stop.signum, str(stop) if world.is_main else "") from None
+    except RankLostError as lost:
+        if lost.told:  # by another rank: once for the job
+            raise SystemExit(1) from None
+        raise
     if not world.is_main:
         return
     if as_json:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from cxrdist.data.config import InputConfig
 from cxrdist.data.order import Batching, iter_positions, rank_share, sample_at
 from cxrdist.data.samples import Samples
+from cxrdist.data.signals import heed_only_the_parent
 from cxrdist.data.transforms import augment, fit
 from cxrdist.errors import UserError
 from cxrdist.seeds import Purpose, derive, stream
@@ -123,6 +124,7 @@ def _reading(config: InputConfig) -> dict[str, Any]:
 
 
 def _start_worker(worker: int) -> None:
+    heed_only_the_parent()
     # What the training process leaves as garbage (an engine of an earlier run, its process group) is not to be
     # finalised here: it would wait for threads that a forked process does not have.
     gc.freeze()

@@ -44,7 +44,7 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
         # Before the engine is imported, so that a wrong folder is refused at once.
         folder.check(config, resume=resume, shards=config.shards)
     with (
-        process_group(world) as device,
+        process_group(world, hang_after=config.train.hang_after) as device,
         start(folder, config, resume=resume, world=world, shards=config.shards, seed=config.seed) as begun,
     ):
         return _train(config, folder, world, device) if begun else None

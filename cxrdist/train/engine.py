@@ -13,48 +13,49 @@ import torch.distributed
 from torch import nn
 
 from cxrdist.data.order import Batching
-from cxrdist.errors import UsageError, UserError
+from cxrdist.errors import UsageError
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.deepspeed_config import deepspeed_config
+from cxrdist.train.meeting import own_part
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.stepping import install
-from cxrdist.world import World
+from cxrdist.world import World, rendezvous
 
-TIMEOUT_S = 1800
-"""How long a collective may wait for a rank, for example while rank 0 writes predictions."""
+LATER_THAN_WATCHDOG_S = 600
+"""How much longer than the watchdog a collective waits for a rank: the watchdog can say which one it is."""
 
 
 @contextmanager
-def process_group(world: World) -> Iterator[torch.device]:
+def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch.device]:
     """Join the ranks of `world` for the block and yield this rank's device.
 
-    One rank alone needs no launcher and opens no port.  The environment is left as it was.
+    One rank alone needs no launcher and opens no port.  The environment is left as it was.  `hang_after` is the
+    watchdog's, seconds.
 
     Raises:
         UserError: If the launcher did not say where rank 0 is.
     """
-    if world.world_size > 1 and ("MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ):
-        raise UserError(
-            f"MASTER_ADDR and MASTER_PORT must say where rank 0 is, got none for {world.world_size} ranks. "
-            "Start with `torchrun` or `deepspeed`, or export both in the batch script."
-        )
+    meeting = {}
+    if world.world_size > 1:
+        address, port = rendezvous(world)
+        meeting = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
-    timeout = datetime.timedelta(seconds=TIMEOUT_S)
+    timeout = datetime.timedelta(seconds=hang_after + LATER_THAN_WATCHDOG_S)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _environment(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.world_size),
         LOCAL_RANK=str(world.local_rank),
         DS_ACCELERATOR=_accelerator(),
+        **meeting,
     ):
         deepspeed = _import_deepspeed()
         torch.distributed.init_process_group(
             backend,
-            # Two runs that look for a free port on one machine at once can find the same.
-            store=torch.distributed.HashStore() if world.world_size == 1 else None,  # type: ignore[attr-defined]
+            store=_meet(world, timeout),
             rank=world.rank,
             world_size=world.world_size,
             timeout=timeout,
@@ -71,6 +72,18 @@ def process_group(world: World) -> Iterator[torch.device]:
             gc.collect()
 
 
+def _meet(world: World, timeout: datetime.timedelta) -> Any:
+    """Return the store in which the ranks of this start, and no other's, find each other."""
+    if world.world_size == 1:  # two runs that look for a free port on one machine at once can find the same
+        return torch.distributed.HashStore()  # type: ignore[attr-defined]
+    found = torch.distributed.rendezvous(  # type: ignore[attr-defined]
+        "env://", world.rank, world.world_size, timeout=timeout
+    )
+    store, _, _ = next(iter(found))
+    store.set_timeout(timeout)
+    return own_part(store, rank=world.rank, world_size=world.world_size, timeout=timeout)
+
+
 def build_engine(
     task: nn.Module, *, train: TrainConfig, optim: OptimConfig, batching: Batching, device: torch.device
 ) -> Any:
@@ -85,7 +98,7 @@ def build_engine(
     deepspeed = _import_deepspeed()
     _forget_earlier_engines()
     if train.activation_checkpointing:
-        _checkpoint_activations(task)
+        checkpoint_activations(task)
     if train.compile:
         _compile(task)
     task.to(device)
@@ -132,7 +145,7 @@ def overflowed(engine: Any) -> bool:
     return bool(getattr(engine.optimizer, "overflow", False))
 
 
-def _checkpoint_activations(task: nn.Module) -> None:
+def checkpoint_activations(task: nn.Module) -> None:
     """Let every network in `task` that can compute its blocks again in the backward pass do so.
 
     timm's and torch's checkpointing restores the random state, so that dropout draws the same masks again.

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -121,7 +121,11 @@ def train(
             bar.skip(state.step)
             batches = source.batches_from(batching, state.step)
             run.opened.callback(batches.close)
-            while state.validation_due or (state.step < config.steps and not state.stopped_early):
+            signum = stop.agreed(device)  # while the engine was built
+            if signum:
+                run.save(state)
+                run.stop(state, signum)
+            while run.goes_on(state):
                 if not state.validation_due:
                     run.optimizer_step(state, batches)
                     run.log(state.step)
@@ -134,9 +138,8 @@ def train(
                     validated = not state.validation_due
                 if validated or signum or run.due(state.step, config.checkpoint_every):
                     run.save(state)
-                if signum and (state.validation_due or (state.step < config.steps and not state.stopped_early)):
-                    run.checkpoints.wait()
-                    raise Interrupted(signum, state.step)
+                if signum and run.goes_on(state):
+                    run.stop(state, signum)
             run.check_last(state)
         except RuntimeError as error:
             lost = watchdog.explain(error)
@@ -285,6 +288,15 @@ class _Run:
             self.ema.update()
         state.step += 1
         state.score = None
+
+    def goes_on(self, state: Progress) -> bool:
+        """Whether there is a step to make or to validate."""
+        return state.validation_due or (state.step < self.config.steps and not state.stopped_early)
+
+    def stop(self, state: Progress, signum: int) -> NoReturn:
+        """End the run, which has just been saved, because of a signal."""
+        self.checkpoints.wait()
+        raise Interrupted(signum, state.step)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens `every` so many steps, and at the last, happens now."""

@@ -11,7 +11,7 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.dryrun import DTYPES, BuildTask, MakeBatch, at_size, imagine, profile_pass
-from cxrdist.train.engine import _checkpoint_activations
+from cxrdist.train.engine import checkpoint_activations
 from cxrdist.train.memory import GIB, available_host_memory, plan_memory, profile_step
 from cxrdist.world import World
 
@@ -109,7 +109,7 @@ def _largest_on_cpu(
     room = HOST_SPARED * available_host_memory() / world.local_world_size
     task = imagine(build_task)
     if train.activation_checkpointing:
-        _checkpoint_activations(task)
+        checkpoint_activations(task)
     small, large = (profile_pass(task, make_batch, images, precision=train.precision) for images in (2, 4))
 
     stepped = profile_step(task, train=train, optim=optim, world_size=world.world_size, on_gpu=False)
@@ -135,14 +135,14 @@ def _largest_on_gpu(
 ) -> int:
     imagined = imagine(build_task)
     if train.activation_checkpointing:
-        _checkpoint_activations(imagined)
+        checkpoint_activations(imagined)
     smallest = profile_pass(imagined, make_batch, sizes[-1], precision=train.precision)
     plan = plan_memory(imagined, smallest, train=train, optim=optim, world_size=world.world_size, on_gpu=True).device
     free, _ = torch.cuda.mem_get_info(device)
     room = int(DEVICE_SPARED * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)))
     task = build_task().to(device)
     if train.activation_checkpointing:
-        _checkpoint_activations(task)
+        checkpoint_activations(task)
     # The trial has weights of its own and, while it lasts, gradients; the rest of the engine is a block of its size.
     weights = sum(parameter.nbytes for parameter in task.parameters())
     rest = max(plan.held + max(plan.backward - smallest.peak(int), plan.step - smallest.activations, 0) - weights, 0)
