@@ -30,10 +30,7 @@ def own_part(store: Any, *, rank: int, world_size: int, timeout: timedelta) -> P
     word = secrets.token_hex(8)
     place = PrefixStore("cxrdist/meeting", store)
     until = time.monotonic() + timeout.total_seconds()
-    if rank == 0:
-        name = _lead(place, word, world_size, until)
-    else:
-        name = _follow(place, word, rank, until)
+    name = _lead(place, word, world_size, until) if rank == 0 else _follow(place, word, rank, until)
     return PrefixStore(f"cxrdist/start/{name}", store)
 
 
