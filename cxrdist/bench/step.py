@@ -27,9 +27,10 @@ from cxrdist.data.loader import Batch
 from cxrdist.data.order import Batching
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.config import ModelConfig
+from cxrdist.train.batches import Source
 from cxrdist.train.config import OptimConfig, Precision, TrainConfig
 from cxrdist.train.engine import process_group
-from cxrdist.train.loop import Source, train
+from cxrdist.train.loop import train
 from cxrdist.train.optim import build_optimizer, lr_at
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
@@ -239,8 +240,12 @@ def _passed(start: tuple[float, float], end: tuple[float, float]) -> tuple[float
 
 
 def _train_ours(task: Task, options: StepOptions, turns: _Turns, device: torch.device) -> None:
-    def build(*, told: bool = True) -> Task:
-        return task
+    def build(*, told: bool = False) -> Task:
+        # The loop trains what it builds first, and measures a copy of it.
+        return task if told else copy.deepcopy(task)
+
+    def example(images: int) -> Batch:
+        return {name: value[:1].repeat_interleave(images, dim=0) for name, value in turns.batches[0].items()}
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bench"
@@ -250,9 +255,8 @@ def _train_ours(task: Task, options: StepOptions, turns: _Turns, device: torch.d
                 build,
                 config=_train_config(options),
                 optim=_optim(),
-                batching=Batching(options.batch, options.batch, 1),
                 seed=options.seed,
-                source=Source(batches_from=turns, keys=lambda samples: [str(sample) for sample in samples]),
+                source=Source(turns, lambda numbers: [str(number) for number in numbers], example),
                 validate=None,
                 folder=RunFolder(folder),
                 world=World(),

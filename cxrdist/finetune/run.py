@@ -7,7 +7,7 @@ that takes a finished run and chooses nothing.
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from cxrdist.data.loader import Batch, EvaluationImages, TrainingImages, training_batches
+from cxrdist.data.loader import Batch, EvaluationImages, TrainingImages
 from cxrdist.data.samples import Samples, read_samples
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import Gather, alone, predict_logits, sigmoid, validation_values
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.knn import fit_knn
 from cxrdist.finetune.mixup import check_mixup
-from cxrdist.finetune.parts import read_parts
+from cxrdist.finetune.parts import Parts, read_parts
 from cxrdist.finetune.protocols import end_protocol
 from cxrdist.finetune.task import FinetuneTask
 from cxrdist.log import get_logger
 from cxrdist.models.folder import load_model, save_model
 from cxrdist.stats.predictions import Predictions, write_predictions
-from cxrdist.train.batches import example_of, plan_batches
+from cxrdist.train.batches import training_source
 from cxrdist.train.engine import gather, process_group
-from cxrdist.train.loop import SCORE, Outcome, Source, load_chosen, train
+from cxrdist.train.loop import SCORE, Outcome, load_chosen, train
 from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.optim import check_optimizer
 from cxrdist.train.replay import Replay, replay
@@ -67,7 +67,6 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
 
 def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     parts = read_parts(config, told=world.is_main)
-    images = TrainingImages(parts.train, parts.targets, config.input, config.seed)
     val_images = EvaluationImages(parts.val, parts.val_targets, config.input)
 
     def logits_of(task: nn.Module, before_each: Callable[[], None] = lambda: None) -> np.ndarray:
@@ -76,49 +75,26 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
             lambda batch: task(batch)["logits"], val_images, config, device, world=world, before_each=before_each
         )
 
-    def validate(task: nn.Module, before_each: Callable[[], None]) -> dict[str, Any]:
+    def validate(task: nn.Module, before_each: Callable[[], None] = lambda: None) -> dict[str, Any]:
         return validation_values(logits_of(task, before_each), val_images.targets, parts.findings)
 
     if config.protocol.name == "knn":
-        task = parts.build_task().to(device)
-        fit_knn(
-            task.model,
-            parts.targets,
-            config.protocol.knn,
-            lambda model: _predict(
-                lambda batch: model(batch["image"]),
-                EvaluationImages(parts.train, parts.targets, config.input),
-                config,
-                device,
-                world=world,
-            ),
-        )
+        task = _ask_neighbours(parts, world, device)
+        values = validate(task)
+        outcome = Outcome(steps=0, chosen_step=0, score=values[SCORE])
+        with closing(MetricsLog(folder, step=0, enabled=world.is_main, trackers=config.train.trackers)) as metrics:
+            metrics.write(0, "val", values)
     else:
-        batching = plan_batches(
-            parts.build_task,
-            example_of(images),
-            train=config.train,
-            optim=config.optim,
-            folder=folder,
-            world=world,
-            device=device,
-            multiple_of=2 if config.mixup else 1,
-        )
+        images = TrainingImages(parts.train, parts.targets, config.input, config.seed)
+        source = training_source(images, world, steps=config.train.steps)
         if config.mixup:
-            check_mixup(batching)
+            source = replace(source, multiple_of=2, check=check_mixup)
         outcome, trained = train(
             parts.build_task,
             config=config.train,
             optim=config.optim,
-            batching=batching,
             seed=config.seed,
-            source=Source(
-                lambda batching, step: training_batches(
-                    images, batching, world, start_step=step, stop_step=config.train.steps
-                ),
-                lambda numbers: parts.train.table["key"].iloc[numbers].tolist(),
-                example_of(images),
-            ),
+            source=source,
             validate=validate,
             folder=folder,
             world=world,
@@ -127,11 +103,6 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
         task = cast(FinetuneTask, trained)
         end_protocol(task.model.net)
     logits = logits_of(task.eval())
-    if config.protocol.name == "knn":
-        values = validation_values(logits, val_images.targets, parts.findings)
-        with closing(MetricsLog(folder, step=0, enabled=world.is_main, trackers=config.train.trackers)) as metrics:
-            metrics.write(0, "val", values)
-        outcome = Outcome(steps=0, chosen_step=0, score=values[SCORE])
     if world.is_main:
         _write_split(folder, "val", parts.val, parts.findings, val_images.targets, logits)
         facts = {
@@ -144,6 +115,18 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
         more = {"time": round(time.time(), 3), "findings": parts.findings, "train_images": len(parts.train)}
         write_json(folder.result, asdict(outcome) | more)
     return outcome
+
+
+def _ask_neighbours(parts: Parts, world: World, device: torch.device) -> FinetuneTask:
+    """Return the task with the training images' features as its head; nothing is trained."""
+    task = parts.build_task(told=world.is_main).to(device)
+    unchanged = EvaluationImages(parts.train, parts.targets, parts.config.input)
+
+    def features_of(model: nn.Module) -> np.ndarray:
+        return _predict(lambda batch: model(batch["image"]), unchanged, parts.config, device, world=world)
+
+    fit_knn(task.model, parts.targets, parts.config.protocol.knn, features_of)
+    return task
 
 
 def open_test(out: Path, *, split: str = "test") -> Path:

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from cxrdist.data.loader import TrainingImages, training_batches
+from cxrdist.data.loader import TrainingImages
 from cxrdist.data.samples import read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.models.build import build_model
@@ -17,9 +17,9 @@ from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
-from cxrdist.train.batches import example_of, plan_batches
+from cxrdist.train.batches import training_source
 from cxrdist.train.engine import process_group
-from cxrdist.train.loop import Outcome, Source, load_chosen, train
+from cxrdist.train.loop import Outcome, load_chosen, train
 from cxrdist.train.optim import check_optimizer
 from cxrdist.train.replay import Replay, replay
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
@@ -54,29 +54,12 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     images = TrainingImages(samples, samples.values([]), config.input, config.seed)
 
-    build = partial(build_task, config)
-    batching = plan_batches(
-        build,
-        example_of(images),
-        train=config.train,
-        optim=config.optim,
-        folder=folder,
-        world=world,
-        device=device,
-    )
     outcome, task = train(
-        build,
+        partial(build_task, config),
         config=config.train,
         optim=config.optim,
-        batching=batching,
         seed=config.seed,
-        source=Source(
-            lambda batching, step: training_batches(
-                images, batching, world, start_step=step, stop_step=config.train.steps
-            ),
-            lambda numbers: samples.table["key"].iloc[numbers].tolist(),
-            example_of(images),
-        ),
+        source=training_source(images, world, steps=config.train.steps),
         validate=None,
         folder=folder,
         world=world,

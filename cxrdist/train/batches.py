@@ -1,45 +1,72 @@
-"""How the global batches of a run are divided among its ranks."""
+"""Where a run's images come from, and how its global batches are divided among the ranks."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import default_collate
 
-from cxrdist.data.loader import Batch
+from cxrdist.data.loader import Batch, TrainingImages, training_batches
 from cxrdist.data.order import Batching
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.engine import gather
-from cxrdist.train.loop import BuildTask
 from cxrdist.train.microbatch import choose_micro_batch
 from cxrdist.train.run_folder import STARTS, RunFolder, read_lines
 from cxrdist.world import World
 
 
+class BuildTask(Protocol):
+    """Makes a task (``task(batch)["loss"]``) with its initial weights, the same at every call."""
+
+    def __call__(self, *, told: bool = False) -> nn.Module:
+        """Return the task; what a user should know of its weights is logged if `told`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's images come from."""
+
+    batches_from: Callable[[Batching, int], Generator[Batch, None, None]]
+    """From the division of batches and a first step to this rank's micro-batches."""
+    keys: Callable[[np.ndarray], Sequence[str]]
+    """From numbers of samples to their keys, for a batch that must be looked at."""
+    example: Callable[[int], Batch]
+    """To a batch of so many images, to measure a step by."""
+    multiple_of: int = 1
+    """What a micro-batch must be a multiple of, where it is chosen."""
+    check: Callable[[Batching], None] = lambda batching: None
+    """Refuses a division that the task cannot have, with a `UsageError`."""
+
+
+def training_source(images: TrainingImages, world: World, *, steps: int) -> Source:
+    """Return the source of `images` for a run of `steps` steps."""
+
+    def batches_from(batching: Batching, step: int) -> Generator[Batch, None, None]:
+        return training_batches(images, batching, world, start_step=step, stop_step=steps)
+
+    def keys(numbers: np.ndarray) -> list[str]:
+        return list(images.samples.table["key"].iloc[numbers])
+
+    return Source(batches_from, keys, partial(_repeated, images))
+
+
 def plan_batches(
     build_task: BuildTask,
-    example: Callable[[int], Batch],
+    source: Source,
     *,
     train: TrainConfig,
     optim: OptimConfig,
     folder: RunFolder,
     world: World,
     device: torch.device,
-    multiple_of: int = 1,
 ) -> Batching:
     """Return the division for `world`; ``micro_batch_size: auto`` is chosen once for a number of ranks.
 
     What a start of the run with as many ranks has chosen is taken again: another size would round otherwise.
-
-    Args:
-        build_task: Makes the task, if it has to be tried.
-        example: Makes a batch of so many images.
-        train: The global batch and the micro-batch.
-        optim: The optimizer.
-        folder: Of the run.
-        world: This process among the ranks.
-        device: Of this rank.
-        multiple_of: What a micro-batch that is chosen must be a multiple of.
 
     Raises:
         UsageError: If the global batch cannot be divided so.
@@ -50,21 +77,24 @@ def plan_batches(
         earlier = gather(_chosen_before(folder, world) if world.is_main else None)[0]
         size = earlier or choose_micro_batch(
             build_task,
-            example,
+            source.example,
             train=train,
             optim=optim,
             world=world,
             device=device,
             gather=gather,
-            multiple_of=multiple_of,
+            multiple_of=source.multiple_of,
         )
-    return Batching.plan(global_batch_size=train.global_batch_size, micro_batch_size=size, world_size=world.world_size)
+    batching = Batching.plan(
+        global_batch_size=train.global_batch_size, micro_batch_size=size, world_size=world.world_size
+    )
+    source.check(batching)
+    return batching
 
 
-def example_of(images: Any) -> Callable[[int], Batch]:
-    """Return what makes a batch of so many images: of the first image of a data set, as the loader gives it."""
-    item = images[0]
-    return lambda count: default_collate([item] * count)
+def _repeated(images: TrainingImages, count: int) -> Batch:
+    batch: Batch = default_collate([images[0]] * count)
+    return batch
 
 
 def _chosen_before(folder: RunFolder, world: World) -> int | None:

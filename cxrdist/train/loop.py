@@ -1,12 +1,11 @@
 """The training loop, for any task.  The state of a run is its step: see `cxrdist.data.order`."""
 
 import secrets
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,6 +14,7 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
+from cxrdist.train.batches import BuildTask, Source, plan_batches
 from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
@@ -51,27 +51,6 @@ Validate = Callable[[nn.Module, Callable[[], None]], dict[str, Any]]
 """From a task, and what to call before each batch, to the validation values, `SCORE` among them; every rank calls it
 and gets the same."""
 
-BatchesFrom = Callable[[Batching, int], Generator[Batch, None, None]]
-"""From the division of batches and a first step to this rank's micro-batches."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a run's images come from."""
-
-    batches_from: BatchesFrom
-    keys: Callable[[np.ndarray], Sequence[str]]
-    """From numbers of samples to their keys, for a batch that must be looked at."""
-    example: Callable[[int], Batch] | None = None
-    """To a batch of so many images; on a GPU it tells the model FLOPs utilisation."""
-
-
-class BuildTask(Protocol):
-    """Makes a task (``task(batch)["loss"]``) with its initial weights, the same at every call."""
-
-    def __call__(self, *, told: bool = False) -> nn.Module:
-        """Return the task; what a user should know of its weights is logged if `told`."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -89,7 +68,6 @@ def train(
     *,
     config: TrainConfig,
     optim: OptimConfig,
-    batching: Batching,
     seed: int,
     source: Source,
     validate: Validate | None,
@@ -105,8 +83,9 @@ def train(
             is lost; if the disk is full.
     """
     guard = Guard(folder, world, precision=config.precision, seed=seed, keys=source.keys)
+    batching = plan_batches(build_task, source, train=config, optim=optim, folder=folder, world=world, device=device)
     flops = None
-    if device.type == "cuda" and source.example is not None:
+    if device.type == "cuda":
         flops = profile_pass(imagine(build_task), source.example, 2, precision=config.precision).flops
     run = _Run(config, optim, batching, seed, folder, world, device, guard, flops)
     with (
