@@ -22,7 +22,9 @@ from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy
 from cxrdist.finetune import run as finetune_run
-from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.finetune.config import FinetuneConfig, LossConfig
+from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.parts import Parts
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.pack import PackOptions, pack_rows
 from cxrdist.pack.plan import DatasetName
@@ -138,8 +140,8 @@ def test_findings_and_class_weights_go_by_values(shards):
     assert choose_findings(train, val, SOFT) == choose_findings(train, val, LabelPolicy())
     config = FinetuneConfig.build(finetune_tree(shards) | {"labels": {"soft": True}}, where="x")
     weights = balanced_weights(train.targets(NAMES, LabelPolicy()))
-    task = finetune_run._build_task(config, train, NAMES, train.training_targets(NAMES, SOFT))
-    assert np.allclose(task.pos_weight.numpy(), weights)
+    parts = Parts(config, train, val, NAMES, train.training_targets(NAMES, SOFT), val.targets(NAMES, SOFT))
+    assert np.allclose(parts.build_task().loss.pos_weight.numpy(), weights)
 
 
 def test_the_loss_towards_a_share_is_the_mean_of_the_losses_of_its_readers():
@@ -150,7 +152,7 @@ def test_the_loss_towards_a_share_is_the_mean_of_the_losses_of_its_readers():
             return logits
 
     def loss(targets: list[float]) -> float:
-        task = FinetuneTask(Fixed(), pos_weight=np.array([2.5]), known_share=1.0)
+        task = FinetuneTask(Fixed(), loss=MultiLabelLoss(LossConfig(), pos_weight=np.array([2.5]), known_share=1.0))
         return float(task({"image": torch.zeros(2), "target": torch.tensor(targets)[:, None]})["loss"])
 
     votes = [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
