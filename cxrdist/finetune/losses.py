@@ -15,6 +15,10 @@ TINY = 1e-8
 """Smallest base of a power: at 0 the derivative of a power below 1 is infinite."""
 
 
+SMALLEST_MARGIN = 1e-6
+"""Below it float32 takes a probability of nearly 1 less the margin for 1, whose loss is infinite."""
+
+
 class MultiLabelLoss(nn.Module):
     """The loss of one fine-tuning: a scalar from logits (B, K) and targets (B, K) in [0, 1], NaN masked."""
 
@@ -64,7 +68,7 @@ def focused(logits: torch.Tensor, gamma: float) -> torch.Tensor:
 
 def shifted(logits: torch.Tensor, gamma: float, margin: float) -> torch.Tensor:
     """Return ``p_m^gamma * -log(1 - p_m)`` with ``p_m = max(sigmoid(logits) - margin, 0)`` (Ridnik et al., eq. 5)."""
-    if margin == 0:
+    if margin < SMALLEST_MARGIN:
         return focused(-logits, gamma)
     p = (torch.sigmoid(logits) - margin).clamp(min=0)
     return p.clamp(min=TINY) ** gamma * -torch.log1p(-p)

@@ -32,12 +32,15 @@ class Parts:
     val_targets: np.ndarray
     """Of the validation samples, 0, 1 or NaN."""
 
-    def build_task(self, *, told: bool = False) -> FinetuneTask:
-        """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`."""
+    def build_task(self, *, told: bool = False, loaded: bool = True) -> FinetuneTask:
+        """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`.
+
+        Without `loaded` only the shapes are of use: no weight file is read.
+        """
         config = self.config
         size = config.input.image_size
         model = build_model(config.model, num_classes=len(self.findings), image_size=size, seed=config.seed)
-        if config.model.weights is not None:
+        if config.model.weights is not None and loaded:
             load_weights(model, config.model.weights, told=told)
         begin_protocol(model.net, config.protocol, seed=config.seed)
         return FinetuneTask(model, loss=self._loss(), protocol=config.protocol, mixup_alpha=config.mixup)

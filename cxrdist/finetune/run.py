@@ -4,6 +4,7 @@ Only the training and the validation split are read here.  The test split is ope
 that takes a finished run and chooses nothing.
 """
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -69,19 +70,25 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
     parts = read_parts(config, told=world.is_main)
     val_images = EvaluationImages(parts.val, parts.val_targets, config.input)
 
-    def logits_of(task: nn.Module, before_each: Callable[[], None] = lambda: None) -> np.ndarray:
+    def logits_of(task: nn.Module, size: int, before_each: Callable[[], None] = lambda: None) -> np.ndarray:
         # Through the whole task: under ZeRO 3 its forward pass is where the ranks exchange the weights.
         return _predict(
-            lambda batch: task(batch)["logits"], val_images, config, device, world=world, before_each=before_each
+            lambda batch: task(batch)["logits"],
+            val_images,
+            config,
+            device,
+            size=size,
+            world=world,
+            before_each=before_each,
         )
 
-    def validate(task: nn.Module, before_each: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        return validation_values(logits_of(task, before_each), val_images.targets, parts.findings)
+    def validate(task: nn.Module, size: int, before_each: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        return validation_values(logits_of(task, size, before_each), val_images.targets, parts.findings)
 
     if config.protocol.name == "knn":
         task = _ask_neighbours(parts, world, device)
-        values = validate(task)
-        outcome = Outcome(steps=0, chosen_step=0, score=values[SCORE])
+        values = validate(task, _given_size(config, world))
+        outcome = Outcome(0, 0, values[SCORE], _given_size(config, world))
         with closing(MetricsLog(folder, step=0, enabled=world.is_main, trackers=config.train.trackers)) as metrics:
             metrics.write(0, "val", values)
     else:
@@ -102,7 +109,7 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
         )
         task = cast(FinetuneTask, trained)
         end_protocol(task.model.net)
-    logits = logits_of(task.eval())
+    logits = logits_of(task.eval(), outcome.micro_batch_size)
     if world.is_main:
         _write_split(folder, "val", parts.val, parts.findings, val_images.targets, logits)
         facts = {
@@ -120,10 +127,11 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
 def _ask_neighbours(parts: Parts, world: World, device: torch.device) -> FinetuneTask:
     """Return the task with the training images' features as its head; nothing is trained."""
     task = parts.build_task(told=world.is_main).to(device)
+    size = _given_size(parts.config, world)
     unchanged = EvaluationImages(parts.train, parts.targets, parts.config.input)
 
     def features_of(model: nn.Module) -> np.ndarray:
-        return _predict(lambda batch: model(batch["image"]), unchanged, parts.config, device, world=world)
+        return _predict(lambda batch: model(batch["image"]), unchanged, parts.config, device, size=size, world=world)
 
     fit_knn(task.model, parts.targets, parts.config.protocol.knn, features_of)
     return task
@@ -149,7 +157,8 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     samples = read_samples([config.shards], split, projection=config.input.projection)
     images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
     model.to(device)
-    logits = _predict(lambda batch: model(batch["image"]), images, config, device)
+    size = json.loads(folder.result.read_text(encoding="utf-8")).get("micro_batch_size", _given_size(config, ALONE))
+    logits = _predict(lambda batch: model(batch["image"]), images, config, device, size=size)
     return _write_split(folder, split, samples, findings, images.targets, logits)
 
 
@@ -166,23 +175,28 @@ def replay_bad_batch(out: Path) -> list[Replay]:
     return replay(out, task, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def _given_size(config: FinetuneConfig, world: World) -> int:
+    """Return the micro-batch that the configuration gives, for what is not trained; 64 where it leaves that open."""
+    size = config.train.micro_batch_size
+    return size if isinstance(size, int) else min(64, max(1, config.train.global_batch_size // world.world_size))
+
+
 def _predict(
     forward: Callable[[Batch], torch.Tensor],
     images: EvaluationImages,
     config: FinetuneConfig,
     device: torch.device,
     *,
+    size: int,
     world: World = ALONE,
     before_each: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Return the logits of all `images`; without gradients there is room for more of them at once."""
-    size = config.train.micro_batch_size
-    per_rank = size if isinstance(size, int) else min(64, config.train.global_batch_size // world.world_size)
+    """Return the logits of all `images`; `size` is a micro-batch that fits with gradients: without, two of them do."""
     together: Gather = gather if world.world_size > 1 else alone
     return predict_logits(
         forward,
         images,
-        batch_size=2 * per_rank,
+        batch_size=2 * size,
         device=device,
         world=world,
         gather=together,

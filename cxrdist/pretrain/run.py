@@ -78,10 +78,13 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     return outcome
 
 
-def build_task(config: PretrainConfig, *, told: bool = False) -> MaeTask:
-    """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`."""
+def build_task(config: PretrainConfig, *, told: bool = False, loaded: bool = True) -> MaeTask:
+    """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`.
+
+    Without `loaded` only the shapes are of use: no weight file is read.
+    """
     model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
-    if config.model.weights is not None:
+    if config.model.weights is not None and loaded:
         load_weights(model, config.model.weights, told=told)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Purpose.INIT, 1))

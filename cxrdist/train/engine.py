@@ -15,6 +15,7 @@ from torch import nn
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError
 from cxrdist.train.config import OptimConfig, TrainConfig
+from cxrdist.train.consolidate import saved_buffers
 from cxrdist.train.deepspeed_config import deepspeed_config
 from cxrdist.train.meeting import own_part
 from cxrdist.train.optim import build_optimizer
@@ -40,15 +41,16 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
         address, port = rendezvous(world)
         meeting = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     device = torch.device("cpu")
+    local = _local_device(world)
     if torch.cuda.is_available():
-        device = torch.device("cuda", world.local_rank)
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(seconds=hang_after + LATER_THAN_WATCHDOG_S)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _environment(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.world_size),
-        LOCAL_RANK=str(world.local_rank),
+        LOCAL_RANK=str(local),
         DS_ACCELERATOR=_accelerator(),
         **meeting,
     ):
@@ -70,6 +72,23 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
             _forget_earlier_engines()
             # The engine is full of circles; a process that trains again (a study's worker) must not carry it along.
             gc.collect()
+
+
+def _local_device(world: World) -> int:
+    """Return the number of this rank's GPU among those that it sees.
+
+    Raises:
+        UsageError: If there are more ranks on this machine than GPUs.
+    """
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen == 1:  # schedulers and Ray show each rank its own one
+        return 0
+    if seen and world.local_rank >= seen:
+        raise UsageError(
+            f"A machine must have a GPU for each of its ranks, got {seen} GPUs for local rank {world.local_rank}. "
+            "Start fewer ranks per machine."
+        )
+    return world.local_rank
 
 
 def _meet(world: World, timeout: datetime.timedelta) -> Any:
@@ -202,21 +221,21 @@ def agree_on_buffers(module: nn.Module) -> None:
     """Give every rank the mean of all ranks' saved buffers, integers those of rank 0; all ranks must call it together.
 
     Batch norm counts its running statistics over a rank's own images: without this, each rank would validate another
-    model, and a checkpoint would be rank 0's.  The statistics are linear in the batches', so it does not matter how
-    often it is called.
+    model, and a checkpoint would be rank 0's.
     """
     world_size = torch.distributed.get_world_size()
     if world_size == 1:
         return
-    saved = module.state_dict()
-    for name, buffer in module.named_buffers():
-        if name not in saved:  # a constant
-            continue
-        if buffer.is_floating_point():
-            total = buffer.double()
-            torch.distributed.all_reduce(total)
-            buffer.copy_(total / world_size)
-        else:
+    buffers = list(saved_buffers(module).values())
+    floating = [buffer for buffer in buffers if buffer.is_floating_point()]
+    if floating:
+        total = torch.cat([buffer.double().flatten() for buffer in floating])
+        torch.distributed.all_reduce(total)
+        parts = (total / world_size).split([buffer.numel() for buffer in floating])
+        for buffer, part in zip(floating, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+    for buffer in buffers:
+        if not buffer.is_floating_point():
             torch.distributed.broadcast(buffer, src=0)
 
 

@@ -15,7 +15,7 @@ from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.batches import BuildTask, Source, plan_batches
-from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint
+from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint, verify_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
 from cxrdist.train.dryrun import imagine, profile_pass
@@ -47,9 +47,9 @@ log = get_logger(__name__)
 SCORE = "auroc_macro"
 """The validation value that chooses the step; higher is better, None is not defined."""
 
-Validate = Callable[[nn.Module, Callable[[], None]], dict[str, Any]]
-"""From a task, and what to call before each batch, to the validation values, `SCORE` among them; every rank calls it
-and gets the same."""
+Validate = Callable[[nn.Module, int, Callable[[], None]], dict[str, Any]]
+"""From a task, the micro-batch that its training fits in, and what to call before each batch, to the validation values,
+`SCORE` among them; every rank calls it and gets the same."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Outcome:
     """The step whose weights are the result: best on validation, or the last where nothing is validated."""
     score: float | None
     """Validation macro AUROC of the chosen step."""
+    micro_batch_size: int
+    """Images per forward pass and rank."""
 
 
 def train(
@@ -96,7 +98,7 @@ def train(
     ):
         run.watchdog = watchdog
         try:
-            state = run.start(build_task(told=True))
+            state = run.start(build_task(told=world.is_main))
             bar.skip(state.step)
             batches = source.batches_from(batching, state.step)
             run.opened.callback(batches.close)
@@ -126,8 +128,24 @@ def train(
                 raise
             raise lost from None
     task = build_task()
-    chosen = load_chosen(task, folder, step=state.best_step or state.step)
-    return Outcome(steps=state.step, chosen_step=chosen, score=state.best_score), task.to(device)
+    chosen = state.best_step or state.step
+    problem = gather(_damage(folder, chosen) if world.is_main else None)[0]
+    if problem is not None:
+        raise UserError(problem)
+    load_chosen(task, folder, step=chosen)
+    outcome = Outcome(state.step, chosen, state.best_score, batching.micro_batch_size)
+    return outcome, task.to(device)
+
+
+def _damage(folder: RunFolder, step: int) -> str | None:
+    """Return a sentence if the checkpoint of `step`, which may be days old, is not as it was written."""
+    wrong = verify_checkpoint(folder.checkpoints, checkpoint_name(step))
+    if not wrong:
+        return None
+    return (
+        f"The checkpoint of the best step must be as it was written, got {'; '.join(wrong)!r} "
+        f"[in {checkpoint_name(step)}]. The disk is damaged: train again into another --out."
+    )
 
 
 def load_chosen(task: nn.Module, folder: RunFolder, *, step: int | None) -> int:
@@ -202,6 +220,11 @@ class _Run:
                 world=world,
                 device=describe_device(self.device),
                 micro_batch_size=self.batching.micro_batch_size,
+                global_batch_size=self.batching.global_batch_size,
+                zero_stage=config.zero_stage,
+                offload=config.offload,
+                activation_checkpointing=config.activation_checkpointing,
+                precision=config.precision,
             )
         self.metrics = MetricsLog(folder, step=state.step, enabled=world.is_main, trackers=config.trackers)
         self.opened.push(lambda kind, *_: self.metrics.close(finished=kind is None))
@@ -244,12 +267,11 @@ class _Run:
                 # Random layers draw from a stream of (step, micro-step, rank): nothing to save, nothing to restore.
                 # After `next`: a loader that starts, as one does in a resumed run, draws from the stream as well.
                 torch.manual_seed(derive(self.seed, Purpose.STEP, state.step, micro_step, self.world.rank))
-                batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-                loss = engine(batch)["loss"]
+                loss = engine({name: value.to(self.device, non_blocking=True) for name, value in batch.items()})["loss"]
                 engine.backward(carried(loss))
                 engine.step()
                 losses.append(loss.detach())
-                kept.append(batch)
+                kept.append(batch)  # as it lies in the host's memory
             # Once a step: reading a value waits for the device.
             self.losses = torch.stack(losses).tolist()
         left_out = overflowed(engine)
@@ -265,6 +287,9 @@ class _Run:
             raise
         if self.ema is not None and not left_out:
             self.ema.update()
+        if self.buffers:
+            # At every step: to agree at some only, say those with a checkpoint, would give other statistics.
+            agree_on_buffers(engine.module)
         state.step += 1
         state.score = None
 
@@ -308,11 +333,10 @@ class _Run:
             if stop.agreed(self.device):
                 raise _Abandoned
 
-        agree_on_buffers(self.engine.module)
         self.engine.eval()
         try:
             with nullcontext() if self.ema is None else self.ema.applied():
-                values = validate(self.engine.module, before_each)
+                values = validate(self.engine.module, self.batching.micro_batch_size, before_each)
         except _Abandoned:
             return stop.agreed(self.device)
         state.validated(values[SCORE], patience=self.config.early_stopping)
@@ -322,7 +346,6 @@ class _Run:
     def save(self, state: Progress) -> None:
         """Write the checkpoint of `state`, in the background if so configured."""
         self.watchdog.at(state.step, "checkpoint")
-        agree_on_buffers(self.engine.module)
         pieces = pieces_on_rank(self.engine, self.ema, self.world)
         self.checkpoints.save(state.step, pieces, facts_of(self.engine, state), score=state.score)
 

@@ -4,10 +4,11 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -26,13 +27,17 @@ Resume = Literal["auto"]
 LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
 TEST_ACCESSES = "test_accesses.jsonl"
 STARTS = "starts.jsonl"
+TRACKERS = "trackers.json"
+"""Each tracker's own id of the run, so that a resumed run goes on in the same one."""
+BAD_BATCH = "bad-batch"
+"""Folder of the batch that stopped the run."""
 LOCK_WAIT_S = 20.0
 """How long a run waits for its folder: reading processes of a killed run live on for some seconds and hold it."""
 FREE = (
     "input.workers",
     *(f"train.{name}" for name in ("micro_batch_size", "zero_stage", "offload", "activation_checkpointing", "compile")),
-    *(f"train.{name}" for name in ("deepspeed", "checkpoint_every", "checkpoint_in_background", "keep_last")),
-    *(f"train.{name}" for name in ("keep_best", "keep_every", "log_every", "trackers", "hang_after")),
+    *(f"train.{name}" for name in ("checkpoint_every", "checkpoint_in_background", "keep_last", "keep_best")),
+    *(f"train.{name}" for name in ("keep_every", "log_every", "trackers", "hang_after")),
 )
 """What may differ when a run is resumed: none of it changes which images a step sees."""
 
@@ -77,6 +82,7 @@ class RunFolder:
             # Who held the lock until now may have begun a run.
             self.check(config, resume=resume, shards=shards)
             if not self.begun:
+                self._clear_away()
                 write_json(self.environment, describe_environment(world, shards, seed))
                 hidden = self.path / ".config.yaml"
                 write_yaml(config.tree(), hidden)
@@ -117,6 +123,20 @@ class RunFolder:
                 "Choose another --out for another run."
             )
 
+    def _clear_away(self) -> None:
+        """Remove what a start that ended before its first checkpoint has left: it is of another run.
+
+        Raises:
+            UserError: If the folder cannot be written.
+        """
+        try:
+            for name in (STARTS, TRACKERS, self.metrics.name):
+                (self.path / name).unlink(missing_ok=True)
+            if (self.path / BAD_BATCH).exists():
+                shutil.rmtree(self.path / BAD_BATCH)
+        except OSError as error:
+            raise UserError(f"`--out` must be writable, got {error.strerror!r} [{self.path}].") from None
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
@@ -137,13 +157,11 @@ class RunFolder:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a file of JSON lines; one torn by a kill is left out, and what follows it."""
+    """Return the complete lines of a file of JSON lines; one torn by a kill is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
     return lines
 
 
@@ -158,11 +176,10 @@ def describe_environment(world: World, shards: Sequence[Path], seed: int) -> dic
     }
 
 
-def record_start(folder: Path, *, step: int, world: World, device: str, micro_batch_size: int) -> None:
+def record_start(folder: Path, *, step: int, world: World, device: str, **more: Any) -> None:
     """Append a line to the run folder's list of starts; `environment.json` tells of the first one only."""
-    facts = {"step": step, "world_size": world.world_size, "device": device, "micro_batch_size": micro_batch_size}
-    facts |= _versions()
-    _append(folder / STARTS, facts)
+    facts = {"step": step, "world_size": world.world_size, "device": device, **more}
+    _append(folder / STARTS, facts | _versions())
 
 
 def _versions() -> dict[str, Any]:
@@ -193,8 +210,13 @@ def read_test_accesses(folder: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, facts: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+    line = json.dumps({"time": round(time.time(), 3), **facts}) + "\n"
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line torn by a kill; this one must not become part of it
+                line = "\n" + line
+        file.write(line.encode())
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -29,6 +29,10 @@ def start(
                 held.enter_context(folder.opened(config, resume=resume, world=world, shards=shards, seed=seed))
             except UserError as error:
                 problem = (UsageError if isinstance(error, UsageError) else UserError, str(error))
+            except Exception as error:
+                # The others must not wait for what rank 0 will never say.
+                gather(((UserError, f"Rank 0 could not begin: {type(error).__name__}."), False))
+                raise
         problem, begun = gather((problem, not folder.finished))[0]
         if problem is not None:
             kind, sentence = problem
