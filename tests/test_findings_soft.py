@@ -15,20 +15,21 @@ import webdataset as wds
 from torch import nn
 
 from cxrdist.data.config import InputConfig
-from cxrdist.data.loader import TrainingImages
+from cxrdist.data.loader import EvaluationImages, TrainingImages
 from cxrdist.data.samples import choose_findings, read_samples
 from cxrdist.datasets.records import Import
 from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy
-from cxrdist.finetune import run as finetune_run
 from cxrdist.finetune.config import FinetuneConfig, LossConfig
 from cxrdist.finetune.losses import MultiLabelLoss
 from cxrdist.finetune.parts import Parts
+from cxrdist.finetune.run import finetune
 from cxrdist.finetune.task import FinetuneTask, balanced_weights
 from cxrdist.pack import PackOptions, pack_rows
 from cxrdist.pack.plan import DatasetName
 from cxrdist.pack.verify import verify_shards
+from cxrdist.world import World
 from tests.helpers import finetune_tree, make_import, make_shards
 
 NAMES = ["cardiomegaly", "effusion"]
@@ -160,27 +161,28 @@ def test_the_loss_towards_a_share_is_the_mean_of_the_losses_of_its_readers():
 
 
 def test_a_run_with_soft_labels_trains_on_them_and_is_judged_by_values(shards, tmp_path, monkeypatch):
-    seen = {}
+    seen: dict[type, list[np.ndarray]] = {TrainingImages: [], EvaluationImages: []}
 
-    class Recorded(TrainingImages):
-        def __init__(self, samples, targets, *rest):
-            seen["train"] = targets
-            super().__init__(samples, targets, *rest)
+    def record(kind: type) -> None:
+        begin = kind.__init__
 
-    class Evaluated(finetune_run.EvaluationImages):
-        def __init__(self, samples, targets, *rest):
-            seen["val"] = targets
-            super().__init__(samples, targets, *rest)
-            raise KeyboardInterrupt
+        def recorded(self, *args, **options):
+            begin(self, *args, **options)
+            seen[kind].append(self.targets)
 
-    monkeypatch.setattr(finetune_run, "TrainingImages", Recorded)
-    monkeypatch.setattr(finetune_run, "EvaluationImages", Evaluated)
-    tree = finetune_tree(shards) | {"labels": {"soft": True}, "findings": NAMES}
+        monkeypatch.setattr(kind, "__init__", recorded)
+
+    for kind in seen:
+        record(kind)
+    tree = finetune_tree(shards, steps=1) | {"labels": {"soft": True}, "findings": NAMES}
     tree["input"]["projection"] = "all"
-    with pytest.raises(KeyboardInterrupt):
-        finetune_run._train(FinetuneConfig.build(tree, where="x"), None, finetune_run.World(), torch.device("cpu"))
-    assert {0.5, np.float32(1 / 3)} <= set(seen["train"][:, 1].tolist())
-    assert set(seen["val"][~np.isnan(seen["val"])]) == {0, 1}
+    finetune(FinetuneConfig.build(tree, where="x"), tmp_path / "run", world=World())
+    assert seen[TrainingImages]
+    assert seen[EvaluationImages]
+    for targets in seen[TrainingImages]:
+        assert {0.5, np.float32(1 / 3)} <= set(targets[:, 1].tolist())
+    for targets in seen[EvaluationImages]:
+        assert set(targets[~np.isnan(targets)]) == {0, 1}
 
 
 def test_soft_labels_of_validation_and_test_are_refused():
