@@ -213,6 +213,9 @@ def _build(cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Fau
         # A worker on another machine has another working folder.
         model = config.model.model_copy(update={"weights": absolute_weights(config.model.weights)})
         config = config.model_copy(update={"model": model})
+    if config.train.deepspeed is not None:
+        train = config.train.model_copy(update={"deepspeed": config.train.deepspeed.absolute()})
+        config = config.model_copy(update={"train": train})
     return config
 
 
@@ -223,6 +226,8 @@ def _key(method: str, config: Config, start: Job | None, manifests: list[str]) -
         content["model.weights"] = start.key
     elif content.get("model.weights") is not None:
         content["model.weights"] = _weights_hash(content["model.weights"])
+    if content.get("train.deepspeed") is not None:
+        content["train.deepspeed"] = _weights_hash(content["train.deepspeed"])
     canonical = json.dumps([method, content], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 

@@ -18,6 +18,7 @@ from cxrdist.train.batches import BuildTask, Source, plan_batches
 from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint, verify_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
+from cxrdist.train.deepspeed_config import deepspeed_config
 from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.ema import EMA, Ema
 from cxrdist.train.engine import (
@@ -36,7 +37,7 @@ from cxrdist.train.interrupt import Interrupted, StopRequest, stop_on_signals
 from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.optim import lr_at, set_lr
 from cxrdist.train.pieces import Reader
-from cxrdist.train.run_folder import RunFolder, record_start
+from cxrdist.train.run_folder import RunFolder, record_start, write_json
 from cxrdist.train.state import Progress, facts_of, pieces_on_rank, restore_state
 from cxrdist.train.throughput import Throughput, note
 from cxrdist.train.watchdog import Watchdog, watch
@@ -214,6 +215,9 @@ class _Run:
             self.engine.micro_steps = state.step * self.batching.accumulation
             log.info("Resumed from %s.", name)
         if world.is_main:
+            if config.deepspeed is not None:  # the file may be another tomorrow
+                told = deepspeed_config(config, self.optim, self.batching)
+                write_json(folder.path / "ds_config.json", told)
             record_start(
                 folder.path,
                 step=state.step,
