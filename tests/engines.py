@@ -2,14 +2,9 @@
 
 import gc
 import json
-import os
 import pickle
-import signal
-import socket
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from ranks import exit_code, fork, kill, rank_works
 from torch import nn
 
 from cxrdist.data.order import Batching
@@ -124,27 +120,28 @@ def alone() -> Iterator[tuple[World, torch.device]]:
         gc.unfreeze()
 
 
-def on_ranks(world_size: int, work: Callable[[World, torch.device], Any], *, timeout_s: float = 100) -> list[Any]:
+def on_ranks(world_size: int, work: Callable[[World, torch.device], Any], *, timeout_s: float = 150) -> list[Any]:
     """Return what `work` returns on each of `world_size` ranks, each a forked process, joined in a process group."""
     _import_all()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, str(rank)) for rank in range(world_size)]
-        children = [_fork(World(rank, world_size, rank), port, work, file) for rank, file in enumerate(files)]
+
+        def joined(world: World) -> None:
+            with process_group(world) as device:
+                files[world.rank].write_bytes(pickle.dumps(work(world, device)))
+
+        children = [fork(begin) for begin in rank_works(world_size, joined)]
         until = time.monotonic() + timeout_s
         codes: dict[int, int] = {}
         while len(codes) < world_size:
             for child in set(children) - codes.keys():
-                done, status = os.waitpid(child, os.WNOHANG)
-                if done:
-                    codes[child] = os.waitstatus_to_exitcode(status)
+                code = exit_code(child)
+                if code is not None:
+                    codes[child] = code
             # When one has failed, the others wait for it in vain.
             if any(codes.values()) or time.monotonic() > until:
                 for child in set(children) - codes.keys():
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
+                    kill(child)
                 raise AssertionError(f"ranks ended with {codes} of {children}")
             time.sleep(0.01)
         return [pickle.loads(file.read_bytes()) for file in files]
@@ -157,22 +154,3 @@ def _import_all() -> None:
         for stage in (1, 3):
             with engine_of(world, device, zero_stage=stage) as engine:
                 step_once(engine, world, 0)
-
-
-def _fork(world: World, port: int, work: Callable[[World, torch.device], Any], file: Path) -> int:
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    gc.freeze()  # garbage of this process waits for threads that the child does not have
-    try:
-        torch.set_num_threads(1)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        with process_group(world) as device:
-            file.write_bytes(pickle.dumps(work(world, device)))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)

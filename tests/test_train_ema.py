@@ -3,12 +3,14 @@
 import pytest
 import torch
 from engines import STAGES, TinyTask, alone, batch_of, engine_of, on_ranks, step_once
+from ranks import forks
 
-from cxrdist.train.consolidate import fill
+from cxrdist.train.checkpoints import Checkpoints, Retention
+from cxrdist.train.consolidate import consolidate, fill
 from cxrdist.train.ema import EMA, Ema
 from cxrdist.train.fragments import WEIGHT, fragments, live_weights
-
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
+from cxrdist.train.pieces import Reader
+from cxrdist.train.state import Progress, facts_of, pieces_on_rank, restore_state
 
 DECAY = 0.8
 DIVISIONS = [{"zero_stage": stage} for stage in STAGES] + [
@@ -22,6 +24,7 @@ def own_bits(engine) -> list[torch.Tensor]:
     return [tensor.clone() for fragment in fragments(engine) for tensor in fragment.tensors.values()]
 
 
+@forks
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_mean_is_what_its_formula_says_and_leaves_no_trace(world_size):
     def work(world, device):
@@ -34,7 +37,9 @@ def test_the_mean_is_what_its_formula_says_and_leaves_no_trace(world_size):
                     ema.update()
                     for name, value in live_weights(engine):
                         mean[name] = DECAY * mean[name] + (1 - DECAY) * value.double()
-                assert {f.name for f in ema.fragments()} == {f.name for f in fragments(engine)}
+                frozen = {name for name, one in engine.module.named_parameters() if not one.requires_grad}
+                assert frozen == {"net.pos_embed"}  # is its own mean, and is not saved twice
+                assert {f.name for f in ema.fragments()} == {f.name for f in fragments(engine)} - frozen
                 for f in ema.fragments():
                     torch.testing.assert_close(
                         f.tensors[EMA].double(), mean[f.name].view(-1)[f.start : f.stop], rtol=1e-6, atol=1e-6
@@ -93,6 +98,7 @@ def test_the_masters_come_back_when_the_validation_fails(stage):
         assert all(torch.equal(a, f.tensors[EMA]) for a, f in zip(means, ema.fragments(), strict=True))
 
 
+@forks
 def test_a_mean_is_restored_in_another_division_and_goes_on():
     def write(world, device):
         with engine_of(world, device, zero_stage=2) as engine:
@@ -117,6 +123,28 @@ def test_a_mean_is_restored_in_another_division_and_goes_on():
 
 
 def ema_order(engine) -> list[torch.Tensor]:
-    """Return the weights in the order of the mean's fragments: trained ones first."""
-    frozen = {name for name, parameter in engine.module.named_parameters() if not parameter.requires_grad}
-    return [f.tensors[WEIGHT] for f in sorted(fragments(engine), key=lambda f: f.name in frozen)]
+    """Return the weights in the order of the mean's fragments, which are of the trained ones."""
+    trained = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    return [f.tensors[WEIGHT] for f in fragments(engine) if f.name in trained]
+
+
+def test_a_model_of_the_mean_has_the_weights_of_what_is_frozen(tmp_path):
+    with alone() as (world, device), engine_of(world, device, zero_stage=3) as engine:
+        ema = Ema(engine, DECAY)
+        before = dict(live_weights(engine))
+        step_once(engine, world, 0)
+        ema.update()
+        save = Checkpoints(tmp_path, rank=0, world_size=1, keep=Retention(), in_background=False, resumed=None)
+        save.save(1, pieces_on_rank(engine, ema, world), facts_of(engine, Progress(step=1)))
+        reader = Reader(tmp_path / "step-00000001")
+        assert set(reader.names(WEIGHT)) - set(reader.names(EMA)) == {"net.pos_embed"}
+        after, mean = dict(live_weights(engine)), consolidate(reader, EMA)
+        assert mean.keys() == after.keys()
+        assert torch.equal(mean["net.pos_embed"], after["net.pos_embed"])
+        for name, value in mean.items():
+            torch.testing.assert_close(value, DECAY * before[name] + (1 - DECAY) * after[name])
+        fill(TinyTask(), mean)
+        step_once(engine, world, 1)
+        ema.update()
+        assert restore_state(engine, ema, reader).step == 1
+        assert all(torch.equal(f.tensors[EMA], mean[f.name].view(-1)[f.start : f.stop]) for f in ema.fragments())

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from engines import BATCH, LR, STAGES, TinyTask, alone, batch_of, engine_of, on_ranks, step_once
+from ranks import forks
 from torch import nn
 
 from cxrdist.data.order import Batching
@@ -24,7 +25,6 @@ from cxrdist.train.fragments import fragments, live_weights, scalars
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.stepping import LossScale, loss_scaler_of
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
 BATCHING = Batching.plan(global_batch_size=64, micro_batch_size=4, world_size=8)
 
 
@@ -157,6 +157,7 @@ def plain_run(steps: int, optim: OptimConfig) -> tuple[dict[str, torch.Tensor], 
     return {name: parameter.detach() for name, parameter in task.named_parameters()}, norms
 
 
+@forks
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_stage_and_world_reaches_the_weights_of_a_plain_loop(world_size):
     optim = OptimConfig(lr=LR)
@@ -184,6 +185,7 @@ def test_every_stage_and_world_reaches_the_weights_of_a_plain_loop(world_size):
                 torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-4)
 
 
+@forks
 def test_the_same_steps_are_the_same_to_the_bit():
     divisions = [{"zero_stage": stage, "precision": precision} for stage in STAGES for precision in ("fp32", "bf16")]
 
@@ -207,6 +209,7 @@ DIVISIONS = [{"zero_stage": stage} for stage in STAGES] + [
 ]
 
 
+@forks
 @pytest.mark.parametrize(("bad", "clip"), [(math.nan, 0.0), (math.inf, 1.0)])
 def test_a_gradient_that_is_not_finite_on_one_rank_reaches_the_weights_of_none(bad, clip):
     def work(world, device):
@@ -230,6 +233,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_reaches_the_weights_of_none(b
     on_ranks(2, work)
 
 
+@forks
 def test_fp16_lowers_its_scale_until_the_gradient_fits_and_then_trains_as_fp32_does():
     """The scale begins so high that the first steps overflow; it also doubles after every third good step.
 
@@ -392,6 +396,7 @@ def test_evaluations_between_steps_change_nothing_under_zero_3(micro_batch_size)
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
+@forks
 @pytest.mark.parametrize("division", [{"zero_stage": s, "activation_checkpointing": s > 1} for s in STAGES], ids=str)
 def test_a_masked_autoencoder_with_its_frozen_head_trains_alike(division):
     args = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

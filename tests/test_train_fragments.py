@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 from engines import STAGES, TinyTask, alone, batch_of, engine_of, on_ranks, step_once
+from ranks import forks
 from torch import nn
 
 from cxrdist.train.config import OptimConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill
 from cxrdist.train.fragments import WEIGHT, fragments, live_weights, publish, restore, scalars
-
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
 
 DIVISIONS = [{"zero_stage": stage} for stage in STAGES] + [
     {"zero_stage": 1, "offload": "optimizer"},
@@ -50,6 +49,7 @@ def whole_tensors(ranks: list[list[tuple]]) -> dict[tuple[str, str], torch.Tenso
     return found
 
 
+@forks
 @pytest.mark.parametrize("trained", ["", "qkv"], ids=["whole", "partial"])
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_number_lies_on_the_ranks_exactly_once(world_size, trained):
@@ -82,6 +82,7 @@ def reader_of(saved: dict[tuple[str, str], torch.Tensor]):
     return lambda name, kind, start, stop: saved[kind, name][start:stop]
 
 
+@forks
 def test_a_checkpoint_of_any_division_goes_on_in_any_other():
     """Worlds of one and two, all stages: 64 pairs; where the division is the same, to the bit."""
 
@@ -184,6 +185,7 @@ def test_a_state_made_before_the_first_step_changes_nothing(stage):
         assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
+@forks
 @pytest.mark.parametrize("division", DIVISIONS, ids=str)
 def test_what_is_written_to_the_masters_is_what_every_rank_computes_with(division):
     def work(world, device):

@@ -1,16 +1,13 @@
 """Whole runs on a CPU: what stops them, divides them or kills them changes nothing that they write."""
 
-import gc
 import json
 import os
 import random
 import resource
 import shutil
 import signal
-import socket
-import sys
+import sysconfig
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch._inductor.config
 import yaml
 from helpers import finetune_tree, make_shards
+from ranks import fork, forks, in_children, kill, on_two_ranks, rank_works, wait
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,7 +39,6 @@ from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
 CHANGING = ("time", "samples_per_sec", "data_wait", "micro_step_s", "host_peak_gib")
 STEPS = 10
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -67,40 +65,6 @@ def config_of(shards: Path, **changes) -> FinetuneConfig:
 
 def train(shards: Path, out: Path, *, world: World = World(), resume="auto", **changes) -> Outcome | None:  # noqa: B008
     return finetune(config_of(shards, **changes), out, world=world, resume=resume)
-
-
-def in_children(*works: Callable[[], object], timeout_s: float = 15) -> list[int]:
-    """Run each of `works` in a forked process; return the exit codes, negative for a signal."""
-    children = [_fork(work) for work in works]
-    return [_wait(child, timeout_s) for child in children]
-
-
-def _fork(work: Callable[[], object]) -> int:
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    gc.freeze()  # garbage of this process waits for threads that the child does not have
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def _wait(child: int, timeout_s: float) -> int:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError("a training process did not end")
 
 
 def lines_of(out: Path) -> list[dict]:
@@ -208,37 +172,51 @@ def test_stopped_by_a_signal_and_resumed_equals_undisturbed(shards, whole, tmp_p
     assert [start["step"] for start in starts_of(tmp_path / "run")] == [0, at]
 
 
-def kill_and_resume(shards: Path, whole: Path, folder: Path, *, kills: int) -> None:
-    """Kill runs at random moments, half of them inside the writing of a checkpoint, until all `kills` are done."""
+def kill_and_resume(shards: Path, whole: Path, folder: Path, *, kills: int, ranks: int = 1, **changes) -> None:
+    """Kill runs at random moments, half of them inside the writing of a checkpoint, until all `kills` are done.
+
+    Of several ranks one or all are killed; those that are left may still write their parts for a moment.
+    """
     seed = random.randrange(10**6)
     print(f"moments drawn with seed {seed}")
     rng = random.Random(seed)
     inside = 0
+    steps = []
+    changes |= {"train__checkpoint_every": 1}
     while kills > 0:
         out = folder / f"run{kills}"
         while kills > 0 and not RunFolder(out).finished:
-            operation, moment, workers = rng.randrange(1, 40), rng.uniform(0.02, 0.6), rng.choice([0, 1])
-            in_writing = rng.random() < 0.5
+            operation, moment, workers = rng.randrange(1, 40), rng.uniform(0.02, 0.6 * ranks), rng.choice([0, 1])
+            in_writing, victim, spared_s = rng.random() < 0.5, rng.randrange(ranks), rng.choice([0, 0.1, 0.3])
 
-            def work(in_writing=in_writing, operation=operation, workers=workers, out=out) -> None:
-                if in_writing:
+            def work(
+                world, in_writing=in_writing, operation=operation, victim=victim, workers=workers, out=out
+            ) -> None:
+                if in_writing and world.rank == victim:
                     die_at_operation(operation)
-                train(shards, out, input__workers=workers, train__checkpoint_every=1)
+                train(shards, out, world=world, input__workers=workers, **changes)
 
-            child = _fork(work)
+            children = [fork(one) for one in rank_works(ranks, work)]
             if in_writing:
-                code = _wait(child, 30)
+                code = wait(children[victim])
             else:
                 time.sleep(moment)
-                os.kill(child, signal.SIGKILL)
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                code = kill(children[victim])
+            if code != 0:
+                time.sleep(spared_s)
+            others = [child for rank, child in enumerate(children) if rank != victim]
+            codes = [wait(child) if code == 0 else kill(child) for child in others]
             assert code in (0, -signal.SIGKILL)
+            assert set(codes) <= ({0} if code == 0 else {0, 1, -signal.SIGKILL})  # 1: it has missed the dead one
             kills -= code != 0
             inside += in_writing and code != 0
             assert_complete_checkpoint(out)
-        train(shards, out, train__checkpoint_every=1)
+            steps.append(int((checkpoints.latest_checkpoint(out / "checkpoints") or "-0").rpartition("-")[2]))
+        if not RunFolder(out).finished:
+            last = rank_works(ranks, lambda world, out=out: train(shards, out, world=world, **changes))
+            assert in_children(*last) == [0] * ranks
         assert_identical(out, whole)
-    print(f"{inside} of the kills were inside the writing of a checkpoint")
+    print(f"{inside} of the kills were inside the writing of a checkpoint; steps reached: {steps}")
 
 
 def die_at_operation(number: int) -> None:
@@ -261,15 +239,27 @@ def die_at_operation(number: int) -> None:
         setattr(Path, name, dying(getattr(Path, name)))
 
 
+@forks
 def test_killed_at_random_moments_and_resumed_equals_undisturbed(shards, whole, tmp_path):
     kill_and_resume(shards, whole, tmp_path, kills=8)
 
 
+@forks
 @pytest.mark.slow
-def test_killed_at_forty_random_moments_and_resumed_equals_undisturbed(shards, whole, tmp_path):
-    kill_and_resume(shards, whole, tmp_path, kills=40)
+def test_killed_at_twenty_random_moments_and_resumed_equals_undisturbed(shards, whole, tmp_path):
+    kill_and_resume(shards, whole, tmp_path, kills=20)
 
 
+@forks
+@pytest.mark.slow
+def test_two_ranks_killed_at_twenty_random_moments_and_resumed_equal_undisturbed(shards, tmp_path):
+    divided = {"train__zero_stage": 2, "train__ema_decay": 0.7}
+    whole = tmp_path / "whole"
+    assert on_two_ranks(lambda world: train(shards, whole, world=world, **divided)) == [0, 0]
+    kill_and_resume(shards, whole, tmp_path, kills=20, ranks=2, **divided)
+
+
+@forks
 def test_a_folder_of_a_later_step_than_latest_is_not_kept_for_it(shards, whole, tmp_path, monkeypatch):
     """A kill between the renaming of the folder and of `latest`, then a stop at another step."""
     out = tmp_path / "run"
@@ -337,21 +327,7 @@ def test_a_run_resumed_with_another_accumulation_goes_on_as_before(shards, tmp_p
     assert_close(tmp_path / "run", tmp_path / "whole")
 
 
-def on_two_ranks(work: Callable[[World], object]) -> list[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def rank(number: int) -> Callable[[], object]:
-        def start() -> None:
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            work(World(number, 2, number))
-
-        return start
-
-    return in_children(rank(0), rank(1))
-
-
+@forks
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_two_ranks_train_like_one(shards, tmp_path, zero_stage):
     plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0, "train__zero_stage": zero_stage}
@@ -362,6 +338,7 @@ def test_two_ranks_train_like_one(shards, tmp_path, zero_stage):
     assert list(predictions[0]["image_id"]) == list(predictions[1]["image_id"])
 
 
+@forks
 def test_two_ranks_stop_together_and_one_goes_on(shards, tmp_path):
     plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0}
     train(shards, tmp_path / "whole", **plain)
@@ -384,6 +361,7 @@ def test_two_ranks_stop_together_and_one_goes_on(shards, tmp_path):
     assert_close(tmp_path / "run", tmp_path / "whole")
 
 
+@forks
 def test_both_ranks_refuse_what_rank_0_refuses(shards, whole):
     def work(world: World) -> None:
         with pytest.raises(UsageError, match="Continue it with --resume auto"):
@@ -420,6 +398,7 @@ def test_other_shards_under_the_same_name_are_refused_on_resume(shards, whole, t
         train(other, out)
 
 
+@forks
 def test_a_second_process_is_kept_out_of_the_folder(shards, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_WAIT_S", 0.3)
     out = tmp_path / "run"
@@ -431,13 +410,12 @@ def test_a_second_process_is_kept_out_of_the_folder(shards, whole, tmp_path, mon
             os.write(ready[1], b"x")
             os.read(go[0], 1)
 
-    child = _fork(hold)
+    child = fork(hold)
     os.read(ready[0], 1)
     with pytest.raises(UserError, match="Another process is training in this folder"):
         train(shards, out)
     monkeypatch.setattr(run_folder, "LOCK_WAIT_S", 20)
-    os.kill(child, signal.SIGKILL)  # and a dead one keeps nobody out
-    os.waitpid(child, 0)
+    kill(child)  # and a dead one keeps nobody out
     train(shards, out)
     assert_identical(out, whole)
 
@@ -557,6 +535,7 @@ def test_a_run_that_failed_before_its_first_step_does_not_block_its_folder(shard
         train(shards, out, resume=None)
 
 
+@forks
 @pytest.mark.parametrize("spare", [3_000, 20_000])
 def test_a_checkpoint_that_the_disk_does_not_take_is_a_sentence_and_the_one_before_is_whole(
     shards, whole, tmp_path, spare
@@ -583,6 +562,7 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_a_sentence_and_the_one_befo
     assert_identical(out, whole)
 
 
+@forks
 def test_two_ranks_with_batch_norm_validate_the_model_that_they_save(shards, tmp_path):
     out = tmp_path / "run"
     tree = finetune_tree(shards, steps=4) | {"model": {"backbone": "resnet10t"}, "optim": {"lr": 1e-2}}
@@ -597,6 +577,57 @@ def test_two_ranks_with_batch_norm_validate_the_model_that_they_save(shards, tmp
     assert -np.mean(np.log(np.where(y == 1, p, 1 - p))) == pytest.approx(loss, rel=1e-3)
 
 
+@forks
+def test_two_ranks_with_batch_norm_that_are_stopped_and_resumed_equal_undisturbed(shards, tmp_path):
+    """Running statistics are each rank's own between two steps: a checkpoint must not change what follows it."""
+    changes = {"train__steps": 6, "train__evaluate_every": 6, "train__checkpoint_every": 6, "optim__lr": 1e-2}
+    tree = config_of(shards, **changes).tree() | {"model": {"backbone": "resnet10t"}}
+    config = FinetuneConfig.build(tree, where="t")
+    whole, out = tmp_path / "whole", tmp_path / "run"
+
+    def stopped(world: World) -> None:
+        step = loop._Run.optimizer_step
+
+        def step_and_signal(self, state, batches):
+            step(self, state, batches)
+            if (world.rank, state.step) == (1, 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        loop._Run.optimizer_step = step_and_signal
+        with pytest.raises(Interrupted, match="step 3"):
+            finetune(config, out, world=world)
+
+    assert on_two_ranks(lambda world: finetune(config, whole, world=world)) == [0, 0]
+    assert on_two_ranks(stopped) == [0, 0]
+    assert on_two_ranks(lambda world: finetune(config, out, world=world, resume="auto")) == [0, 0]
+    assert_identical(out, whole)
+
+
+def cannot_compile() -> str:
+    """Return what inductor lacks to compile for a CPU, or nothing."""
+    if not any(shutil.which(name) for name in ("g++", "clang++", os.environ.get("CXX", "c++"))):
+        return "needs a C++ compiler"
+    return "" if Path(sysconfig.get_path("include"), "Python.h").is_file() else "needs the headers of Python"
+
+
+@forks
+@pytest.mark.slow
+@pytest.mark.skipif(bool(cannot_compile()), reason=cannot_compile())
+def test_a_compiled_run_trains_like_one_that_is_not(shards, tmp_path):
+    plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0, "train__steps": 3}
+
+    def work() -> None:  # in a process of its own: compiling leaves threads behind, and those of later tests fork
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+        torch._inductor.config.compile_threads = 1
+        train(shards, tmp_path / "compiled", train__compile=True, **plain)
+
+    train(shards, tmp_path / "eager", **plain)
+    assert in_children(work, timeout_s=280) == [0]
+    assert list((tmp_path / "cache").rglob("*.cpp")), "nothing was compiled"
+    assert_close(tmp_path / "compiled", tmp_path / "eager", tolerance=1e-3)
+
+
+@forks
 def test_ranks_agree_on_the_mean_of_their_buffers(tmp_path):
     def work(world: World) -> None:
         with engine.process_group(world):

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import TIMEOUT_S, exit_code, forks, kill
 
 from cxrdist.errors import UserError
 from cxrdist.train import watchdog
@@ -132,6 +132,20 @@ def test_what_collectives_say_of_a_lost_peer_is_looked_into(sentence):
     assert watchdog._may_be_of_a_peer(RuntimeError(sentence))
 
 
+@pytest.mark.parametrize(
+    ("sentence", "given_up"),
+    [
+        ("Timed out waiting 1800000ms for recv operation to complete", True),
+        ("NCCL watchdog: collective operation timeout", True),
+        ("wait time out", True),
+        ("CUDA runtime error: peer access is not supported", False),
+        ("Connection closed by peer this time", False),
+    ],
+)
+def test_only_what_speaks_of_a_timeout_is_taken_for_one(sentence, given_up):
+    assert (watchdog.TIMED_OUT.search(sentence) is not None) == given_up
+
+
 def test_a_world_of_one_is_not_watched():
     with watch(World(), hang_after=0.1) as alone:
         alone.at(1, "step")
@@ -162,7 +176,7 @@ def job(
     listening.close()
     # A rank that a test has stopped must be seen by the others until they have ended.
     order = sorted(range(size), key=lambda rank: rank in stopped)
-    codes = {rank: _wait(children[rank], 0 if rank in stopped else 25) for rank in order}
+    codes = {rank: _end(children[rank], 0 if rank in stopped else TIMEOUT_S) for rank in order}
     return [(codes[rank], (folder / str(rank)).read_text()) for rank in range(size)]
 
 
@@ -180,7 +194,7 @@ def _be_rank(
             world.is_main,
             master_listen_fd=listening.fileno() if world.is_main else None,
         )
-        limit = datetime.timedelta(seconds=60)
+        limit = datetime.timedelta(seconds=TIMEOUT_S)
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.world_size, timeout=limit)
         code = _train(world, act, hang_after, steps)
     finally:
@@ -211,16 +225,14 @@ def _train(world: World, act: Callable[[int, int], None], hang_after: float, ste
     return 0
 
 
-def _wait(child: int, timeout_s: float) -> int | None:
+def _end(child: int, timeout_s: float) -> int | None:
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
+        code = exit_code(child)
+        if code is not None:
+            return code
         time.sleep(0.02)
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    kill(child)
     return None
 
 
@@ -236,6 +248,7 @@ def lines(ranks: Ranks) -> list[str]:
     return [line for _, said in ranks for line in said.splitlines() if line.startswith("Error: ")]
 
 
+@forks
 @pytest.mark.parametrize(("size", "victim"), [(2, 1), (3, 2), (2, 0)])
 def test_a_killed_rank_ends_the_job_with_one_line_that_names_it(tmp_path, size, victim):
     ranks = job(size, befalls(victim, signal.SIGKILL), tmp_path)
@@ -247,6 +260,7 @@ def test_a_killed_rank_ends_the_job_with_one_line_that_names_it(tmp_path, size, 
     assert 0 <= int(line.split("last step was ")[1].split(".")[0]) <= 40
 
 
+@forks
 @pytest.mark.parametrize(("size", "victim"), [(2, 1), (3, 0)])
 def test_a_rank_that_is_stopped_ends_the_job_with_a_line_that_names_it(tmp_path, size, victim):
     ranks = job(size, befalls(victim, signal.SIGSTOP), tmp_path, hang_after=3, stopped=(victim,))
@@ -255,6 +269,7 @@ def test_a_rank_that_is_stopped_ends_the_job_with_a_line_that_names_it(tmp_path,
     assert line.startswith(f"Error: Rank {victim} (host {socket.gethostname()}) hangs")
 
 
+@forks
 def test_a_rank_whose_training_stands_still_is_named_with_the_place_though_it_lives(tmp_path):
     def act(rank: int, step: int) -> None:
         if (rank, step) == (1, 40):
@@ -267,6 +282,7 @@ def test_a_rank_whose_training_stands_still_is_named_with_the_place_though_it_li
     assert "its last step was 40." in line
 
 
+@forks
 def test_a_rank_that_fails_alone_takes_the_others_along(tmp_path):
     def act(rank: int, step: int) -> None:
         if (rank, step) == (1, 40):
@@ -278,6 +294,7 @@ def test_a_rank_that_fails_alone_takes_the_others_along(tmp_path):
     assert f"Rank 1 (host {socket.gethostname()}) ended with an error, which it tells itself" in line
 
 
+@forks
 def test_ranks_that_wait_for_a_slow_one_which_says_that_it_goes_on_are_left_alone(tmp_path):
     slow: list[Watchdog] = []
     begin = watchdog.Watchdog.at
@@ -300,6 +317,7 @@ def test_ranks_that_wait_for_a_slow_one_which_says_that_it_goes_on_are_left_alon
     assert ranks == [(0, ""), (0, "")]
 
 
+@forks
 def test_a_job_that_slept_as_a_whole_goes_on(tmp_path):
     def act(rank: int, step: int) -> None:
         if step == 40:
