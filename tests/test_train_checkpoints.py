@@ -1,6 +1,7 @@
 """Checkpoints are there whole or not at all, whatever dies at whatever moment; ranks speak through the folder alone."""
 
 import gc
+import json
 import logging
 import multiprocessing
 import os
@@ -20,8 +21,15 @@ import torch
 
 from cxrdist.errors import UserError
 from cxrdist.train import commit
-from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint, verify_checkpoint
-from cxrdist.train.pieces import EARLIER, RECORD, Piece, Reader, rank_file
+from cxrdist.train.checkpoints import (
+    Checkpoints,
+    Retention,
+    check_checkpoint,
+    checkpoint_name,
+    latest_checkpoint,
+    verify_checkpoint,
+)
+from cxrdist.train.pieces import EARLIER, FORMAT, RECORD, Piece, Reader, rank_file, record_text
 from cxrdist.train.snapshot import Snapshot
 
 SIZE = 3000
@@ -319,6 +327,29 @@ def test_an_earlier_version_s_checkpoint_is_a_sentence_with_a_way_out(tmp_path):
     (tmp_path / "latest").write_text("step-00000004\n")
     with pytest.raises(UserError, match=r"got an earlier version's .*step-00000004.*with the version that began it"):
         latest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_format_is_a_sentence_and_no_other_one_is_taken_for_it(tmp_path):
+    save_all(tmp_path, 1, 2)
+    for step in (1, 2):
+        record = json.loads((tmp_path / checkpoint_name(step) / RECORD).read_text())
+        del record["sha256"]
+        (tmp_path / checkpoint_name(step) / RECORD).write_text(record_text(record | {"format": FORMAT + 1}))
+        with pytest.raises(
+            UserError, match=r"got another version's, 2 and not 1 .*step-0000000.*the version that began"
+        ):
+            check_checkpoint(tmp_path, checkpoint_name(step))
+    with pytest.raises(UserError, match=r"got another version's, 2 and not 1 .*step-00000002"):
+        latest_checkpoint(tmp_path)
+    assert verify_checkpoint(tmp_path, checkpoint_name(2)) == ["its format is 2, not 1"]
+
+
+def test_a_checkpoint_that_is_looked_at_by_name_is_sound_or_a_sentence(tmp_path):
+    save_all(tmp_path, 1)
+    check_checkpoint(tmp_path, checkpoint_name(1))
+    (tmp_path / checkpoint_name(1) / rank_file(0)).write_bytes(b"")
+    with pytest.raises(UserError, match=r"got 'rank-00000.safetensors has 0 bytes.*step-00000001\]. Bring that folder"):
+        check_checkpoint(tmp_path, checkpoint_name(1))
 
 
 def test_a_later_checkpoint_than_the_one_resumed_from_scores_for_nothing_and_goes_with_the_first_commit(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cxrdist.errors import UserError
-from cxrdist.train.pieces import DTYPES, EARLIER, RECORD, Piece, Reader, rank_file, record_text, write_pieces
+from cxrdist.train.pieces import DTYPES, EARLIER, FORMAT, RECORD, Piece, Reader, rank_file, record_text, write_pieces
 
 MIB = 2**20
 
@@ -22,7 +22,7 @@ def write_checkpoint(folder: Path, ranks: list[list[Piece]], facts: dict | None 
     folder.mkdir()
     for rank, pieces in enumerate(ranks):
         write_pieces(folder / rank_file(rank), pieces, "{}")
-    (folder / RECORD).write_text(record_text({"world_size": len(ranks), "facts": facts or {}}))
+    (folder / RECORD).write_text(record_text({"format": FORMAT, "world_size": len(ranks), "facts": facts or {}}))
     return folder
 
 
@@ -157,6 +157,13 @@ def test_a_checkpoint_of_an_earlier_version_is_a_sentence(tmp_path):
     with pytest.raises(
         UserError, match=r"must be of this version's format, got an earlier version's .* Finish that run"
     ):
+        Reader(tmp_path)
+
+
+@pytest.mark.parametrize("record", [{"format": FORMAT + 1, "ranks": {}}, {"world_size": 1, "facts": {}, "files": {}}])
+def test_a_checkpoint_of_another_format_is_a_sentence_and_not_a_damage(tmp_path, record):
+    (tmp_path / RECORD).write_text(record_text(record))
+    with pytest.raises(UserError, match=rf"another version's, {record.get('format')} and not {FORMAT} .* Finish that"):
         Reader(tmp_path)
 
 

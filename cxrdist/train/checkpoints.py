@@ -21,7 +21,16 @@ from typing import Any
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger
 from cxrdist.train.commit import FAILED, PARTIAL, Attempt, refused
-from cxrdist.train.pieces import ASIDE, DamagedError, Piece, place_of, rank_file, read_record, refuse_earlier
+from cxrdist.train.pieces import (
+    ASIDE,
+    FORMAT,
+    DamagedError,
+    Piece,
+    place_of,
+    rank_file,
+    read_record,
+    refuse_other_versions,
+)
 from cxrdist.train.snapshot import Snapshot
 
 log = get_logger(__name__)
@@ -220,7 +229,7 @@ def latest_checkpoint(folder: Path) -> str | None:
     warning.  Reads all of the checkpoint: one rank does it for all.
 
     Raises:
-        UserError: If no checkpoint is sound, or they are an earlier version's.
+        UserError: If no checkpoint is sound, or they are another version's.
     """
     pointer = folder / "latest"
     try:
@@ -231,7 +240,7 @@ def latest_checkpoint(folder: Path) -> str | None:
     if name not in map(checkpoint_name, steps):
         problem = f"`latest` must name a checkpoint that is there, got {name!r} [in {folder.name}]."
     else:
-        refuse_earlier(folder / name)
+        refuse_other_versions(place_of(folder / name))
         wrong = verify_checkpoint(folder, name)
         if not wrong:
             return name
@@ -253,9 +262,26 @@ def verify_checkpoint(folder: Path, name: str) -> list[str]:
         record = read_record(place)
     except DamagedError as error:
         return [str(error)]
+    if record.get("format") != FORMAT:
+        return [f"its format is {record.get('format')!r}, not {FORMAT}"]
     files = [(place / rank_file(rank), record["files"][rank_file(rank)]) for rank in range(record["world_size"])]
     with ThreadPoolExecutor(HASHED_AT_A_TIME) as pool:
         return [wrong for wrong in pool.map(_wrong_with, *zip(*files, strict=True)) if wrong]
+
+
+def check_checkpoint(folder: Path, name: str) -> None:
+    """Check that a checkpoint is what was written; reads all of it: one rank does it for all.
+
+    Raises:
+        UserError: If it is not, or another version's.
+    """
+    refuse_other_versions(place_of(folder / name))
+    wrong = verify_checkpoint(folder, name)
+    if wrong:
+        raise UserError(
+            f"A checkpoint must be as it was written, got {'; '.join(wrong)!r} [in {name}]. "
+            "Bring that folder back from a copy, or start the run over in another --out."
+        )
 
 
 def _wrong_with(path: Path, written: Mapping[str, Any]) -> str | None:
@@ -285,6 +311,6 @@ def _step_of(name: str) -> int:
 
 def _score(folder: Path, step: int) -> float | None:
     with suppress(DamagedError):
-        score: float | None = read_record(folder / checkpoint_name(step))["score"]
+        score: float | None = read_record(folder / checkpoint_name(step)).get("score")
         return score
     return None

@@ -27,6 +27,7 @@ from typing import Any
 from cxrdist.errors import UserError
 from cxrdist.train.pieces import (
     ASIDE,
+    FORMAT,
     RECORD,
     DamagedError,
     Piece,
@@ -37,7 +38,6 @@ from cxrdist.train.pieces import (
 )
 
 PARTIAL, FAILED = ".partial-", ".failed-"
-FORMAT = 1
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.5
 """Between two looks at a folder."""
 
@@ -154,7 +154,7 @@ class Attempt:
     def _committed(self) -> bool:
         """Whether rank 0 is through: the step's folder is of this attempt, and the latest."""
         try:
-            mine = read_record(self.folder / self.name)["attempt"] == self.identity
+            mine = read_record(self.folder / self.name).get("attempt") == self.identity
             return mine and (self.folder / "latest").read_text(encoding="utf-8").strip() == self.name
         except (DamagedError, OSError):
             return False

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from cxrdist.errors import UserError, nearest
 
 RECORD = "checkpoint.json"
 """Written when all ranks' files are there: sizes, hashes, facts, and a hash of its own text."""
+
+FORMAT = 1
+"""Of a checkpoint as a whole, in its record."""
 
 ASIDE = ".replaced-"
 """Before the name of a checkpoint whose place another one of the same step is taking."""
@@ -150,16 +154,21 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
-def refuse_earlier(checkpoint: Path) -> None:
-    """Refuse a checkpoint that an earlier version wrote.
+def refuse_other_versions(checkpoint: Path) -> None:
+    """Refuse a checkpoint that another version wrote in another format; a damaged one passes.
 
     Raises:
         UserError: If it is one.
     """
-    if (checkpoint / EARLIER).exists():
+    found = f"an earlier version's ({EARLIER})" if (checkpoint / EARLIER).exists() else None
+    with suppress(DamagedError):
+        record = read_record(checkpoint)
+        if record.get("format") != FORMAT:
+            found = f"another version's, {record.get('format')!r} and not {FORMAT}"
+    if found:
         raise UserError(
-            f"A checkpoint must be of this version's format, got an earlier version's ({EARLIER}) "
-            f"[in {checkpoint.name}]. Finish that run with the version that began it, or start anew in another --out."
+            f"A checkpoint must be of this version's format, got {found} [in {checkpoint.name}]. "
+            "Finish that run with the version that began it, or start anew in another --out."
         )
 
 
@@ -170,10 +179,10 @@ class Reader:
         """Open the checkpoint in `folder`.
 
         Raises:
-            UserError: If it is not there or damaged, as far as sizes and headers tell, or an earlier version's.
+            UserError: If it is not there or damaged, as far as sizes and headers tell, or another version's.
         """
         folder = place_of(folder)
-        refuse_earlier(folder)
+        refuse_other_versions(folder)
         self.folder = folder
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         self._pieces: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}
