@@ -1,6 +1,8 @@
 """A copy of what a rank saves, in the host's memory, so that training goes on while it is written."""
 
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -23,7 +25,7 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
-        self._locked = False
+        self._unlock: weakref.finalize | None = None
 
     def take(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Return `pieces` with copies of their tensors; they are valid until the next call.
@@ -54,13 +56,24 @@ class Snapshot:
 
     def release(self) -> None:
         """Give the memory back."""
-        if self._locked:
-            torch.cuda.cudart().cudaHostUnregister(self._block.data_ptr())
-            self._locked = False
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
         self._block = torch.empty(0, dtype=torch.uint8)
 
     def _lock(self) -> None:
         failed = torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), self._block.nbytes, 0)
-        self._locked = int(failed) == 0
-        if not self._locked:
-            log.debug("No locked pages for checkpoints (CUDA error %d): copying to them is slower.", int(failed))
+        if int(failed) == 0:
+            # Also where nobody calls `release`: memory that is freed while its pages are locked stays so.  The block
+            # is held until then; at the end of the process the driver gives all back.
+            self._unlock = weakref.finalize(self, _unlock, self._block)
+            self._unlock.atexit = False
+            return
+        log.debug("No locked pages for checkpoints (CUDA error %d): copying to them is slower.", int(failed))
+        # The runtime keeps the error for whoever asks next, which is PyTorch after its next kernel: let that be here.
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda").add_(1)
+
+
+def _unlock(block: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(block.data_ptr())
