@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cxrdist.errors import UsageError, UserError
+from cxrdist.models.bits import same_bits
 from cxrdist.models.build import RadiographModel
 from cxrdist.models.card import model_card
 from cxrdist.models.folder import FACTS, load_model
@@ -238,9 +239,7 @@ def compare_tensors(written: Mapping[str, torch.Tensor], source: Source) -> None
         if not any(name.startswith(f"{part}.") for part in head)
     }
     differing = sorted(wanted.keys() ^ written.keys()) or [
-        name
-        for name, value in wanted.items()
-        if value.dtype != written[name].dtype or not _same_bits(value, written[name])
+        name for name, value in wanted.items() if not same_bits(value, written[name])
     ]
     if differing:
         raise UserError(
@@ -297,13 +296,6 @@ def _timm_outputs(folder: Path, source: Source, images: torch.Tensor, in_shards:
 def _classifier(source: Source) -> tuple[str, ...]:
     names = source.model.net.pretrained_cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    # Bytes, so that a NaN equals itself and -0 is not 0.
-    return one.shape == other.shape and torch.equal(
-        one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8)
-    )
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cxrdist.errors import UserError
+from cxrdist.models.bits import same_bits
 from cxrdist.train.fragments import WEIGHT, live_weights
 
 BUFFER = "buffer"
@@ -24,8 +25,12 @@ class WholeTensors(Protocol):
 
 
 def consolidate(reader: WholeTensors, kind: str = WEIGHT) -> dict[str, torch.Tensor]:
-    """Return every parameter, as `WEIGHT` or as the running mean's kind, and every saved buffer, by name."""
-    return {name: reader.full(name, kind) for name in reader.names(kind)} | {
+    """Return every parameter, as `WEIGHT` or as the running mean's kind, and every saved buffer, by name.
+
+    A frozen parameter has no running mean beside its weight, and is its weight under either kind.
+    """
+    moving = set(reader.names(kind))
+    return {name: reader.full(name, kind if name in moving else WEIGHT) for name in reader.names(WEIGHT)} | {
         name: reader.full(name, BUFFER) for name in reader.names(BUFFER)
     }
 
@@ -69,23 +74,12 @@ def compare_with_live(engine: Any, tensors: Mapping[str, torch.Tensor] | None) -
     live: set[str] = set()
     for name, weight in live_weights(engine):
         live.add(name)
-        if tensors is not None and not _same_bits(weight, tensors.get(name)):
+        if tensors is not None and not same_bits(weight, tensors.get(name)):
             different.append(name)
     if tensors is None:
         return []
     for name, buffer in saved_buffers(engine.module).items():
         live.add(name)
-        if not _same_bits(buffer.cpu(), tensors.get(name)):
+        if not same_bits(buffer.cpu(), tensors.get(name)):
             different.append(name)
     return different + sorted(tensors.keys() - live)
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor | None) -> bool:
-    if other is None or one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(_bytes(one), _bytes(other))
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor's bytes: -0 is not 0 and NaN is itself."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

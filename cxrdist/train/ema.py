@@ -23,8 +23,6 @@ class Ema:
         self.engine = engine
         self.decay = decay
         moving = trainable(engine)
-        # A frozen weight is its own mean.
-        self._frozen = [fragment for fragment in weights(engine) if fragment.name not in moving]
         self._weights = [fragment for fragment in weights(engine) if fragment.name in moving]
         self._means = [fragment.tensors[WEIGHT].clone() for fragment in self._weights]
 
@@ -35,12 +33,11 @@ class Ema:
             torch._foreach_lerp_(self._means, self._masters(), 1 - self.decay)
 
     def fragments(self) -> list[Fragment]:
-        """Return this rank's fragments of the mean, of kind `EMA`, for every parameter."""
-        means = [
+        """Return this rank's fragments of the mean, of kind `EMA`; none of what is frozen, which is its own mean."""
+        return [
             Fragment(w.name, w.shape, w.start, {EMA: mean}, w.shared)
             for w, mean in zip(self._weights, self._means, strict=True)
         ]
-        return means + [Fragment(w.name, w.shape, w.start, {EMA: w.tensors[WEIGHT]}, w.shared) for w in self._frozen]
 
     @torch.no_grad()
     def restore(self, read: Read) -> None:
