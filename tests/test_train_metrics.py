@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,9 @@ def test_mlflow_gets_every_value_and_a_resumed_run_goes_on_in_its_own(twice, mon
 def test_wandb_gets_every_value_and_a_resumed_run_goes_on_in_its_own(twice):
     files = sorted((twice.path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2  # of two processes, for one run
-    run_id = json.loads((twice.path / "trackers.json").read_text())["wandb"]["run_id"]
+    known = (twice.path / "trackers.json").read_text()
+    assert str(twice.path) not in known
+    run_id = json.loads(known)["wandb"]["run_id"]
     seen = {}
     for file in files:
         for record in wandb_records(file):
@@ -237,6 +240,57 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_way_out(monkeypatch
         check_trackers(["wandb"])
     assert caught.value.exit_code == 2
     check_trackers([])
+
+
+def test_a_plain_folder_with_a_tracker_s_name_is_not_the_tracker(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert trackers.find_spec("wandb") is not None  # a package without a file, to Python
+    with pytest.raises(UsageError, match="got 'wandb'"):
+        check_trackers(["wandb"])
+
+
+def test_a_tracker_gets_the_names_of_paths_and_no_folders_above(folder, monkeypatch):
+    tree = {
+        "shards": ["/data/alice/nih14", "../shared/mimic/"],
+        "model": {"backbone": "timm/vit", "weights": "/home/alice/mae/model.safetensors"},
+        "train": {"deepspeed": "mine/ds_config.json", "steps": 3},
+        "optim": {"note": "/anything/absolute"},
+    }
+    write_yaml(tree, folder.config)
+    assert trackers._config(folder) == {
+        "shards": ["nih14", "mimic"],
+        "model": {"backbone": "timm/vit", "weights": "model.safetensors"},
+        "train": {"deepspeed": "ds_config.json", "steps": 3},
+        "optim": {"note": "absolute"},
+    }
+    tree["model"]["weights"] = "timm:vit_base_patch16_224/x"
+    write_yaml(tree, folder.config)
+    assert trackers._config(folder)["model"]["weights"] == "timm:vit_base_patch16_224/x"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    MetricsLog(folder, step=0, enabled=True, trackers=["mlflow"]).close()
+    stored = {path.name: path.read_text() for path in folder.path.glob("mlruns/*/*/params/*")}
+    assert stored["shards"] == "['nih14', 'mimic']"
+    assert stored["train.deepspeed"] == "ds_config.json"
+    assert not any("alice" in value for value in stored.values())
+
+
+def test_credentials_in_a_tracking_address_are_neither_kept_nor_told(folder, caplog, monkeypatch):
+    address = "http://alice:s3cr3t@tracker.invalid/api?token=h1dd3n"
+    assert trackers._fingerprint(address) == trackers._fingerprint("http://tracker.invalid/api")  # a new password
+    assert trackers._fingerprint(address) != trackers._fingerprint("http://other.invalid/api")
+
+    def refuse(folder: RunFolder) -> None:
+        raise RuntimeError(f"no answer from {address}, is it there?")
+
+    monkeypatch.setitem(trackers.START, "mlflow", refuse)
+    with caplog.at_level("WARNING", logger="cxrdist"):
+        MetricsLog(folder, step=0, enabled=True, trackers=["mlflow"]).close()
+    assert "which failed: no answer from http://tracker.invalid/api" in caplog.text
+    assert "alice" not in caplog.text and "s3cr3t" not in caplog.text and "h1dd3n" not in caplog.text
 
 
 def test_a_tracker_that_fails_warns_once_and_the_run_goes_on(folder, caplog, monkeypatch):

@@ -4,26 +4,30 @@ Both write under the run folder and use no network, unless their own settings (`
 ``WANDB_MODE``) say otherwise.  A tracker is a copy for people to look at: when it fails, training goes on without it.
 """
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from cxrdist.config import Tree, read_yaml
 from cxrdist.errors import UsageError
 from cxrdist.log import get_logger
-from cxrdist.train.run_folder import RunFolder, flatten, write_json
+from cxrdist.models.locate import is_timm_name
+from cxrdist.train.run_folder import TRACKERS, RunFolder, flatten, write_json
 
 log = get_logger(__name__)
 
 PROJECT = "cxrdist"
 """Name of the project (W&B) and of the experiment (MLflow)."""
-RUNS = "trackers.json"
-"""File of the run folder with each tracker's own id of the run, so that a resumed run goes on in the same one."""
+PATHS = ("shards", "model.weights", "train.deepspeed")
+"""Values of a configuration that are paths: they tell of people and machines, and a tracker gets their last part."""
 MLFLOW_PARAM_CHARS = 500
 """Length that every MLflow server takes for the value of a parameter."""
 QUIET = {
@@ -36,6 +40,10 @@ QUIET = {
     "wandb": {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"},
 }
 """Environment of the libraries, read when they are imported; what a user has set stays."""
+
+
+CREDENTIALS = re.compile(r"(?<=//)[^\s/]*@|(?<=\S)\?\S+")
+"""User, password and options in an address."""
 
 
 class Tracker(Protocol):
@@ -55,7 +63,8 @@ def check_trackers(names: Sequence[str]) -> None:
         UsageError: If one is not.
     """
     for name in names:
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a plain folder of that name, as W&B makes one, has no origin
             raise UsageError(
                 f"`train.trackers` must name what is installed, got {name!r}. "
                 f"Install it with `pip install 'cxrdist[{name}]'`, or take it out."
@@ -98,12 +107,17 @@ class Trackers:
         self.open = {}
 
     def _warn(self, name: str, error: Exception) -> None:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        log.warning("Training goes on without the tracker %s, which failed: %s", name, reason)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = CREDENTIALS.sub("", reason)
+        log.warning("Training goes on without the tracker %s, which failed: %s", name, reason[:200])
 
 
 class MlflowRun:
-    """A run in MLflow's store, through its client: nothing global is set, no user or host is told."""
+    """A run in MLflow's store, through its client; no user or host is told.
+
+    Beside defaults in the environment, no setting of MLflow's that is the process's is touched: not the tracking URI,
+    not the experiment, not the active run.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         _be_quiet("mlflow")
@@ -118,7 +132,7 @@ class MlflowRun:
         self.metric = Metric
         self.client = MlflowClient(tracking_uri=uri)
         known = _read_runs(folder).get("mlflow")
-        if known is not None and known["tracking_uri"] == uri:
+        if known is not None and known.get("store") == _fingerprint(uri):
             self.run_id = known["run_id"]
             self.client.update_run(self.run_id, status="RUNNING")
             return
@@ -129,7 +143,7 @@ class MlflowRun:
         params = [Param(name, str(value)[:MLFLOW_PARAM_CHARS]) for name, value in flatten(_config(folder)).items()]
         for start in range(0, len(params), 100):  # the most that one call takes
             self.client.log_batch(self.run_id, params=params[start : start + 100])
-        _remember(folder, mlflow={"tracking_uri": uri, "run_id": self.run_id})
+        _remember(folder, mlflow={"store": _fingerprint(uri), "run_id": self.run_id})
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Add the values of a step; one call to the store."""
@@ -201,14 +215,32 @@ def _run_name(folder: RunFolder) -> str:
 
 
 def _config(folder: RunFolder) -> Tree:
-    """Return the resolved configuration that stands in the run folder."""
-    return read_yaml(folder.config) if folder.config.is_file() else {}
+    """Return the resolved configuration that stands in the run folder, with the last part of each path."""
+    tree: Tree = _without_paths(read_yaml(folder.config)) if folder.config.is_file() else {}
+    return tree
+
+
+def _without_paths(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(one, f"{name}.{key}" if name else str(key)) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(one, name) for one in value]
+    if isinstance(value, str) and (Path(value).is_absolute() or (name in PATHS and not is_timm_name(value))):
+        return Path(value).name
+    return value
+
+
+def _fingerprint(uri: str) -> str:
+    """Return a hash of where `uri` leads to, without the user, password and options that it may hold."""
+    parts = urlsplit(uri)
+    place = (parts.scheme, parts.netloc.rpartition("@")[2], parts.path)
+    return hashlib.sha256(json.dumps(place).encode()).hexdigest()
 
 
 def _read_runs(folder: RunFolder) -> dict[str, Any]:
-    path: Path = folder.path / RUNS
+    path: Path = folder.path / TRACKERS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _remember(folder: RunFolder, **run: dict[str, str]) -> None:
-    write_json(folder.path / RUNS, _read_runs(folder) | run)
+    write_json(folder.path / TRACKERS, _read_runs(folder) | run)
