@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from cxrdist.train.engine import build_engine, grad_norm, overflowed, process_gr
 from cxrdist.train.guard import MOST_SKIPPED, Guard, NotFiniteError, carried
 from cxrdist.train.replay import replay
 from cxrdist.train.run_folder import RunFolder
+from cxrdist.train.state import Progress
 from cxrdist.world import World
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
@@ -170,6 +172,9 @@ def test_an_image_that_is_not_finite_stops_the_run_and_is_found_by_its_key(tmp_p
     )
     with pytest.raises(NotFiniteError, match=re.escape(sentence)):
         run(tmp_path, spoil=spoil_image(3, 0, 1, 2))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("bad-batch/*")}
+    assert modes == {"batch.json": 0o600, "rank-00000.safetensors": 0o600}  # images: their user's alone
+    assert (tmp_path / "bad-batch").stat().st_mode & 0o777 == 0o700
     kept = load_file(tmp_path / "bad-batch/rank-00000.safetensors")
     batches = batches_of(3, 0)
     spoil_image(3, 0, 1, 2)(3, batches, Toy())
@@ -281,6 +286,19 @@ def test_fp16_may_overflow_for_a_while_but_not_for_ever_and_never_with_a_bad_los
             guard.check(7, [0.5, math.inf], **bad)
 
 
+def test_a_row_of_left_out_steps_goes_on_in_a_resumed_run(tmp_path):
+    with process_group(World()):
+        first = Guard(RunFolder(tmp_path), World(), precision="fp16", seed=SEED, keys=keys_of)
+        bad = {"norm": math.inf, "overflowed": True, "batches": batches_of(1, 0)}
+        for step in range(1, MOST_SKIPPED):
+            first.check(step, [0.5, 0.5], **bad)
+        progress = asdict(Progress(skipped=first.skipped))  # as a checkpoint has it
+        resumed = Guard(RunFolder(tmp_path), World(), precision="fp16", seed=SEED, keys=keys_of)
+        resumed.skipped = Progress(**json.loads(json.dumps(progress))).skipped
+        with pytest.raises(NotFiniteError, match=f"and in the {MOST_SKIPPED - 1} steps before it"):
+            resumed.check(MOST_SKIPPED, [0.5, 0.5], **bad)
+
+
 def test_a_full_disk_hides_nothing_of_what_stopped_the_run(tmp_path):
     def work() -> None:
         with process_group(World()):
@@ -304,6 +322,11 @@ def test_a_replay_leaves_the_task_as_it_was_and_refuses_a_rank_that_is_not_there
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
     with pytest.raises(UserError, match="`rank` must be one of the 1 of the run, got 4"):
         replay(tmp_path, task, rank=4)
+    replay(tmp_path, task, step=0)
+    with pytest.raises(
+        UserError, match=r"from before the bad step, of step 0, got that of step 4 .* with --resume auto"
+    ):
+        replay(tmp_path, task, step=4)
     (tmp_path / "bad-batch/rank-00000.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="needs the micro-batches of rank 0, got no readable rank-00000"):
         replay(tmp_path, task)

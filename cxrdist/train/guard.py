@@ -5,6 +5,7 @@ norm: so a good step costs no message between ranks.  `carried` makes a bad loss
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,11 @@ from cxrdist.errors import UserError
 from cxrdist.log import get_logger
 from cxrdist.train.config import Precision
 from cxrdist.train.engine import gather
-from cxrdist.train.run_folder import RunFolder, write_json
+from cxrdist.train.run_folder import BAD_BATCH, RunFolder, write_json
 from cxrdist.world import World
 
 log = get_logger(__name__)
 
-BAD_BATCH = "bad-batch"
-"""Folder, in the run folder, of the batch that stopped it."""
 FACTS = "batch.json"
 NAMED = 8
 """Samples and ranks named in a sentence."""
@@ -78,6 +77,7 @@ class Guard:
         """Guard the run in `folder`; `keys` gives the keys of samples by their numbers (B,), `seed` is the run's."""
         self.folder, self.world, self.precision, self.seed, self.keys = folder.path, world, precision, seed, keys
         self.skipped = 0
+        """Steps left out in a row until now; a resumed run puts in what `Progress` remembers."""
 
     def check(
         self, step: int, losses: Sequence[float], *, norm: float | None, overflowed: bool, batches: Sequence[Batch]
@@ -139,7 +139,8 @@ class Guard:
             }
             try:
                 write_json(folder / FACTS, facts)
-            except UserError as error:
+                (folder / FACTS).chmod(0o600)
+            except (UserError, OSError) as error:
                 problems = [str(error)]
         (problems,) = gather(problems)[:1]
         if problems:
@@ -148,7 +149,7 @@ class Guard:
 
 
 def _write(folder: Path, rank: int, batches: Sequence[Batch]) -> str | None:
-    """Write one rank's micro-batches; return what went wrong."""
+    """Write one rank's micro-batches, for its user's eyes only, as they are images; return what went wrong."""
     tensors = {
         f"{number}/{name}": value.detach().cpu().contiguous()
         for number, batch in enumerate(batches)
@@ -157,10 +158,13 @@ def _write(folder: Path, rank: int, batches: Sequence[Batch]) -> str | None:
     path = rank_file(folder, rank)
     hidden = path.with_name(f".{path.name}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # it may be there from before
+        hidden.unlink(missing_ok=True)
         if rank == 0:
             (folder / FACTS).unlink(missing_ok=True)  # of an earlier stop; written last, it says what is there
-        hidden.write_bytes(save(tensors))
+        with open(hidden, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(save(tensors))
         hidden.replace(path)
     except OSError as error:
         return str(error.strerror)

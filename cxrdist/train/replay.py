@@ -18,7 +18,8 @@ from cxrdist.data.loader import Batch
 from cxrdist.errors import UserError
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.config import Precision
-from cxrdist.train.guard import BAD_BATCH, FACTS, rank_file, shortened
+from cxrdist.train.guard import FACTS, rank_file, shortened
+from cxrdist.train.run_folder import BAD_BATCH
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -108,18 +109,29 @@ class Replay:
 
 
 def replay(
-    folder: Path, task: nn.Module, *, device: torch.device | None = None, rank: int | None = None
+    folder: Path,
+    task: nn.Module,
+    *,
+    step: int | None = None,
+    device: torch.device | None = None,
+    rank: int | None = None,
 ) -> list[Replay]:
     """Make the step of the bad batch in run folder `folder` again with `task`; return what is not finite.
 
-    `task` has the weights from before the step and is left with them; it is no engine, and not compiled.  Without
-    `rank` the ranks whose loss was not finite are looked at, or all where every loss was.  If everything is finite, the
-    first micro-batch alone is returned.
+    `task` has the weights from before the step, those after `step` steps, and is left with them; it is no engine, and
+    not compiled.  Without `rank` the ranks whose loss was not finite are looked at, or all where every loss was.  If
+    everything is finite, the first micro-batch alone is returned.
 
     Raises:
-        UserError: If no batch is there, or not that of `rank`.
+        UserError: If no batch is there, or not that of `rank`, or if the weights are those of another step.
     """
     facts = _read_facts(folder)
+    if step is not None and step != facts["step"] - 1:
+        raise UserError(
+            f"A replay needs the checkpoint from before the bad step, of step {facts['step'] - 1}, got that of step "
+            f"{step} [in {folder.name}]. Continue the run with --resume auto: it comes to the bad step again, "
+            "and keeps the checkpoint before it."
+        )
     device = device or torch.device("cpu")
     task.to(device).train()
     precision: Precision = facts["precision"]

@@ -33,6 +33,8 @@ class Progress:
     """Validations since the best one."""
     stopped_early: bool = False
     """Whether too many validations in a row were no better."""
+    skipped: int = 0
+    """Steps up to this one that fp16 has left out in a row: `cxrdist.train.guard.Guard.skipped`."""
 
     def validated(self, score: float | None, *, patience: int | None) -> None:
         """Take note of a validation of this step; `patience` is how many in a row may be no better, None any number."""
