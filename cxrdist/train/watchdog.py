@@ -56,6 +56,8 @@ OF_A_PEER = re.compile(
     re.IGNORECASE,
 )
 """What errors say that may be about another rank; they have no class in common."""
+TIMED_OUT = re.compile(r"time[d ]*out", re.IGNORECASE)
+"""What errors say of a collective that was given up."""
 
 
 class RankLostError(UserError):
@@ -109,7 +111,7 @@ class Watchdog:
         """
         if self.board is None or not _may_be_of_a_peer(error):
             return None
-        self._timed_out = "time" in str(error).lower()
+        self._timed_out = TIMED_OUT.search(str(error)) is not None
         self._explaining.set()
         until = time.monotonic() + EXPLAIN_S
         while self._verdict is None and time.monotonic() < until:
