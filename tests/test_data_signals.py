@@ -41,6 +41,16 @@ def test_a_signal_of_the_launcher_leaves_the_reading_to_go_on(signum):
     assert read == list(range(30))
 
 
+def test_where_no_thread_learns_who_a_signal_is_from_the_parent_s_still_ends_the_reading(monkeypatch):
+    monkeypatch.delattr(signal, "sigwaitinfo")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        heed_only_the_parent()
+        assert set(STOPS) & signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set(STOPS) - {signal.SIGTERM}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_the_process_that_is_read_for_can_end_the_reading():
     batches = iter(loader())
     next(batches)

@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss
 from torchvision.ops import sigmoid_focal_loss
 
 from cxrdist.errors import UsageError
-from cxrdist.finetune.losses import LossConfig, MultiLabelLoss, multilabel_losses
+from cxrdist.finetune.losses import LossConfig, MultiLabelLoss, multilabel_losses, shifted
 
 LOSSES = {
     "bce": LossConfig(),
@@ -49,6 +49,14 @@ def test_asymmetric_loss_is_the_paper_s(margin):
     p_m = (p - margin).clamp(min=0)
     expected = torch.where(targets == 1, -(1 - p) * p.log(), -(p_m**4) * (1 - p_m).log())
     torch.testing.assert_close(multilabel_losses(config, logits, targets, ONES), expected.float())
+
+
+@pytest.mark.parametrize("margin", [1e-12, 1e-8, 9e-7, 1e-6, 1e-3])
+def test_a_margin_that_float32_does_not_tell_from_none_gives_no_infinite_loss(margin):
+    logits = torch.tensor([-200.0, -20.0, 0.0, 20.0, 200.0], requires_grad=True)
+    loss = shifted(logits, 2.0, margin)
+    loss.sum().backward()
+    assert loss.isfinite().all() and logits.grad.isfinite().all()
 
 
 def test_without_focus_and_margin_all_are_cross_entropy():

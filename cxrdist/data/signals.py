@@ -14,6 +14,9 @@ def heed_only_the_parent() -> None:
     process makes its step and its checkpoint after that, and would find its reading processes killed.  Those end with
     it in any case.
     """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS tells no thread who a signal is from: the parent's must end this one
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPS) - {signal.SIGTERM})
+        return
     parent = os.getppid()
     # Blocked here, before any thread begins, so that each thread inherits it and only the one below hears of it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
