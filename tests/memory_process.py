@@ -68,7 +68,7 @@ class Case:
     def optim_config(self) -> OptimConfig:
         return OptimConfig(**self.optim)
 
-    def task(self) -> Task:
+    def task(self, *, told: bool = False, loaded: bool = True) -> Task:
         config = ModelConfig(backbone=self.backbone, args=self.args)
         model = build_model(config, num_classes=FINDINGS, image_size=self.image_size, seed=0)
         return Task(model)

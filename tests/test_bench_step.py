@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from cxrdist.bench import step as bench
 from cxrdist.bench.machine import matmul_rate
-from cxrdist.bench.step import WARM_UP_STEPS, BareLoop, StepOptions, bench_step, build_task, flops_per_image
+from cxrdist.bench.step import WARM_UP_STEPS, BareLoop, StepOptions, bench_step, build_task
 from cxrdist.cli.main import run
 from cxrdist.data.order import Batching
 from cxrdist.models.config import ModelConfig
+from cxrdist.train.flops import flops_per_image
 
 TINY = ModelConfig(backbone="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2})
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ def test_both_sides_reach_the_same_weights_after_the_same_steps(monkeypatch, cha
 
 
 def test_a_result_adds_up_and_is_json():
-    result = bench_step(options(steps=5, block=2), peers=True)
+    result = bench_step(options(steps=5, block=2))
     assert json.loads(json.dumps(asdict(result)))["ratio"] == result.ratio
     assert (result.rounds, result.block) == (3, 2)
     assert result.ratio_quartiles[0] <= result.ratio <= result.ratio_quartiles[1]
@@ -50,7 +52,6 @@ def test_a_result_adds_up_and_is_json():
         assert side.images_per_s == pytest.approx(4 / side.step_s)
         assert side.flops_share == pytest.approx(side.images_per_s * result.flops_per_image / result.matmul_flops)
     assert result.machine["threads"] == torch.get_num_threads() and result.machine["device"] == "cpu"
-    assert not result.peers[0]["measured"] and "wheel" in result.peers[0]["reason"]
 
 
 def test_sides_take_turns_on_the_same_batches_and_change_places(monkeypatch):
@@ -94,7 +95,9 @@ def test_the_bare_loop_is_the_textbook_step():
 def test_flops_are_those_of_the_published_model():
     chosen = StepOptions(ModelConfig(backbone="vit_small_patch16_224"))
     # 4.6 billion multiplications and additions for one image forward (Touvron et al. 2021); backward is twice that.
-    assert flops_per_image(build_task(chosen), chosen) == pytest.approx(3 * 2 * 4.6e9, rel=0.03)
+    turns = bench._Turns(chosen, build_task(chosen), BareLoop(build_task(chosen), chosen, CPU), CPU)
+    build = partial(bench._build, chosen, turns.task)
+    assert flops_per_image(build, turns.example, "fp32") == pytest.approx(3 * 2 * 4.6e9, rel=0.03)
 
 
 def test_the_measured_rate_is_of_this_world():
@@ -117,8 +120,8 @@ def test_the_command_prints_a_table_or_json(command):
     code, out, _ = command(*small, "--json")
     told = json.loads(out)
     assert code == 0 and told["options"]["batch"] == 2 and told["rounds"] == 2 and told["machine"]["torch"]
-    code, out, _ = command(*small, "--peers")
-    assert code == 0 and "bare PyTorch" in out and "cxrdist / bare: " in out and "timm train.py: not measured" in out
+    code, out, _ = command(*small)
+    assert code == 0 and "bare PyTorch" in out and "cxrdist / bare: " in out
 
 
 def test_wrong_values_are_sentences(command):

@@ -13,7 +13,8 @@ from memory_process import Case
 
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.dryrun import imagine, profile_pass
-from cxrdist.train.memory import MIB, RankMemory, plan_memory
+from cxrdist.train.host_memory import available_host_memory
+from cxrdist.train.memory import GIB, MIB, RankMemory, plan_memory
 
 WITHIN = 0.15
 """Of what is taken."""
@@ -116,3 +117,81 @@ def test_what_is_divided_among_ranks_shrinks_with_them_and_what_is_offloaded_lea
         assert offloaded.host.optimizer == eight.device.optimizer
     assert on_gpu(8, zero_stage=0).device.optimizer == on_gpu(1, zero_stage=0).device.optimizer
     assert on_gpu(8, checkpoint_in_background=False).host.snapshot == 0
+
+
+def machine(root: Path, *, free: int, groups: str, mounts: str, files: dict[str, str]) -> Path:
+    """Write a tree with ``/proc`` and control groups."""
+    files = files | {
+        "proc/meminfo": f"MemTotal: 999999999 kB\nMemAvailable: {free // 1024} kB\n",
+        "proc/self/cgroup": groups,
+        "proc/self/mountinfo": "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + mounts,
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+SECOND = "30 22 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+FIRST = (
+    "31 22 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+    "32 22 0:29 {} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+)
+
+
+def test_every_control_group_up_to_the_root_limits_and_cached_files_do_not(tmp_path: Path) -> None:
+    def second(job: str, step: str, *, free: int = 64 * GIB) -> int:
+        files = {
+            f"{place}/{name}": value
+            for place, limit, used, cached in (
+                ("sys/fs/cgroup/slurm/job", job, 6 * GIB, 2 * GIB),
+                ("sys/fs/cgroup/slurm/job/step", step, 5 * GIB, 1 * GIB),
+            )
+            for name, value in {
+                "memory.max": f"{limit}\n",
+                "memory.current": f"{used}\n",
+                "memory.stat": f"anon 1\nactive_file {GIB}\ninactive_file {cached}\n",
+            }.items()
+        }
+        return available_host_memory(
+            machine(tmp_path, free=free, groups="0::/slurm/job/step\n", mounts=SECOND, files=files)
+        )
+
+    assert second("max", "max") == 64 * GIB
+    assert second(str(10 * GIB), "max") == 6 * GIB
+    assert second("max", str(10 * GIB)) == 6 * GIB
+    assert second(str(10 * GIB), str(7 * GIB)) == 3 * GIB
+    assert second(str(10 * GIB), "max", free=2 * GIB) == 2 * GIB
+    assert second(str(3 * GIB), "max") == 0
+
+
+@pytest.mark.parametrize(
+    ("mounted", "path", "folder"),
+    [
+        ("/", "/slurm/job", "slurm/job"),
+        ("/", "/slurm/job", "slurm"),
+        ("/docker/abc", "/docker/abc", ""),  # a container without a namespace of groups
+        ("/docker/abc", "/docker/abc/step", "step"),
+        ("/docker/abc", "/elsewhere", ""),
+    ],
+)
+def test_the_groups_of_version_1_limit_too(tmp_path: Path, mounted: str, path: str, folder: str) -> None:
+    files = {
+        f"sys/fs/cgroup/memory/{folder}/{name}": value
+        for name, value in {
+            "memory.limit_in_bytes": str(10 * GIB),
+            "memory.usage_in_bytes": str(8 * GIB),
+            "memory.stat": f"inactive_file 5\ntotal_inactive_file {GIB}\n",
+        }.items()
+    }
+    groups = f"9:cpu:/other\n4:memory:{path}\n0::/\n"
+    root = machine(tmp_path, free=64 * GIB, groups=groups, mounts=FIRST.format(mounted), files=files)
+    assert available_host_memory(root) == 3 * GIB
+
+
+def test_a_machine_without_control_groups_gives_what_it_has(tmp_path: Path) -> None:
+    root = machine(tmp_path, free=3 * GIB, groups="", mounts="", files={})
+    assert available_host_memory(root) == 3 * GIB
+    (root / "proc/self/cgroup").unlink()
+    assert available_host_memory(root) == 3 * GIB
+    assert available_host_memory(tmp_path / "not-linux") > 0

@@ -1,1 +1,1 @@
-"""What this machine does in a second: ours beside a plain script or a peer, in one run."""
+"""What this machine does in a second: ours beside a plain script, in one run."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cxrdist.bench.machine import describe_machine, matmul_rate, synchronise
 from cxrdist.data.loader import Batch
@@ -30,8 +30,10 @@ from cxrdist.models.config import ModelConfig
 from cxrdist.train.batches import Source
 from cxrdist.train.config import OptimConfig, Precision, TrainConfig
 from cxrdist.train.engine import process_group
+from cxrdist.train.flops import flops_per_image
 from cxrdist.train.loop import train
 from cxrdist.train.optim import build_optimizer, lr_at
+from cxrdist.train.precision import AUTOCAST
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
@@ -39,7 +41,6 @@ FINDINGS = 14
 DIFFERENT_BATCHES = 4
 WARM_UP_STEPS = 3
 """Steps of each side before the first that counts: memory is taken, kernels are chosen and compiled."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,9 @@ class StepResult:
     matmul_flops: float
     """Measured rate of a large matrix product in the type of the step, FLOP/s."""
     machine: dict[str, Any]
-    peers: list[dict[str, Any]]
 
 
-def bench_step(options: StepOptions, *, peers: bool = False) -> StepResult:
+def bench_step(options: StepOptions) -> StepResult:
     """Measure both sides on this machine's device.
 
     Raises:
@@ -110,10 +110,10 @@ def bench_step(options: StepOptions, *, peers: bool = False) -> StepResult:
     with process_group(World()) as device:
         task = build_task(options)
         bare = BareLoop(copy.deepcopy(task), options, device)
-        flops = flops_per_image(copy.deepcopy(task), options)
         turns = _Turns(options, task, bare, device)
+        flops = flops_per_image(partial(_build, options, task), turns.example, options.precision)
         _train_ours(task, options, turns, device)
-        rate = matmul_rate(device, DTYPES[options.precision])
+        rate = matmul_rate(device, AUTOCAST[options.precision])
         ours_s, ours_processor_s = np.array(turns.ours_s).T
         bare_s, bare_processor_s = np.array(turns.bare_s).T
         ratios = ours_s / bare_s
@@ -137,7 +137,6 @@ def bench_step(options: StepOptions, *, peers: bool = False) -> StepResult:
             flops_per_image=flops,
             matmul_flops=rate,
             machine=describe_machine(device),
-            peers=_peers() if peers else [],
         )
 
 
@@ -175,7 +174,7 @@ class BareLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        dtype = DTYPES[self.options.precision]
+        dtype = AUTOCAST[self.options.precision]
         with nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype):
             loss = self.forward(moved)["loss"]
         if self.scaler is None:
@@ -224,6 +223,10 @@ class _Turns:
         self.weight_difference = _weight_difference(self.task, self.bare.task)
         raise _Measured
 
+    def example(self, images: int) -> Batch:
+        """Return a batch of so many images."""
+        return {name: value[:1].repeat_interleave(images, dim=0) for name, value in self.batches[0].items()}
+
     def _bare_block(self, batches: Iterator[Batch]) -> tuple[float, float]:
         started = self._now()
         for batch in batches:
@@ -240,23 +243,16 @@ def _passed(start: tuple[float, float], end: tuple[float, float]) -> tuple[float
 
 
 def _train_ours(task: Task, options: StepOptions, turns: _Turns, device: torch.device) -> None:
-    def build(*, told: bool = False) -> Task:
-        # The loop trains what it builds first, and measures a copy of it.
-        return task if told else copy.deepcopy(task)
-
-    def example(images: int) -> Batch:
-        return {name: value[:1].repeat_interleave(images, dim=0) for name, value in turns.batches[0].items()}
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bench"
         folder.mkdir()
         try:
             train(
-                build,
+                partial(_build, options, task),
                 config=_train_config(options),
                 optim=_optim(),
                 seed=options.seed,
-                source=Source(turns, lambda numbers: [str(number) for number in numbers], example),
+                source=Source(turns, lambda numbers: [str(number) for number in numbers], turns.example),
                 validate=None,
                 folder=RunFolder(folder),
                 world=World(),
@@ -291,6 +287,13 @@ def build_task(options: StepOptions) -> Task:
     return Task(build_model(options.model, num_classes=FINDINGS, image_size=options.image_size, seed=options.seed))
 
 
+def _build(options: StepOptions, task: Task, *, told: bool = False, loaded: bool = True) -> Task:
+    """Return `task` where the loop builds what it trains, which it tells of; its shapes anew where it only counts."""
+    if told:
+        return task
+    return copy.deepcopy(task) if loaded else build_task(options)
+
+
 def _make_batches(options: StepOptions, *, pinned: bool) -> list[Batch]:
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.batch, 1, options.image_size, options.image_size)
@@ -306,18 +309,6 @@ def _make_batches(options: StepOptions, *, pinned: bool) -> list[Batch]:
     return batches
 
 
-def flops_per_image(task: Task, options: StepOptions) -> float | None:
-    """Return the FLOPs of a forward and a backward pass over one image, counted on shapes alone."""
-    two = _make_batches(StepOptions(options.model, options.image_size, batch=2), pinned=False)[0]
-    task = task.to("meta").train()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            task({name: value.to("meta") for name, value in two.items()})["loss"].backward()
-    except (NotImplementedError, RuntimeError):  # a layer that looks at values
-        return None
-    return counter.get_total_flops() / 2
-
-
 @torch.no_grad()
 def _weight_difference(one: nn.Module, other: nn.Module) -> float:
     pairs = list(zip(one.parameters(), other.parameters(), strict=True))
@@ -330,14 +321,3 @@ def _median_interval(values: np.ndarray, *, redraws: int = 2000) -> tuple[float,
     medians = np.median(rng.choice(values, (redraws, len(values))), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _peers() -> list[dict[str, Any]]:
-    # timm's `train.py` lies in its repository beside the package; wheels do not have it, so it cannot be imported.
-    return [
-        {
-            "name": "timm train.py",
-            "measured": False,
-            "reason": "it is not in timm's wheel; run it from a checkout of timm on the same machine to compare",
-        }
-    ]

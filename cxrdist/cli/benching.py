@@ -1,4 +1,4 @@
-"""`cxrdist bench`: what this machine does, beside plain scripts and peers."""
+"""`cxrdist bench`: what this machine does, beside plain scripts."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +36,6 @@ def step(
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Keep no activations of blocks, on both sides.")
     ] = False,
-    peers: Annotated[bool, typer.Option("--peers", help="Also measure timm's training script where it is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare a training step with that of a bare PyTorch loop: same model, batch, type, AdamW and clipping.
@@ -65,7 +64,7 @@ def step(
         activation_checkpointing=activation_checkpointing,
     )
     try:
-        result = bench_step(options, peers=peers)
+        result = bench_step(options)
     except Interrupted as stop:
         raise Stopped(stop.signum, "Interrupted; nothing was measured.") from None
     if as_json:
@@ -98,6 +97,4 @@ def _show(result: "StepResult", title: str) -> None:
     if result.ratio_processor is not None:
         typer.echo(f"The same of the processor's time, all threads together: {result.ratio_processor:.3f}")
     typer.echo(f"Weights after the same steps differ by at most {result.weight_difference:.1e} of the largest.")
-    for peer in result.peers:
-        typer.echo(f"{peer['name']}: not measured, {peer['reason']}.")
     typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))

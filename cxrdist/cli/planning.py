@@ -154,8 +154,8 @@ class _Planner:
                     fits = fits or row.fits
                     yield row
 
-    def build_task(self) -> "nn.Module":
-        """Return the task of the run, without its weights' values."""
+    def build_task(self, *, told: bool = False, loaded: bool = False) -> "nn.Module":
+        """Return the task of the run; a plan never reads its weights."""
         return _build_task(self.config, self.findings)
 
     def _row(self, stage: int, offload: str, again: bool) -> Row | None:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import default_collate
 
 from cxrdist.data.loader import Batch, TrainingImages, training_batches
@@ -16,14 +14,11 @@ from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.engine import gather
 from cxrdist.train.microbatch import choose_micro_batch
 from cxrdist.train.run_folder import STARTS, RunFolder, read_lines
+from cxrdist.train.task import BuildTask as BuildTask  # noqa: PLC0414 - the loop takes both from here
 from cxrdist.world import World
 
-
-class BuildTask(Protocol):
-    """Makes a task (``task(batch)["loss"]``) with its initial weights, the same at every call."""
-
-    def __call__(self, *, told: bool = False) -> nn.Module:
-        """Return the task; what a user should know of its weights is logged if `told`."""
+ALIKE = ("global_batch_size", "zero_stage", "offload", "activation_checkpointing", "precision")
+"""What a micro-batch that fits depends on, beside the ranks; starts record it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,8 @@ def plan_batches(
 ) -> Batching:
     """Return the division for `world`; ``micro_batch_size: auto`` is chosen once for a number of ranks.
 
-    What a start of the run with as many ranks has chosen is taken again: another size would round otherwise.
+    What a start of the same run with as many ranks and the same engine has chosen is taken again: another size would
+    round otherwise.
 
     Raises:
         UsageError: If the global batch cannot be divided so.
@@ -74,7 +70,7 @@ def plan_batches(
     """
     size = train.micro_batch_size
     if size == "auto":
-        earlier = gather(_chosen_before(folder, world) if world.is_main else None)[0]
+        earlier = gather(_chosen_before(folder, train, world) if world.is_main else None)[0]
         size = earlier or choose_micro_batch(
             build_task,
             source.example,
@@ -97,10 +93,19 @@ def _repeated(images: TrainingImages, count: int) -> Batch:
     return batch
 
 
-def _chosen_before(folder: RunFolder, world: World) -> int | None:
+def _chosen_before(folder: RunFolder, train: TrainConfig, world: World) -> int | None:
+    """Return the micro-batch of the last start of this run that was alike; None without one.
+
+    A run that ended before its first checkpoint is none: another may have taken its folder, and begins at step 0.
+    """
+    if not folder.begun:
+        return None
+    starts = read_lines(folder.path / STARTS)
+    first = max((number for number, start in enumerate(starts) if start["step"] == 0), default=0)
+    alike = {"world_size": world.world_size, **{name: getattr(train, name) for name in ALIKE}}
     sizes = [
         start.get("micro_batch_size")
-        for start in read_lines(folder.path / STARTS)
-        if start["world_size"] == world.world_size
+        for start in starts[first:]
+        if all(start.get(name) == value for name, value in alike.items())
     ]
     return sizes[-1] if sizes else None

@@ -7,7 +7,7 @@ weights, what autograd saves and what checkpointing computes again are counted a
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cxrdist.train.config import OptimConfig, Precision
 from cxrdist.train.optim import build_optimizer
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from cxrdist.train.precision import AUTOCAST
+from cxrdist.train.task import BuildTask, MakeBatch
 
 COLLECTED = 40
 """Times that a profile of a pass collects garbage: about once in each block of a large network."""
-
-BuildTask = Callable[[], nn.Module]
-MakeBatch = Callable[[int], Mapping[str, torch.Tensor]]
-"""From a number of images to a batch of real shapes and types; its values do not matter."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,12 @@ class OptimizerProfile:
 
 
 def imagine(build_task: BuildTask) -> nn.Module:
-    """Return the task that `build_task` builds, on the device "meta": shapes and no memory."""
+    """Return the task that `build_task` builds, on the device "meta": shapes and no memory.
+
+    No file of weights is read: a checkpoint of a large network is gigabytes, on every rank, for nothing.
+    """
     with torch.device("meta"):
-        return build_task()
+        return build_task(loaded=False)
 
 
 def profile_pass(
@@ -113,7 +112,7 @@ def profile_pass(
         gc.freeze()  # so that collecting looks at what is made from here on only
         try:
             with memory, FlopCounterMode(display=False) as counter:
-                with torch.autocast(device, dtype=DTYPES[precision], enabled=precision != "fp32"):
+                with torch.autocast(device, dtype=AUTOCAST[precision], enabled=precision != "fp32"):
                     loss = task(fake)["loss"]
                 loss.backward()
         finally:

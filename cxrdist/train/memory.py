@@ -16,12 +16,8 @@ P is the bytes of the weights, a *share* what one rank has of something that is 
 Everything is in bytes, per rank.
 """
 
-import os
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -45,12 +41,6 @@ GPU_USABLE = 0.95
 
 ALL_REDUCE = 500_000_000 * FP32
 """Bytes of gradients that stage 0 sums at once."""
-
-CONTROL_GROUPS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-"""Limit and use in versions 2 and 1."""
 
 PREFETCHED = 4
 """Batches per reading process that are made ahead, see `cxrdist.data.loader`."""
@@ -311,16 +301,3 @@ class _Zero:
 def usable_gpu_memory(memory: float) -> int:
     """Return how many bytes of tensors a GPU of `memory` bytes takes."""
     return int(GPU_USABLE * (memory - GPU_CONTEXT))
-
-
-def available_host_memory() -> int:
-    """Return the bytes that this machine, and the control group around this process, can still give."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if sys.platform == "linux" else []
-    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
-    if free is None:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [(Path("/sys/fs/cgroup") / most, Path("/sys/fs/cgroup") / now) for most, now in CONTROL_GROUPS]
-    for most, now in limits:
-        with suppress(OSError, ValueError):  # no control group, or "max"
-            free = min(free, int(most.read_text(encoding="ascii")) - int(now.read_text(encoding="ascii")))
-    return max(free, 0)

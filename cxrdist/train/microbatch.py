@@ -10,9 +10,12 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.dryrun import DTYPES, BuildTask, MakeBatch, at_size, imagine, profile_pass
+from cxrdist.train.dryrun import at_size, imagine, profile_pass
 from cxrdist.train.engine import checkpoint_activations
-from cxrdist.train.memory import GIB, available_host_memory, plan_memory, profile_step
+from cxrdist.train.host_memory import available_host_memory
+from cxrdist.train.memory import GIB, plan_memory, profile_step
+from cxrdist.train.precision import AUTOCAST
+from cxrdist.train.task import BuildTask, MakeBatch
 from cxrdist.world import World
 
 log = get_logger(__name__)
@@ -140,7 +143,7 @@ def _largest_on_gpu(
     plan = plan_memory(imagined, smallest, train=train, optim=optim, world_size=world.world_size, on_gpu=True).device
     free, _ = torch.cuda.mem_get_info(device)
     room = int(DEVICE_SPARED * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)))
-    task = build_task().to(device)
+    task = build_task(loaded=False).to(device)
     if train.activation_checkpointing:
         checkpoint_activations(task)
     # The trial has weights of its own and, while it lasts, gradients; the rest of the engine is a block of its size.
@@ -173,7 +176,7 @@ def _pass(task: torch.nn.Module, batch: Any, train: TrainConfig, device: torch.d
     block = torch.empty(beside, dtype=torch.uint8, device=device)
     task.train()
     batch = {name: value.to(device) for name, value in batch.items()}
-    with torch.autocast(device.type, dtype=DTYPES[train.precision], enabled=train.precision != "fp32"):
+    with torch.autocast(device.type, dtype=AUTOCAST[train.precision], enabled=train.precision != "fp32"):
         loss = task(batch)["loss"]
     loss.backward()
     del block
