@@ -102,6 +102,8 @@ class Throughput:
         if device.type == "cuda":
             tf32 = torch.get_float32_matmul_precision() != "highest"
             self.peak = peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
+            # What the choice of a micro-batch tried is none of the run's.
+            torch.cuda.reset_peak_memory_stats(device)
         self.busy_s = self.waited_s = 0.0
         self.steps = 0
 
