@@ -19,6 +19,7 @@ from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
 from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
 from cxrdist.study.plan import Job
+from cxrdist.study.room import places
 from cxrdist.world import World
 
 CANCEL_TIMEOUT_S = 30
@@ -140,6 +141,19 @@ def find_address() -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
+def workers_here(resources: Resources) -> int:
+    """Return how many workers of a study can be on this machine at once, those of other trials among them; 1 at least.
+
+    They share its memory, and start at about the same time, before any has taken its part: so a worker that chooses its
+    micro-batch by what is free there must leave as much to each of the others.  Of another study nothing is known.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    count = next((places(node["Resources"], resources) for node in ray.nodes() if node["NodeID"] == here), 1)
+    if resources.max_concurrent is not None:
+        count = min(count, resources.max_concurrent * resources.workers)
+    return max(count, 1)
+
+
 def run_worker(job: Job, rank: int, resources: Resources, address: str) -> End:
     """Train as one rank of a job; what the user has to mend is a sentence."""
     import torch  # noqa: PLC0415 - only workers need it
@@ -154,7 +168,7 @@ def run_worker(job: Job, rank: int, resources: Resources, address: str) -> End:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address.rsplit(":", 1)
     torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     # Ray shows each worker its own GPUs only, so every rank's device is number 0.
-    world = World(rank=rank, world_size=resources.workers, local_rank=0)
+    world = World(rank, resources.workers, local_rank=0, local_world_size=workers_here(resources))
     try:
         if job.method == "pretrain":
             pretrain(PretrainConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
