@@ -171,8 +171,9 @@ def replay_bad_batch(out: Path) -> list[Replay]:
     folder = RunFolder(out)
     config = FinetuneConfig.read(folder.config)
     task = read_parts(config, told=False).build_task()
-    task.at_step(load_chosen(task, folder, step=None), config.train.steps, None)
-    return replay(out, task, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    step = load_chosen(task, folder, step=None)
+    task.at_step(step, config.train.steps, None)
+    return replay(out, task, step=step, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _given_size(config: FinetuneConfig, world: World) -> int:

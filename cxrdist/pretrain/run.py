@@ -99,5 +99,5 @@ def replay_bad_batch(out: Path) -> list[Replay]:
     """
     folder = RunFolder(out)
     task = build_task(PretrainConfig.read(folder.config))
-    load_chosen(task, folder, step=None)
-    return replay(out, task, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    step = load_chosen(task, folder, step=None)
+    return replay(out, task, step=step, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -19,7 +19,6 @@ from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, l
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
 from cxrdist.train.deepspeed_config import deepspeed_config
-from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.ema import EMA, Ema
 from cxrdist.train.engine import (
     agree_on_buffers,
@@ -31,6 +30,7 @@ from cxrdist.train.engine import (
     overflowed,
     release_engine,
 )
+from cxrdist.train.flops import flops_per_image
 from cxrdist.train.fragments import WEIGHT, scalars
 from cxrdist.train.guard import Guard, NotFiniteError, carried
 from cxrdist.train.interrupt import Interrupted, StopRequest, stop_on_signals
@@ -89,7 +89,7 @@ def train(
     batching = plan_batches(build_task, source, train=config, optim=optim, folder=folder, world=world, device=device)
     flops = None
     if device.type == "cuda":
-        flops = profile_pass(imagine(build_task), source.example, 2, precision=config.precision).flops
+        flops = flops_per_image(build_task, source.example, config.precision)
     run = _Run(config, optim, batching, seed, folder, world, device, guard, flops)
     with (
         watch(world, hang_after=config.hang_after) as watchdog,
@@ -213,6 +213,7 @@ class _Run:
             state = restore_state(self.engine, self.ema, Reader(folder.checkpoints / name))
             # DeepSpeed counts micro-steps to know where a step ends; the run may now divide its batches otherwise.
             self.engine.micro_steps = state.step * self.batching.accumulation
+            self.guard.skipped = state.skipped
             log.info("Resumed from %s.", name)
         if world.is_main:
             if config.deepspeed is not None:  # the file may be another tomorrow
@@ -296,6 +297,7 @@ class _Run:
             agree_on_buffers(engine.module)
         state.step += 1
         state.score = None
+        state.skipped = self.guard.skipped
 
     def goes_on(self, state: Progress) -> bool:
         """Whether there is a step to make or to validate."""
