@@ -131,7 +131,7 @@ def pieces_of(task: nn.Module) -> list[torch.Tensor]:
 def again(folder: Path, task: nn.Module | None = None, **choice: int) -> list:
     task = task or Toy()
     task.load_state_dict(torch.load(folder / "before.pt", weights_only=True))
-    return replay(folder, task, **choice)
+    return replay(folder, task, step=facts_of(folder)["step"] - 1, **choice)
 
 
 def facts_of(folder: Path) -> dict:
@@ -310,7 +310,7 @@ def test_a_full_disk_hides_nothing_of_what_stopped_the_run(tmp_path):
 
     assert in_children(work) == [0]
     with pytest.raises(UserError, match="A replay needs the batch of a step that was not finite, got none"):
-        replay(tmp_path, Toy())
+        replay(tmp_path, Toy(), step=4)
 
 
 def test_a_replay_leaves_the_task_as_it_was_and_refuses_a_rank_that_is_not_there(tmp_path):
@@ -318,18 +318,17 @@ def test_a_replay_leaves_the_task_as_it_was_and_refuses_a_rank_that_is_not_there
         run(tmp_path, spoil=spoil_image(1, 0, 0, 0))
     task = Toy()
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    replay(tmp_path, task)
+    replay(tmp_path, task, step=0)
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
     with pytest.raises(UserError, match="`rank` must be one of the 1 of the run, got 4"):
-        replay(tmp_path, task, rank=4)
-    replay(tmp_path, task, step=0)
+        replay(tmp_path, task, step=0, rank=4)
     with pytest.raises(
         UserError, match=r"from before the bad step, of step 0, got that of step 4 .* with --resume auto"
     ):
         replay(tmp_path, task, step=4)
     (tmp_path / "bad-batch/rank-00000.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="needs the micro-batches of rank 0, got no readable rank-00000"):
-        replay(tmp_path, task)
+        replay(tmp_path, task, step=0)
 
 
 def on_two_ranks(work: Callable[[World], object]) -> list[int]:

@@ -112,7 +112,7 @@ def replay(
     folder: Path,
     task: nn.Module,
     *,
-    step: int | None = None,
+    step: int,
     device: torch.device | None = None,
     rank: int | None = None,
 ) -> list[Replay]:
@@ -126,7 +126,7 @@ def replay(
         UserError: If no batch is there, or not that of `rank`, or if the weights are those of another step.
     """
     facts = _read_facts(folder)
-    if step is not None and step != facts["step"] - 1:
+    if step != facts["step"] - 1:
         raise UserError(
             f"A replay needs the checkpoint from before the bad step, of step {facts['step'] - 1}, got that of step "
             f"{step} [in {folder.name}]. Continue the run with --resume auto: it comes to the bad step again, "
