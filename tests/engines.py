@@ -49,11 +49,12 @@ class TinyTask(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def batch_of(step: int, *, size: int = BATCH) -> dict[str, torch.Tensor]:
+def batch_of(step: int, *, size: int = BATCH, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """Return the global batch of a step."""
     generator = torch.Generator().manual_seed(step)
     image = torch.rand(size, 3, 16, 16, generator=generator)
-    return {"image": image, "target": (torch.rand(size, 2, generator=generator) > 0.5).float()}
+    target = (torch.rand(size, 2, generator=generator) > 0.5).float()
+    return {"image": image.to(device), "target": target.to(device)}
 
 
 @contextmanager

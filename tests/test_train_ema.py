@@ -76,8 +76,8 @@ def test_a_validation_with_the_mean_does_not_change_the_training(stage):
                     if validated:
                         with ema.applied(), torch.no_grad():
                             engine.eval()
-                            engine.module(batch_of(50))
-                            engine.module(batch_of(51, size=3))
+                            engine.module(batch_of(50, device=device))
+                            engine.module(batch_of(51, size=3, device=device))
                 results.append((own_bits(engine), [f.tensors[EMA].clone() for f in ema.fragments()]))
         for one, other in zip(*results, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

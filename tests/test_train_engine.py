@@ -316,7 +316,7 @@ def test_a_released_engine_and_its_task_are_free(stage):
             step_once(engine, world, 0)
             engine.eval()
             with torch.no_grad():
-                engine.module(batch_of(1))
+                engine.module(batch_of(1, device=device))
             held = [weakref.ref(one) for one in (task, engine, engine.optimizer, task.net.head.weight)]
         del task, engine
         gc.collect()
@@ -391,7 +391,8 @@ def test_evaluations_between_steps_change_nothing_under_zero_3(micro_batch_size)
                         engine.eval()
                         with torch.no_grad():
                             for size in (8, 3):
-                                assert engine.module(batch_of(90, size=size))["logits"].shape == (size, 2)
+                                batch = batch_of(90, size=size, device=device)
+                                assert engine.module(batch)["logits"].shape == (size, 2)
                 found.append(dict(live_weights(engine)))
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 

@@ -232,7 +232,7 @@ def test_a_consolidated_model_is_the_live_one_bit_by_bit_and_a_changed_bit_is_na
         step_once(engine, world, 0)
         tensors = whole_tensors([piece_list(engine)])
         for name, buffer in engine.module.named_buffers():
-            tensors["buffer", name] = buffer.clone()
+            tensors["buffer", name] = buffer.cpu().clone()
         tensors = {place: t for place, t in tensors.items() if place[1] not in ("mean", "std")}
         whole = consolidate(Saved(tensors))
         assert compare_with_live(engine, whole) == []

