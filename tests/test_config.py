@@ -247,3 +247,15 @@ def _spoil(tree):
         elif isinstance(value, list):
             value.append("spoiled")
     tree["spoiled"] = True
+
+
+def test_an_empty_mapping_clears_what_was_there():
+    assert override({"model": {"args": {"depth": 2}, "backbone": "x"}}, {"model.args": {}}) == {
+        "model": {"args": {}, "backbone": "x"}
+    }
+
+
+@pytest.mark.parametrize("size", ["2.5", "automatic", "true", "0", "[4]"])
+def test_a_micro_batch_is_a_number_or_auto(size):
+    with pytest.raises(UsageError, match=r"`train\.micro_batch_size` must be a whole number of at least 1, auto or null"):
+        FinetuneConfig.build({"shards": "x", "train": {"micro_batch_size": yaml.safe_load(size)}}, where="t")

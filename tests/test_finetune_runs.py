@@ -162,3 +162,22 @@ def test_neighbours_need_no_step_and_predict_from_the_model_folder(shards, tmp_p
         ours = sigmoid(model(images).numpy())
     assert ours.shape == (3, 2)
     assert train(shards, out, protocol={"name": "knn", "knn": {"k": 5}}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"input__image_size": 36, "model": {"backbone": "vit_tiny_patch16_224"}}, "multiple of the backbone's patch"),
+        (
+            {"model": {"backbone": "resnet10t"}, "train__micro_batch_size": 1},
+            "micro-batches of 1 images, got 'Expected more than 1 value per channel",
+        ),
+        ({"model": {"backbone": "densenet121"}, "input__image_size": 16}, "got .*Output size is too small"),
+    ],
+)
+def test_what_a_network_cannot_compute_is_a_sentence(shards, tmp_path, changes, sentence):
+    tree = finetune_tree(shards, steps=2, evaluate_every=2, checkpoint_every=2)
+    del tree["model"]
+    tree = override(tree, {name.replace("__", "."): value for name, value in changes.items()})
+    with pytest.raises(UsageError, match=sentence):
+        finetune(FinetuneConfig.build(tree, where="t"), tmp_path / "run", world=World())

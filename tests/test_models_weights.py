@@ -286,7 +286,7 @@ def test_constants_of_other_libraries_folders_are_read(tmp_path, name, tree):
     assert model.std.flatten().tolist() == pytest.approx([0.25] * 3)
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"mean": "x", "std": [1, 1, 1]}', '{"mean": [1, 1], "std": [0, 0]}'])
+@pytest.mark.parametrize("broken", ["[]", '{"mean": "x", "std": [1, 1, 1]}', '{"mean": [1, 1], "std": [0, 0]}'])
 def test_a_configuration_that_says_nothing_usable_changes_nothing(tmp_path, broken):
     save_file(build(seed=1).net.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(broken)
@@ -294,6 +294,21 @@ def test_a_configuration_that_says_nothing_usable_changes_nothing(tmp_path, brok
     before = model.mean.clone()
     load_weights(model, tmp_path)
     assert torch.equal(model.mean, before)
+
+
+def test_a_configuration_that_is_cut_off_is_refused_because_it_says_how_images_are_normalised(tmp_path):
+    save_file(build(seed=1).net.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"mean": [0.4')
+    with pytest.raises(UserError, match=r"`config\.json` says how images are normalised and must be JSON"):
+        load_weights(build(seed=2), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    state = build(seed=1).net.state_dict()
+    state["norm.weight"][3] = torch.nan
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"must hold finite numbers, got others in norm\.weight \[in x\.safetensors\]"):
+        load_weights(build(seed=2), tmp_path / "x.safetensors")
 
 
 def test_constants_that_the_user_set_stay(tmp_path):

@@ -300,10 +300,13 @@ def test_any_damage_is_told_and_the_newest_sound_checkpoint_is_taken(tmp_path, k
         assert wrong in warning and "Taking step-00000002 instead" in warning
 
 
-@pytest.mark.parametrize("told", ["step-00000007", "", "../elsewhere", "\x00\xff"])
+@pytest.mark.parametrize("told", [None, "step-00000007", "", "../elsewhere", "\x00\xff"])
 def test_a_latest_that_names_nothing_falls_back_with_a_warning(tmp_path, told, caplog):
     save_all(tmp_path, 1, 2)
-    (tmp_path / "latest").write_text(told, encoding="latin-1")
+    if told is None:
+        (tmp_path / "latest").unlink()
+    else:
+        (tmp_path / "latest").write_text(told, encoding="latin-1")
     assert assert_sound(tmp_path) == 2
     assert "`latest` must name a checkpoint that is there" in caplog.text
 
@@ -312,7 +315,7 @@ def test_no_sound_checkpoint_is_a_sentence_with_ways_out(tmp_path):
     save_all(tmp_path, 1, 2)
     for path in tmp_path.glob(f"step-*/{rank_file(0)}"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"rank-00000.safetensors has 0 bytes.*step-00000002.*or remove that file"):
+    with pytest.raises(UserError, match=r"rank-00000.safetensors has 0 bytes.*step-00000002.*or remove the folder"):
         latest_checkpoint(tmp_path)
     for path in tmp_path.glob("step-*"):
         shutil.rmtree(path)
@@ -371,10 +374,9 @@ def test_a_later_checkpoint_than_the_one_resumed_from_scores_for_nothing_and_goe
     assert there(tmp_path) == [8]
 
 
-def test_a_new_run_where_latest_was_removed_takes_over_nothing(tmp_path):
+def test_a_new_run_takes_over_nothing(tmp_path):
     save_all(tmp_path, 2, 4)
-    (tmp_path / "latest").unlink()
-    checkpoints = start(tmp_path, keep=Retention(last=9, best=9), resumed=latest_checkpoint(tmp_path))
+    checkpoints = start(tmp_path, keep=Retention(last=9, best=9), resumed=None)
     assert there(tmp_path) == [2, 4]
     save(checkpoints, 3)
     checkpoints.close()

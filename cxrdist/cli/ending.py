@@ -11,7 +11,7 @@ from types import FrameType
 
 from cxrdist.errors import UserError
 
-KEPT = "Interrupted. What is finished stays; the same command goes on from there."
+KEPT = "Interrupted. What is finished stays; the same command goes on from there, that of a run with --resume auto."
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EIO,
     errno.ENAMETOOLONG, errno.EMFILE, errno.ESTALE, errno.EEXIST,

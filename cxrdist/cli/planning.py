@@ -80,8 +80,8 @@ def plan(
     """
     if not 0 < mfu <= 1:
         raise UsageError(f"`--mfu` must be in (0, 1], got {mfu}. 0.4 is usual.")
-    if gpu_memory <= 1:
-        raise UsageError(f"`--gpu-memory` must be more than 1 GiB, got {gpu_memory}.")
+    if not 1 < gpu_memory < 1e6:
+        raise UsageError(f"`--gpu-memory` must be more than 1 GiB and less than a million, got {gpu_memory}.")
     config = _read(run, settings)
     import torch
 

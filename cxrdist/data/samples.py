@@ -13,7 +13,7 @@ import pandas as pd
 
 from cxrdist.data.config import ProjectionChoice
 from cxrdist.datasets.shard_format import read_index
-from cxrdist.errors import UserError, unknown
+from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.findings import ABSENT, NO_FINDING, PRESENT, LabelPolicy, apply_policy
 from cxrdist.seeds import Purpose, stream
 
@@ -68,7 +68,7 @@ class Samples:
             if f"s_{name}" in self.table.columns:
                 shares[:, column] = self.table[f"s_{name}"].to_numpy(dtype=np.float32, na_value=np.nan)
         if np.isnan(shares).all():
-            raise UserError(
+            raise UsageError(
                 "`labels.soft` needs shards with shares of readers, got none in the training images. Set it to false, "
                 "or pack with a fact file that combines its readers by `mean`."
             )
@@ -108,7 +108,7 @@ class Samples:
             UserError: If there are not so many.
         """
         if images > len(self):
-            raise UserError(
+            raise UsageError(
                 f"A training subset must have at most the {len(self)} images that are there, got {images}. "
                 "Set `train_images` to null for all of them."
             )

@@ -3,6 +3,7 @@
 Shapes: B images, K findings, S input side; ``images_B1SS`` grey, ``logits_BK``.
 """
 
+import re
 from typing import Any
 
 import timm
@@ -64,6 +65,13 @@ def build_model(config: ModelConfig, *, num_classes: int, image_size: int, seed:
         raise UsageError(
             f"`model.args.img_size` must be `input.image_size`={image_size}, got {args['img_size']}. Leave it out."
         )
+    patch = args.get("patch_size", _patch_of(name))
+    if isinstance(patch, int) and image_size % patch and facts is not None and facts.fixed_input_size:
+        below = image_size // patch * patch
+        raise UsageError(
+            f"`input.image_size` must be a multiple of the backbone's patch of {patch} pixels, got {image_size}: the "
+            f"rest would not be looked at. Nearest: {max(below, patch)}, {below + patch}."
+        )
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
     with torch.random.fork_rng(devices=[]):
@@ -80,3 +88,9 @@ def build_model(config: ModelConfig, *, num_classes: int, image_size: int, seed:
         std=std or tuple(net.pretrained_cfg["std"]),
         fixed_constants=mean is not None,
     )
+
+
+def _patch_of(name: str) -> int | None:
+    """Return the patch size in the name of a vision transformer, such as ``vit_base_patch16_224``."""
+    found = re.search(r"patch(\d+)", name)
+    return int(found[1]) if found else None

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
 
 TIMM = "timm:"
 """What begins the name of weights that timm knows: ``timm:vit_base_patch14_dinov2.lvd142m``."""
@@ -44,8 +44,9 @@ def weight_files(path: Path) -> list[Path]:
                 return _indexed(file) if file.name.endswith(INDEX) else [file]
     if path.is_file():
         return [path]
-    raise UserError(
-        f"`weights` must be a weight file, a model folder or a run folder, got {str(path)!r}. Check the path."
+    raise UsageError(
+        f"`weights` must be a weight file, a model folder or a run folder, got {str(path)!r}. "
+        "Check the path; there is no download."
     )
 
 

@@ -12,7 +12,7 @@ import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 
-from cxrdist.errors import UserError, nearest
+from cxrdist.errors import UsageError, UserError, nearest
 from cxrdist.models.locate import FOLDER_FILES, TIMM, is_timm_name, weight_files
 from cxrdist.models.reading import Weights, read_weights
 
@@ -57,7 +57,7 @@ def _from_cache(weights: str) -> Source:
     except (RuntimeError, ValueError):
         known = timm.is_model(architecture)
         near = nearest(name, timm.list_pretrained()) if known else nearest(architecture, timm.list_models())
-        raise UserError(
+        raise UsageError(
             f"`model.weights` must name weights that timm knows after {TIMM!r}, got {weights!r}.{near}"
         ) from None
     file = _cached_file(facts)
@@ -121,8 +121,13 @@ def _folder_constants(file: Path) -> Constants | None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError:
         return {}
+    except ValueError:
+        raise UserError(
+            f"A model folder's `{path.name}` says how images are normalised and must be JSON, got another text "
+            f"[in {path.parent.name}]. Copy the folder again, or name the weight file in a folder of its own."
+        ) from None
     return tree if isinstance(tree, dict) else {}
 
 

@@ -143,13 +143,14 @@ def _flat(tree: Any, prefix: str = "") -> Any:
 
 
 def _refusal(file: Path, error: Exception | None) -> UserError:
-    what, way_out = "", "Convert it with the library that wrote it: `torch.save(model.state_dict(), FILE)`."
+    what, way_out = "", "Fetch it again if it was cut off; else convert it: `torch.save(model.state_dict(), FILE)`."
     if error is not None and "torchscript" in str(error).lower():
         what, way_out = ", a TorchScript archive", "Convert it: `torch.save(torch.jit.load(FILE).state_dict(), NEW)`."
     else:
         strange = [name for name in _named_classes(file) if not HARMLESS.fullmatch(name) and not TENSOR.fullmatch(name)]
         if strange:
             what = f" with {', '.join(f'`{name}`' for name in sorted(strange)[:3])}"
+            way_out = "Convert it with the library that wrote it: `torch.save(model.state_dict(), FILE)`."
     return UserError(
         f"A weight file must hold tensors only (safetensors, or a plain `.pth`), got {file.name!r}{what}. {way_out}"
     )

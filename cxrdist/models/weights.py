@@ -70,6 +70,12 @@ def load_weights(model: RadiographModel | nn.Module, weights: str | Path, *, tol
             f"from {source.name!r} (not filled: {examples} ...). "
             f"Check `model.backbone` and `model.args` against the file{_looks(found)}."
         )
+    spoilt = [name for name in report.matched if not bool(torch.isfinite(tensors[name]).all())]
+    if spoilt:
+        raise UserError(
+            f"A weight file must hold finite numbers, got others in {', '.join(spoilt[:3])} [in {source.name}]. "
+            "Take a file of an earlier step, or fetch it again."
+        )
     net.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
     if isinstance(model, RadiographModel):
         _set_constants(model, report.constants)

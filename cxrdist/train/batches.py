@@ -10,7 +10,9 @@ from torch.utils.data import default_collate
 
 from cxrdist.data.loader import Batch, TrainingImages, training_batches
 from cxrdist.data.order import Batching
+from cxrdist.errors import UsageError
 from cxrdist.train.config import OptimConfig, TrainConfig
+from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.engine import gather
 from cxrdist.train.microbatch import choose_micro_batch
 from cxrdist.train.run_folder import STARTS, RunFolder, read_lines
@@ -109,3 +111,21 @@ def _chosen_before(folder: RunFolder, train: TrainConfig, world: World) -> int |
         if all(start.get(name) == value for name, value in alike.items())
     ]
     return sizes[-1] if sizes else None
+
+
+def refusal(build_task: BuildTask, example: Callable[[int], Batch], size: int, error: Exception) -> UsageError | None:
+    """Return a sentence if `error` is what the network says to every micro-batch of `size` images, None if it is not.
+
+    Some networks cannot compute images so small, or batch norm a single one; they say so in the forward pass only.
+    """
+    try:
+        profile_pass(imagine(build_task), example, size, precision="fp32")
+    except type(error):
+        said = " ".join(str(error).split()).rstrip(".")
+        return UsageError(
+            f"The backbone must be able to train on micro-batches of {size} images, got {said!r}. Change "
+            "`input.image_size`, `train.micro_batch_size` or `model.backbone`."
+        )
+    except Exception:  # another reason than that of the run
+        return None
+    return None

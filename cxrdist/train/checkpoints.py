@@ -225,20 +225,21 @@ def checkpoint_name(step: int) -> str:
 def latest_checkpoint(folder: Path) -> str | None:
     """Return the name of the checkpoint to continue from, or None if there is none.
 
-    It is the one that `latest` names, or, if a file of it is not what was written, the newest sound one, with a
-    warning.  Reads all of the checkpoint: one rank does it for all.
+    It is the one that `latest` names, or, if a file of it is not what was written or `latest` is lost, the newest
+    sound one, with a warning.  Reads all of the checkpoint: one rank does it for all.
 
     Raises:
         UserError: If no checkpoint is sound, or they are another version's.
     """
-    pointer = folder / "latest"
-    try:
-        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:
+    steps = sorted(_steps(folder), reverse=True) if folder.is_dir() else []
+    if not steps and not (folder / "latest").exists():
         return None
-    steps = sorted(_steps(folder), reverse=True)
+    try:
+        name = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, IsADirectoryError):
+        name = ""
     if name not in map(checkpoint_name, steps):
-        problem = f"`latest` must name a checkpoint that is there, got {name!r} [in {folder.name}]."
+        problem = f"`latest` must name a checkpoint that is there, got {name or 'nothing'!r} [in {folder.name}]."
     else:
         refuse_other_versions(place_of(folder / name))
         wrong = verify_checkpoint(folder, name)
@@ -251,7 +252,7 @@ def latest_checkpoint(folder: Path) -> str | None:
             return other
     raise UserError(
         f"{problem} No other one is whole. Bring one of its step folders back and write its name into `latest`, "
-        "or remove that file to start over."
+        "or remove the folder `checkpoints` to start over."
     )
 
 

@@ -202,9 +202,10 @@ class Attempt:
 
 def refused(what: str, folder: Path) -> str:
     """Return the sentence for a checkpoint that a disk does not take."""
+    before = "The checkpoint before it is whole" if any(folder.glob("step-*")) else "It would have been the first one"
     return (
         f"A checkpoint must be writable, got {what} [in {folder.parent.name}]. "
-        "The checkpoint before it is whole: make room, then continue with --resume auto."
+        f"{before}: make room, then continue with --resume auto."
     )
 
 

@@ -1,7 +1,7 @@
 """How long, how fast and how safely to train."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -117,12 +117,13 @@ class TrainConfig(Config):
     hang_after: float = Field(default=1800.0, gt=0)
     """Seconds without a step, a validation or a checkpoint on some rank after which the job is ended."""
 
-    @field_validator("micro_batch_size")
+    @field_validator("micro_batch_size", mode="before")
     @classmethod
-    def _positive(cls, size: int | str | None) -> int | str | None:
-        if isinstance(size, int) and size < 1:
-            raise ValueError(f"must be at least 1, got {size}.")
-        return size
+    def _size(cls, size: Any) -> Any:
+        # Before pydantic looks: it would answer for each of the types.
+        if size in (None, "auto") or (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
+            return size
+        raise ValueError(f"must be a whole number of at least 1, auto or null, got {size!r}.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -14,8 +14,8 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
-from cxrdist.train.batches import BuildTask, Source, plan_batches
-from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint, verify_checkpoint
+from cxrdist.train.batches import BuildTask, Source, plan_batches, refusal
+from cxrdist.train.checkpoints import Checkpoints, Retention, check_checkpoint, checkpoint_name, latest_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
 from cxrdist.train.deepspeed_config import deepspeed_config
@@ -123,11 +123,13 @@ def train(
                 if signum and run.goes_on(state):
                     run.stop(state, signum)
             run.check_last(state)
-        except RuntimeError as error:
-            lost = watchdog.explain(error)
-            if lost is None:
+        except (RuntimeError, ValueError) as error:
+            sentence = watchdog.explain(error) or refusal(build_task, source.example, batching.micro_batch_size, error)
+            if sentence is None:
                 raise
-            raise lost from None
+            raise sentence from None
+        if state.stopped_early and world.is_main:
+            log.info("Stopped early: the last %d validations were no better than an earlier one.", state.since_best)
     task = build_task()
     chosen = state.best_step or state.step
     problem = gather(_damage(folder, chosen) if world.is_main else None)[0]
@@ -140,13 +142,11 @@ def train(
 
 def _damage(folder: RunFolder, step: int) -> str | None:
     """Return a sentence if the checkpoint of `step`, which may be days old, is not as it was written."""
-    wrong = verify_checkpoint(folder.checkpoints, checkpoint_name(step))
-    if not wrong:
-        return None
-    return (
-        f"The checkpoint of the best step must be as it was written, got {'; '.join(wrong)!r} "
-        f"[in {checkpoint_name(step)}]. The disk is damaged: train again into another --out."
-    )
+    try:
+        check_checkpoint(folder.checkpoints, checkpoint_name(step))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def load_chosen(task: nn.Module, folder: RunFolder, *, step: int | None) -> int:

@@ -65,7 +65,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is something to resume or a result."""
-        return self.config.is_file() and (self.finished or (self.checkpoints / "latest").is_file())
+        return self.config.is_file() and (self.finished or any(self.checkpoints.glob("step-*")))
 
     @contextmanager
     def opened(
