@@ -255,7 +255,7 @@ def test_an_empty_mapping_clears_what_was_there():
     }
 
 
-@pytest.mark.parametrize("size", ["2.5", "automatic", "true", "0", "[4]"])
+@pytest.mark.parametrize("size", [2.5, "automatic", True, 0, [4]])
 def test_a_micro_batch_is_a_number_or_auto(size):
-    with pytest.raises(UsageError, match=r"`train\.micro_batch_size` must be a whole number of at least 1, auto or null"):
-        FinetuneConfig.build({"shards": "x", "train": {"micro_batch_size": yaml.safe_load(size)}}, where="t")
+    with pytest.raises(UsageError, match=r"`train\.micro_batch_size` must be a whole number of at least 1, auto or"):
+        FinetuneConfig.build({"shards": "x", "train": {"micro_batch_size": size}}, where="t")
