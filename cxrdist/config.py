@@ -119,7 +119,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 def override(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
     """Return a deep copy of `tree` with each dotted name of `changes` set; both arguments stay as they are.
 
-    A mapping merges into a mapping, but an empty one clears it; anything else replaces what was there.
+    A mapping merges into a mapping, but an empty one as the value of a name clears it; anything else replaces what was
+    there.
     """
     changed: Tree = deepcopy(dict(tree))
     for dotted, value in changes.items():
@@ -130,13 +131,13 @@ def override(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
             node[parent] = child if isinstance(child, dict) else {}
             node = node[parent]
         old = node.get(last)
-        node[last] = _merged(old, value)
+        node[last] = {} if isinstance(value, Mapping) and not value else _merged(old, value)
     return changed
 
 
 def _merged(old: Any, new: Any) -> Any:
     """Return `new` merged into `old`; names inside of values are taken as they are: a code can be 0.5 or a number."""
-    if not (isinstance(old, dict) and isinstance(new, Mapping) and new):
+    if not (isinstance(old, dict) and isinstance(new, Mapping)):
         return deepcopy(new)
     return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}
 

@@ -11,4 +11,10 @@ import os
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+# The first backward pass counts the devices that need threads.  Some parts of torch add one that is none (fake
+# tensors, the ONNX exporter), and a process that has such threads can fork no child that computes gradients.
+torch.ones((), requires_grad=True).backward()
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -158,7 +158,7 @@ def plain_run(steps: int, optim: OptimConfig) -> tuple[dict[str, torch.Tensor], 
 
 
 @forks
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_every_stage_and_world_reaches_the_weights_of_a_plain_loop(world_size):
     optim = OptimConfig(lr=LR)
     expected, norms = plain_run(20, optim)

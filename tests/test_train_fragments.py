@@ -51,7 +51,7 @@ def whole_tensors(ranks: list[list[tuple]]) -> dict[tuple[str, str], torch.Tenso
 
 @forks
 @pytest.mark.parametrize("trained", ["", "qkv"], ids=["whole", "partial"])
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_every_number_lies_on_the_ranks_exactly_once(world_size, trained):
     def work(world, device):
         found = []

@@ -169,7 +169,7 @@ class Folder(RunFolder):
     def begin(self) -> None:
         self.config.write_text("")
         self.checkpoints.mkdir()
-        (self.checkpoints / "latest").write_text("")
+        (self.checkpoints / "step-00000001").mkdir(exist_ok=True)
 
     def chosen(self, **changes: Any) -> int:
         """Return the size of a start now: 48, the largest, where it is chosen anew."""

@@ -42,7 +42,7 @@ def test_what_a_start_left_that_died_before_its_first_checkpoint_is_not_taken_fo
     assert (folder.path / "notes.txt").exists()
     leave(folder)
     folder.checkpoints.mkdir()
-    (folder.checkpoints / "latest").write_text("step-00000001\n")
+    (folder.checkpoints / "step-00000001").mkdir()
     assert opened(folder) == set(DEAD)  # the same of a run that goes on is its own
 
 

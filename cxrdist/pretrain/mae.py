@@ -32,11 +32,6 @@ class MaeTask(nn.Module):
                 f"`method` 'mae' needs a vision transformer, got {type(vit).__name__}. "
                 "Choose a timm `vit_...` backbone."
             )
-        if any(side % patch for side, patch in zip(vit.patch_embed.img_size, vit.patch_embed.patch_size, strict=True)):
-            raise UsageError(
-                f"`input.image_size` must be a multiple of the backbone's patch of {vit.patch_embed.patch_size[0]} "
-                f"pixels for 'mae', got {vit.patch_embed.img_size[0]}."
-            )
         self.model = model
         self.config = config
         self.patch = vit.patch_embed.patch_size[0]

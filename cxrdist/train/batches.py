@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from cxrdist.data.loader import Batch, TrainingImages, training_batches
 from cxrdist.data.order import Batching
-from cxrdist.errors import UsageError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.engine import gather
@@ -118,9 +118,13 @@ def refusal(build_task: BuildTask, example: Callable[[int], Batch], size: int, e
 
     Some networks cannot compute images so small, or batch norm a single one; they say so in the forward pass only.
     """
+    if isinstance(error, UserError):  # a sentence already
+        return None
     try:
         profile_pass(imagine(build_task), example, size, precision="fp32")
-    except type(error):
+    except type(error) as again:
+        if str(again) != str(error):
+            return None
         said = " ".join(str(error).split()).rstrip(".")
         return UsageError(
             f"The backbone must be able to train on micro-batches of {size} images, got {said!r}. Change "

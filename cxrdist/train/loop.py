@@ -123,6 +123,8 @@ def train(
                 if signum and run.goes_on(state):
                     run.stop(state, signum)
             run.check_last(state)
+        except (UserError, Interrupted):
+            raise
         except (RuntimeError, ValueError) as error:
             sentence = watchdog.explain(error) or refusal(build_task, source.example, batching.micro_batch_size, error)
             if sentence is None:
