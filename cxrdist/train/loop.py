@@ -132,18 +132,23 @@ def train(
             raise sentence from None
         if state.stopped_early and world.is_main:
             log.info("Stopped early: the last %d validations were no better than an earlier one.", state.since_best)
-    task = build_task()
-    chosen = state.best_step or state.step
-    problem = gather(_damage(folder, chosen) if world.is_main else None)[0]
-    if problem is not None:
-        raise UserError(problem)
-    load_chosen(task, folder, step=chosen)
-    outcome = Outcome(state.step, chosen, state.best_score, batching.micro_batch_size)
+    task = _chosen_task(build_task, folder, state.best_step or state.step, world)
+    outcome = Outcome(state.step, state.best_step or state.step, state.best_score, batching.micro_batch_size)
     return outcome, task.to(device)
 
 
+def _chosen_task(build_task: BuildTask, folder: RunFolder, step: int, world: World) -> nn.Module:
+    """Return a whole task with the weights of `step`, whose checkpoint may be days old and is looked at first."""
+    problem = gather(_damage(folder, step) if world.is_main else None)[0]
+    if problem is not None:
+        raise UserError(problem)
+    task = build_task()
+    load_chosen(task, folder, step=step)
+    return task
+
+
 def _damage(folder: RunFolder, step: int) -> str | None:
-    """Return a sentence if the checkpoint of `step`, which may be days old, is not as it was written."""
+    """Return a sentence if the checkpoint of `step` is not as it was written."""
     try:
         check_checkpoint(folder.checkpoints, checkpoint_name(step))
     except UserError as error:
