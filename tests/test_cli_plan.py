@@ -66,6 +66,7 @@ def test_checkpointing_and_offload_are_planned_where_nothing_fits_without(tmp_pa
     assert not tree["rows"][0]["fits"] and tree["suggested"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_nowhere_ends_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text(FINETUNE.replace("embed_dim: 96, depth: 2", "embed_dim: 768, depth: 12"))
     code, sentence = ending(capsys, str(tmp_path / "run.yaml"), "--gpus", "1", "--gpu-memory", "1.05")

@@ -234,6 +234,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_reaches_the_weights_of_none(b
 
 
 @forks
+@pytest.mark.slow
 def test_fp16_lowers_its_scale_until_the_gradient_fits_and_then_trains_as_fp32_does():
     """The scale begins so high that the first steps overflow; it also doubles after every third good step.
 

@@ -83,6 +83,7 @@ def reader_of(saved: dict[tuple[str, str], torch.Tensor]):
 
 
 @forks
+@pytest.mark.slow
 def test_a_checkpoint_of_any_division_goes_on_in_any_other():
     """Worlds of one and two, all stages: 64 pairs; where the division is the same, to the bit."""
 

@@ -45,6 +45,7 @@ def test_the_sizes_to_choose_from_are_the_divisors_of_a_ranks_share() -> None:
         candidates(12, 4, multiple_of=2)
 
 
+@pytest.mark.slow
 def test_the_largest_that_fits_is_chosen_and_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     train = TrainConfig(global_batch_size=48)
 

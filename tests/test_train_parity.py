@@ -141,7 +141,7 @@ def test_a_run_goes_on_between_pairs_of_world_sizes_and_stages(shards, reference
 
 
 @forks
-@pytest.mark.parametrize(("stage", "world_size"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize(("stage", "world_size"), [(2, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_resumed_at_the_same_stage_and_world_size_is_the_same_to_the_bit(shards, tmp_path, stage, world_size):
     random_layers = {"model__args__proj_drop_rate": 0.1, "mixup": 0.4, "train__micro_batch_size": 2}
     for name, stop_at in (("whole", 0), ("parts", 7), ("parts", 13), ("parts", 0)):

@@ -270,6 +270,7 @@ def test_a_rank_that_is_stopped_ends_the_job_with_a_line_that_names_it(tmp_path,
 
 
 @forks
+@pytest.mark.slow
 def test_a_rank_whose_training_stands_still_is_named_with_the_place_though_it_lives(tmp_path):
     def act(rank: int, step: int) -> None:
         if (rank, step) == (1, 40):
@@ -295,6 +296,7 @@ def test_a_rank_that_fails_alone_takes_the_others_along(tmp_path):
 
 
 @forks
+@pytest.mark.slow
 def test_ranks_that_wait_for_a_slow_one_which_says_that_it_goes_on_are_left_alone(tmp_path):
     slow: list[Watchdog] = []
     begin = watchdog.Watchdog.at
@@ -318,6 +320,7 @@ def test_ranks_that_wait_for_a_slow_one_which_says_that_it_goes_on_are_left_alon
 
 
 @forks
+@pytest.mark.slow
 def test_a_job_that_slept_as_a_whole_goes_on(tmp_path):
     def act(rank: int, step: int) -> None:
         if step == 40:
