@@ -170,21 +170,6 @@ def test_a_terminated_torchrun_leaves_a_checkpoint_from_which_one_process_goes_o
     assert_close(weights(out), alone)
 
 
-def test_a_rank_that_stands_still_ends_a_torchrun_with_its_name(run_file, started, tmp_path):
-    out = tmp_path / "run"
-    hang = ("--set", "train.hang_after=12", "--set", "train.steps=5000")
-    job = start(*TORCHRUN, "--shutdown-timeout", 1, "-m", "cxrdist", "train", run_file, "--out", out, *hang)
-    started.append(psutil.Process(job.pid))
-    wait_for_step(out, 200, job)  # beats are a second apart
-    ranks_of(job)[1].suspend()
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == 1
-    line = next(line for line in errors.splitlines() if line.startswith("Error: Rank"))
-    assert line.startswith(f"Error: Rank 1 (host {socket.gethostname()}) hangs")
-    assert line.endswith("Continue with --resume auto.")
-    assert int(line.split("last step was ")[1].split(".")[0]) > 0
-
-
 def test_the_deepspeed_launcher_trains_like_one_process(run_file, alone, started, tmp_path):
     # No signal is sent to this one.  With a hostfile it ends by a broad name what it started: see its runner.
     launch = ("deepspeed.launcher.runner", "--num_gpus", 2, "--master_port", port(), "--no_local_rank", "--module")

@@ -76,8 +76,6 @@ CASES = [
     Case("stage 0, bf16, checkpointing", micro_batch_size=16, train=LOW | AGAIN),
     Case("stage 1, fp32, accumulated", accumulation=2, train={"zero_stage": 1}),
     Case("stage 2, bf16, ViT-B, mean", VIT_B, 2, train={"zero_stage": 2} | LOW | MEAN),
-    Case("stage 3, bf16, ViT-B, checkpointing", VIT_B, 4, train={"zero_stage": 3} | LOW | AGAIN),
-    Case("2 ranks, stage 2, fp32, ViT-B, accumulated", VIT_B, 4, 2, 2, train={"zero_stage": 2}),
     Case("2 ranks, stage 3, bf16, ViT-B", VIT_B, 4, 1, 2, train={"zero_stage": 3} | LOW),
     Case("stage 3, fp32, ViT-B, parameters offloaded", VIT_B, 4, train={"zero_stage": 3, "offload": "parameters"}),
 ]
