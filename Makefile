@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/cxrdist demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 check: install
 	$(BIN)/ruff format --check cxrdist tests

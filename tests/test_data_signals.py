@@ -21,6 +21,10 @@ class Slow(Dataset):
         return torch.tensor(number)
 
 
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
+
+
 def loader() -> DataLoader:
     options = {"worker_init_fn": lambda _: heed_only_the_parent(), "multiprocessing_context": "fork"}
     return DataLoader(Slow(), batch_size=1, num_workers=1, **options)
@@ -28,11 +32,11 @@ def loader() -> DataLoader:
 
 @pytest.mark.parametrize("signum", STOPS)
 def test_a_signal_of_the_launcher_leaves_the_reading_to_go_on(signum):
-    read = []
+    read, others = [], children()
     for batch in loader():
         read.append(int(batch))
         if len(read) == 10:
-            (worker,) = psutil.Process().children()
+            (worker,) = children() - others
             launcher = os.fork()
             if not launcher:  # not the worker's parent
                 os.kill(worker.pid, signum)
@@ -52,9 +56,10 @@ def test_where_no_thread_learns_who_a_signal_is_from_the_parent_s_still_ends_the
 
 
 def test_the_process_that_is_read_for_can_end_the_reading():
+    others = children()
     batches = iter(loader())
     next(batches)
-    (worker,) = psutil.Process().children()
+    (worker,) = children() - others
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error here for a lost worker
     try:
         worker.terminate()

@@ -248,12 +248,14 @@ def test_killed_at_random_moments_and_resumed_equals_undisturbed(shards, whole, 
 
 @forks
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_twenty_random_moments_and_resumed_equals_undisturbed(shards, whole, tmp_path):
     kill_and_resume(shards, whole, tmp_path, kills=20)
 
 
 @forks
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_killed_at_twenty_random_moments_and_resumed_equal_undisturbed(shards, tmp_path):
     divided = {"train__zero_stage": 2, "train__ema_decay": 0.7}
     whole = tmp_path / "whole"
