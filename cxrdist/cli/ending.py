@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol, runtime_checkable
 
 from cxrdist.errors import UserError
 
@@ -48,7 +49,7 @@ def end_with_sentence(command: Callable[[], int | None], arguments: Sequence[str
         sentence = _usage_sentence(error) or _system_sentence(error, arguments)
         if sentence is None:
             raise
-        return _tell(2 if _is_usage(error) else 1, sentence)
+        return _tell(2 if isinstance(error, _UsageSaid) else 1, sentence)
     if code == 128 + signal.SIGINT:  # typer's answer to an interrupt
         return _tell(128 + (signals or [signal.SIGINT])[0], KEPT)
     return code or 0
@@ -79,17 +80,19 @@ def _interrupt_on_signals(signals: list[int]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _is_usage(error: Exception) -> bool:
-    # Typer carries click inside since 0.26 and imports it before; both name their errors alike.
-    return hasattr(error, "format_message")
+@runtime_checkable
+class _UsageSaid(Protocol):
+    """An error of click: typer carries click inside since 0.26 and imports it before; both name their errors alike."""
+
+    def format_message(self) -> str: ...
 
 
 def _usage_sentence(error: Exception) -> str | None:
-    if not _is_usage(error):
+    if not isinstance(error, _UsageSaid):
         return None
     if type(error).__name__ == "NoArgsIsHelpError":
         return "Error: A command must follow; the commands are listed above."
-    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "cxrdist"
     return f"Error: {message}{'' if message.endswith('?') else '.'} See `{path} --help`."
