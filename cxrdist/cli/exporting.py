@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cxrdist.cli.options import Json
 from cxrdist.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def export(
         str | None,
         typer.Option(help="hf: largest weight file, as in 5GB; timm reads one file only. Default: one file."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a trained model for timm, the Hugging Face hub or ONNX, and compare it with its source.
 

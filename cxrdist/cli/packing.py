@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cxrdist.cli.options import Json
 from cxrdist.phantom.layouts import HOMES, TABLES
 
 if TYPE_CHECKING:
     from cxrdist.datasets import FactFile
     from cxrdist.datasets.shard_format import Manifest
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work together.")]
 Roots = Annotated[
     list[Path], typer.Option(metavar="RAW", help="Folder of the dataset as downloaded; again for further parts of it.")
@@ -108,7 +108,7 @@ def datasets(
             typer.echo("  The layout is as far as known, and not yet tried on a real copy.")
 
 
-def pack(  # noqa: PLR0913, PLR0917 - one parameter an option
+def pack(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, a fact file, or `auto`.")],
     root: Roots,
     out: Annotated[Path, typer.Option(metavar="SHARDS", help="Shard folder to write.")],

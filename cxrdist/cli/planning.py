@@ -1,15 +1,16 @@
 """`cxrdist plan`: what a run would need of the hardware, before any of it is booked."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cxrdist.cli.options import Json, Settings
 from cxrdist.cli.show import print_table
-from cxrdist.cli.training import RunFile, Settings
+from cxrdist.cli.training import RunFile
 from cxrdist.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def plan(
     gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="Memory of one of them, GiB.")],
     gpu: Annotated[str, typer.Option(help="Its name, for its peak rate.")] = "H100",
     mfu: Annotated[float, typer.Option(help="Share of that peak that is reached.")] = 0.4,
-    settings: Settings = [],  # noqa: B006 - read only
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    settings: Settings = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a run needs per GPU under each ZeRO stage, its micro-batch, operations and time; nothing is started.
 
@@ -82,7 +83,7 @@ def plan(
         raise UsageError(f"`--mfu` must be in (0, 1], got {mfu}. 0.4 is usual.")
     if not 1 < gpu_memory < 1e6:
         raise UsageError(f"`--gpu-memory` must be more than 1 GiB and less than a million, got {gpu_memory}.")
-    config = _read(run, settings)
+    config = _read(run, settings or ())
     import torch
 
     from cxrdist.train.dryrun import imagine
@@ -234,7 +235,7 @@ class _Planner:
         }
 
 
-def _read(run: Path, settings: list[str]) -> "RunConfig":
+def _read(run: Path, settings: Iterable[str]) -> "RunConfig":
     """Return the configuration in `run`: of a pretraining if it has a `method` or a list of `shards`."""
     from cxrdist.config import override, parse_settings, read_yaml
     from cxrdist.finetune.config import FinetuneConfig

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cxrdist.cli.options import Json, Settings
 from cxrdist.cli.show import print_table
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ study = typer.Typer(help="Run a study on Ray, see how far it is, and write its r
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.")]
 Out = Annotated[Path | None, typer.Option(help="Study folder. Default: runs/NAME, for NAME.yaml.")]
-Settings = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def demo(
@@ -37,7 +36,7 @@ def demo(
 def run(
     file: StudyFile,
     out: Out = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster. Default: a local one of its own.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     as_json: Json = False,
@@ -56,7 +55,7 @@ def run(
 
 
 @study.command()
-def status(file: StudyFile, out: Out = None, settings: Settings = [], as_json: Json = False) -> None:  # noqa: B006
+def status(file: StudyFile, out: Out = None, settings: Settings = None, as_json: Json = False) -> None:
     """Show what is done, running, failed and left.  Needs no cluster.
 
     Example: `cxrdist study status launch/studies/demo.yaml --out runs/demo/study`
@@ -67,7 +66,7 @@ def status(file: StudyFile, out: Out = None, settings: Settings = [], as_json: J
 
 
 @study.command()
-def report(file: StudyFile, out: Out = None, settings: Settings = [], as_json: Json = False) -> None:  # noqa: B006
+def report(file: StudyFile, out: Out = None, settings: Settings = None, as_json: Json = False) -> None:
     """Work out statistics and report again from the saved predictions.
 
     Example: `cxrdist study report launch/studies/demo.yaml --out runs/demo/study --set statistics.n_resamples=10000`
@@ -77,10 +76,10 @@ def report(file: StudyFile, out: Out = None, settings: Settings = [], as_json: J
     _finish(report_study(_read(file, settings), out or Path("runs") / file.stem), as_json)
 
 
-def _read(file: Path, settings: list[str]) -> "StudyConfig":
+def _read(file: Path, settings: list[str] | None) -> "StudyConfig":
     from cxrdist.study.config import StudyConfig
 
-    return StudyConfig.read(file, settings)
+    return StudyConfig.read(file, settings or ())
 
 
 def _show_status(status: "Status", as_json: bool) -> None:

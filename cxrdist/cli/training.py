@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cxrdist.cli.ending import Stopped
+from cxrdist.cli.options import Json, Settings
 from cxrdist.errors import UsageError, unknown
 from cxrdist.log import only_warnings
 
@@ -13,19 +14,17 @@ if TYPE_CHECKING:
     from cxrdist.train.loop import Outcome
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")]
-Settings = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, for NAME.yaml.")]
 ResumeOption = Annotated[str | None, typer.Option(help="`auto`: go on from the newest checkpoint, if there is one.")]
 ReplayOption = Annotated[
     bool,
     typer.Option("--replay", help="Make the step again that stopped the run in --out: which value was not finite?"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def train(
     run: RunFile,
-    settings: Settings = [],  # noqa: B006 - read only
+    settings: Settings = None,
     out: Out = None,
     resume: ResumeOption = None,
     replay: ReplayOption = False,
@@ -37,7 +36,7 @@ def train(
     """
     from cxrdist.finetune.config import FinetuneConfig
 
-    config = FinetuneConfig.read(run, settings)  # before torch is imported: a wrong name is told at once
+    config = FinetuneConfig.read(run, settings or ())  # before torch is imported: a wrong name is told at once
     from cxrdist.finetune.run import finetune, replay_bad_batch
 
     folder = out or Path("runs") / run.stem
@@ -49,7 +48,7 @@ def train(
 
 def pretrain(
     run: RunFile,
-    settings: Settings = [],  # noqa: B006 - read only
+    settings: Settings = None,
     out: Out = None,
     resume: ResumeOption = None,
     replay: ReplayOption = False,
@@ -61,7 +60,7 @@ def pretrain(
     """
     from cxrdist.pretrain.config import PretrainConfig
 
-    config = PretrainConfig.read(run, settings)
+    config = PretrainConfig.read(run, settings or ())
     from cxrdist.pretrain.run import pretrain as start
     from cxrdist.pretrain.run import replay_bad_batch
 
