@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     PHANTOM = 8
     SPLIT = 9
     MIXUP = 10
+    PERMUTATION = 11
+    SEEDS = 12
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
