@@ -7,7 +7,9 @@ Shapes: N images, K findings, R redraws, P patients, S models.  Here numpy and s
 from cxrdist.stats.auroc import auroc, macro
 from cxrdist.stats.bootstrap import Redraws, bootstrap_auroc, redraw_counts
 from cxrdist.stats.delong import DeLong, delong_test
-from cxrdist.stats.inference import Interval, benjamini_hochberg, paired_test, percentile_interval
+from cxrdist.stats.families import benjamini_hochberg
+from cxrdist.stats.inference import paired_test
+from cxrdist.stats.intervals import Interval, percentile_interval
 from cxrdist.stats.threshold import OperatingPoint, operating_point, roc_curve, youden_threshold
 
 __all__ = [

@@ -16,7 +16,9 @@ import numpy as np
 from cxrdist.errors import UsageError, unknown
 from cxrdist.stats.bootstrap import MapFunction, Redraws, average, bootstrap_auroc
 from cxrdist.stats.delong import DeLong, delong_test
-from cxrdist.stats.inference import benjamini_hochberg, paired_test, percentile_interval
+from cxrdist.stats.families import benjamini_hochberg
+from cxrdist.stats.inference import paired_test
+from cxrdist.stats.intervals import percentile_interval
 from cxrdist.stats.predictions import Predictions, align
 
 MACRO = "macro"

@@ -1,34 +1,10 @@
-"""From redraws to statements: percentile interval, two-sided paired test, false discovery rate."""
+"""From redraws of a paired difference to p-values: no difference, non-inferiority, equivalence.  Shapes: R redraws.
 
-from dataclasses import dataclass
+Undefined (NaN) redraws are left out; p is NaN if none is left.  The observed sample counts as one of the redraws
+(Davison & Hinkley 1997, 4.11; Phipson & Smyth 2010), so no p is ever 0.
+"""
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Bounds of a confidence interval; NaN where nothing was defined."""
-
-    low: float
-    high: float
-
-
-def percentile_interval(theta: np.ndarray, *, confidence_level: float = 0.95) -> Interval:
-    """Return the percentile interval of the (R,) redraws `theta`; undefined (NaN) redraws are left out.
-
-    Quantiles are interpolated linearly (Hyndman & Fan 1996, definition 7).
-
-    Raises:
-        ValueError: If `confidence_level` is outside (0, 1).
-    """
-    if not 0 < confidence_level < 1:
-        raise ValueError(f"`confidence_level` must be in (0, 1), got {confidence_level}.")
-    defined = theta[~np.isnan(theta)]
-    if not len(defined):
-        return Interval(float("nan"), float("nan"))
-    tail = (1 - confidence_level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(float(low), float(high))
 
 
 def paired_test(delta: np.ndarray) -> float:
@@ -36,32 +12,54 @@ def paired_test(delta: np.ndarray) -> float:
 
     ``p = min(1, 2 min((#{d <= 0} + 1) / (R + 1), (#{d >= 0} + 1) / (R + 1)))``.  It inverts the percentile interval;
     the +1 counts the observed sample among the redraws (Davison & Hinkley 1997, 4.11), so p is never 0 and the smallest
-    value that R redraws can give is 2 / (R + 1).  Undefined (NaN) redraws are left out; NaN if none is left.
+    value that R redraws can give is 2 / (R + 1).
     """
-    defined = delta[~np.isnan(delta)]
-    if not len(defined):
-        return float("nan")
-    below = (np.count_nonzero(defined <= 0) + 1) / (len(defined) + 1)
-    above = (np.count_nonzero(defined >= 0) + 1) / (len(defined) + 1)
-    return float(min(1.0, 2 * min(below, above)))
+    below, above = _share(delta, at_most=0.0), _share(-np.asarray(delta), at_most=0.0)
+    return float(np.minimum(2 * min(below, above), 1.0))
 
 
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Return the adjusted p-values (q) of one family of tests (Benjamini & Hochberg 1995, step-up).
+def non_inferiority(delta: np.ndarray, margin: float) -> float:
+    """Return the one-sided p-value that the first model is worse than the second by `margin` or more.
 
-    Undefined (NaN) entries stay NaN and do not count as tests.
+    ``p = (#{d <= -margin} + 1) / (R + 1)``.  It is at most alpha where the interval of confidence level 1 - 2 alpha
+    lies above -margin, the usual way to read one (Piaggio et al. 2012, JAMA 308:2594).
+
+    Args:
+        delta: (R,) redraws of first minus second of a number that is better when higher; negate those of others.
+        margin: The largest loss that does not matter, set before the data are seen; above 0, in units of `delta`.
 
     Raises:
-        ValueError: If a p-value is outside [0, 1].
+        ValueError: If `margin` is not a number above 0.
     """
-    p = np.asarray(p, dtype=np.float64)
-    q = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    if not len(tested):
-        return q
-    if (p[tested] < 0).any() or (p[tested] > 1).any():
-        raise ValueError("`p` must be in [0, 1], got a value outside.")
-    order = tested[np.argsort(p[tested], kind="stable")]
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return q
+    _check_margin(margin)
+    return _share(delta, at_most=-margin)
+
+
+def equivalence(delta: np.ndarray, margin: float) -> float:
+    """Return the p-value that two models differ by `margin` or more, in either direction.
+
+    The larger of two one-sided p-values (Schuirmann 1987, J Pharmacokinet Biopharm 15:657).  It is at most alpha where
+    the interval of confidence level 1 - 2 alpha lies within +-margin.
+
+    Args:
+        delta: (R,) redraws of the difference.
+        margin: The largest difference that does not matter; above 0, in units of `delta`.
+
+    Raises:
+        ValueError: If `margin` is not a number above 0.
+    """
+    _check_margin(margin)
+    return max(_share(delta, at_most=-margin), _share(-np.asarray(delta), at_most=-margin))
+
+
+def _share(delta: np.ndarray, *, at_most: float) -> float:
+    """Return the share of redraws at or below a value, the observed sample counted among them."""
+    defined = np.asarray(delta)[~np.isnan(delta)]
+    if not len(defined):
+        return float("nan")
+    return float((np.count_nonzero(defined <= at_most) + 1) / (len(defined) + 1))
+
+
+def _check_margin(margin: float) -> None:
+    if not 0 < margin < np.inf:
+        raise ValueError(f"`margin` must be a number above 0, got {margin}.")
