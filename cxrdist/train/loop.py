@@ -169,8 +169,8 @@ def load_chosen(task: nn.Module, folder: RunFolder, *, step: int | None) -> int:
     return int(reader.facts["progress"]["step"])
 
 
-class _Abandoned(Exception):  # noqa: N818 - no error
-    """A validation ends before its time, on every rank at the same batch, because a stop signal has come."""
+class _Abandoned(BaseException):
+    """A validation ends before its time, on every rank at the same batch: no error, a stop signal has come."""
 
 
 class _Run:
