@@ -37,20 +37,38 @@ class Parts:
 
         Without `loaded` only the shapes are of use: no weight file is read.
         """
-        config = self.config
-        size = config.input.image_size
-        model = build_model(config.model, num_classes=len(self.findings), image_size=size, seed=config.seed)
-        if config.model.weights is not None and loaded:
-            load_weights(model, config.model.weights, told=told)
-        begin_protocol(model.net, config.protocol, seed=config.seed)
-        return FinetuneTask(model, loss=self._loss(), protocol=config.protocol, mixup_alpha=config.mixup)
+        return build_task(
+            self.config, pos_weight=self._pos_weight(), known_share=self._known_share(), told=told, loaded=loaded
+        )
 
-    def _loss(self) -> MultiLabelLoss:
-        balanced = self.config.class_weights == "balanced"
-        hard = self.train.targets(self.findings, self.config.labels)
-        weights = balanced_weights(hard) if balanced else np.ones(len(self.findings))
-        known = mixed_known_share(self.targets) if self.config.mixup else float((~np.isnan(self.targets)).mean())
-        return MultiLabelLoss(self.config.loss, pos_weight=weights, known_share=known)
+    def _pos_weight(self) -> np.ndarray:
+        if self.config.class_weights == "balanced":
+            return balanced_weights(self.train.targets(self.findings, self.config.labels))
+        return np.ones(len(self.findings))
+
+    def _known_share(self) -> float:
+        return mixed_known_share(self.targets) if self.config.mixup else float((~np.isnan(self.targets)).mean())
+
+
+def build_task(
+    config: FinetuneConfig, *, pos_weight: np.ndarray, known_share: float, told: bool = False, loaded: bool = True
+) -> FinetuneTask:
+    """Return the task of `config` with its initial weights, the same at every call.
+
+    Args:
+        config: Backbone, protocol and loss.
+        pos_weight: What a positive of each of the K findings weighs (K,).
+        known_share: Of the training targets, mixed or not, in (0, 1].
+        told: Whether what of its weights fits is logged.
+        loaded: Whether they are read; without, only the shapes are of use.
+    """
+    size = config.input.image_size
+    model = build_model(config.model, num_classes=len(pos_weight), image_size=size, seed=config.seed)
+    if config.model.weights is not None and loaded:
+        load_weights(model, config.model.weights, told=told)
+    begin_protocol(model.net, config.protocol, seed=config.seed)
+    loss = MultiLabelLoss(config.loss, pos_weight=pos_weight, known_share=known_share)
+    return FinetuneTask(model, loss=loss, protocol=config.protocol, mixup_alpha=config.mixup)
 
 
 def read_parts(config: FinetuneConfig, *, told: bool) -> Parts:
