@@ -1,13 +1,34 @@
-"""Thresholds, chosen on validation data only, and what a threshold does to another sample."""
+"""Thresholds, chosen on validation data only, and what a threshold does to another sample.  Shapes: N images."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
+
+from cxrdist.errors import UsageError, unknown
+from cxrdist.stats.labelled import labelled
+from cxrdist.stats.rates import RATES
+from cxrdist.stats.resample import Units
+
+RuleKind = Literal["youden", "f1", "sensitivity", "specificity"]
+RULES = ("youden", "f1", "sensitivity=X", "specificity=X")
+"""How a threshold may be chosen, X in (0, 1]."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a threshold is chosen; `least` is the rate to reach, for the two rules that have one."""
+
+    kind: RuleKind
+    least: float | None = None
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Counts and rates of ``score >= threshold`` against the targets; a rate is NaN where its denominator is 0."""
+    """Counts and rates of ``score >= threshold`` against the targets; a rate is NaN where its denominator is 0.
+
+    The formulas are those of `rates`.
+    """
 
     threshold: float
     true_positive: int
@@ -18,33 +39,46 @@ class OperatingPoint:
     @property
     def sensitivity(self) -> float:
         """Share of present findings that are called."""
-        return _rate(self.true_positive, self.true_positive + self.false_negative)
+        return self._rate("sensitivity")
 
     @property
     def specificity(self) -> float:
         """Share of absent findings that are not called."""
-        return _rate(self.true_negative, self.true_negative + self.false_positive)
+        return self._rate("specificity")
 
     @property
     def ppv(self) -> float:
         """Share of calls that are right."""
-        return _rate(self.true_positive, self.true_positive + self.false_positive)
+        return self._rate("ppv")
 
     @property
     def npv(self) -> float:
         """Share of non-calls that are right."""
-        return _rate(self.true_negative, self.true_negative + self.false_negative)
+        return self._rate("npv")
 
     @property
     def accuracy(self) -> float:
         """Share of images called rightly."""
-        right = self.true_positive + self.true_negative
-        return _rate(right, right + self.false_positive + self.false_negative)
+        return self._rate("accuracy")
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of sensitivity and specificity."""
+        return self._rate("balanced_accuracy")
 
     @property
     def f1(self) -> float:
         """Harmonic mean of sensitivity and positive predictive value."""
-        return _rate(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
+        return self._rate("f1")
+
+    @property
+    def mcc(self) -> float:
+        """Correlation of calls with the truth (Matthews)."""
+        return self._rate("mcc")
+
+    def _rate(self, name: str) -> float:
+        cells = (self.true_positive, self.false_positive, self.true_negative, self.false_negative)
+        return float(RATES[name](*np.array(cells, dtype=np.float64)))
 
 
 @dataclass(frozen=True)
@@ -56,34 +90,103 @@ class RocCurve:
     thresholds: np.ndarray
 
 
-def roc_curve(targets: np.ndarray, scores: np.ndarray) -> RocCurve | None:
-    """Return the empirical ROC curve of one finding ((N,) each, NaN targets masked), or None if one class only."""
-    known = ~np.isnan(np.asarray(targets, dtype=np.float64))
-    positive, scores = np.asarray(targets)[known] == 1, np.asarray(scores, dtype=np.float64)[known]
-    if positive.all() or not positive.any():
-        return None
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    true_positive = np.cumsum(positive[order])[last_of_tie]
-    false_positive = last_of_tie + 1 - true_positive
-    return RocCurve(
-        false_positive_rate=np.append(0.0, false_positive / (~positive).sum()),
-        true_positive_rate=np.append(0.0, true_positive / positive.sum()),
-        thresholds=np.append(np.inf, scores[order][last_of_tie]),
-    )
+@dataclass(frozen=True)
+class _Ladder:
+    """What every observed score does as a threshold, (T,) descending; counts are exact."""
+
+    thresholds: np.ndarray
+    true_positive: np.ndarray
+    false_positive: np.ndarray
+    n_positive: int
+    n_negative: int
+
+
+def parse_rule(text: str) -> Rule:
+    """Return the rule that `text` names: ``youden``, ``f1``, ``sensitivity=0.9`` or ``specificity=0.9``.
+
+    Raises:
+        UsageError: If it names none, or the rate to reach is not in (0, 1].
+    """
+    name, equals, level = (part.strip() for part in text.partition("="))
+    kinds: tuple[RuleKind, ...] = get_args(RuleKind)
+    kind = next((one for one in kinds if one == name), None)
+    if kind is None:
+        raise UsageError(unknown("A threshold rule", text, RULES))
+    if kind in ("youden", "f1"):
+        if equals:
+            raise UsageError(f"The threshold rule {kind} must stand alone, got {text!r}. Leave out '={level}'.")
+        return Rule(kind)
+    try:
+        least = float(level)
+    except ValueError:
+        least = float("nan")
+    if not 0 < least <= 1:
+        raise UsageError(
+            f"The threshold rule {kind} must name a rate in (0, 1], got {text!r}. Write for example {kind}=0.9."
+        )
+    return Rule(kind, least)
+
+
+def choose_threshold(targets: np.ndarray, scores: np.ndarray, rule: Rule | str) -> float:
+    """Return the threshold t that a rule picks for ``score >= t``, among the observed scores.
+
+    Call it with **validation data only**: a threshold found on the test sample flatters every rate reported there
+    (Leeflang et al. 2008, Clin Chem 54:729).
+
+    - ``youden``: the t with the largest sensitivity + specificity (Youden 1950); among equals the highest.
+    - ``f1``: the t with the largest F1; among equals the highest.
+    - ``sensitivity=X``: the highest t whose sensitivity is at least X.
+    - ``specificity=X``: the lowest t whose specificity is at least X; infinity, which calls nothing, if even the
+      highest score does not reach it.
+
+    Shares are compared as exact quotients of counts, so 9 of 10 reaches 0.9.
+
+    Args:
+        targets: (N,) of 1, 0, or NaN for masked images, which take no part.
+        scores: (N,) real numbers.
+        rule: A rule, or its text for `parse_rule`.
+
+    Returns:
+        The threshold; NaN if one class only.
+
+    Raises:
+        UsageError: If the rule's text is nonsense.
+        ValueError: If a shape or value is wrong.
+    """
+    rule = parse_rule(rule) if isinstance(rule, str) else rule
+    ladder = _ladder(targets, scores)
+    if not ladder.n_positive or not ladder.n_negative:
+        return float("nan")
+    if rule.kind == "youden":
+        # Youden's J times both class sizes: whole numbers, so that equals are equal.
+        gain = ladder.true_positive * ladder.n_negative - ladder.false_positive * ladder.n_positive
+        return float(ladder.thresholds[np.argmax(gain)])
+    if rule.kind == "f1":
+        f1 = 2 * ladder.true_positive / (ladder.true_positive + ladder.false_positive + ladder.n_positive)
+        return float(ladder.thresholds[np.argmax(f1)])
+    assert rule.least is not None, "parse_rule gives these two a rate"
+    if rule.kind == "sensitivity":
+        enough = ladder.true_positive / ladder.n_positive >= rule.least
+        return float(ladder.thresholds[np.argmax(enough)])
+    enough = (ladder.n_negative - ladder.false_positive) / ladder.n_negative >= rule.least
+    return float(ladder.thresholds[enough][-1]) if enough.any() else float("inf")
 
 
 def youden_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Return the observed score t that maximises sensitivity + specificity of ``score >= t``; NaN if one class only.
+    """Return the threshold of `choose_threshold` with the rule ``youden``; validation data only."""
+    return choose_threshold(targets, scores, Rule("youden"))
 
-    Among equals the highest t wins.  Call it with validation data: a threshold found on the test sample flatters every
-    rate reported there (Youden 1950; Leeflang et al. 2008).
-    """
-    curve = roc_curve(targets, scores)
-    if curve is None:
-        return float("nan")
-    best = np.argmax((curve.true_positive_rate - curve.false_positive_rate)[1:])
-    return float(curve.thresholds[1:][best])
+
+def roc_curve(targets: np.ndarray, scores: np.ndarray) -> RocCurve | None:
+    """Return the empirical ROC curve of one finding ((N,) each, NaN targets masked), or None if one class only."""
+    ladder = _ladder(targets, scores)
+    if not ladder.n_positive or not ladder.n_negative:
+        return None
+    return RocCurve(
+        false_positive_rate=np.append(0.0, ladder.false_positive / ladder.n_negative),
+        true_positive_rate=np.append(0.0, ladder.true_positive / ladder.n_positive),
+        thresholds=np.append(np.inf, ladder.thresholds),
+    )
 
 
 def operating_point(targets: np.ndarray, scores: np.ndarray, threshold: float) -> OperatingPoint:
@@ -99,5 +202,18 @@ def operating_point(targets: np.ndarray, scores: np.ndarray, threshold: float) -
     )
 
 
-def _rate(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+def _ladder(targets: np.ndarray, scores: np.ndarray) -> _Ladder:
+    n = len(np.asarray(targets))
+    images = labelled(targets, scores, Units(np.arange(n), n))
+    order = np.argsort(-images.scores, kind="stable")
+    descending = images.scores[order]
+    last_of_tie = np.flatnonzero(np.append(descending[1:] != descending[:-1], len(order) > 0)[: len(order)])
+    true_positive = np.cumsum(images.positive[order])[last_of_tie]
+    n_positive = int(images.positive.sum())
+    return _Ladder(
+        thresholds=descending[last_of_tie],
+        true_positive=true_positive,
+        false_positive=last_of_tie + 1 - true_positive,
+        n_positive=n_positive,
+        n_negative=len(order) - n_positive,
+    )

@@ -1,0 +1,158 @@
+"""Logistic recalibration of log odds, every redraw by itself.  Shapes: n images, P units, B redraws.
+
+A maximum of the likelihood exists only where the classes overlap (Albert & Anderson 1984).  With one logit per image
+that means: some positive lies strictly below some negative, and some negative strictly below some positive.  Perfect
+separation, separation up to ties, constant logits and a single class are told from the images with weight before
+anything is fitted, and give NaN.  Elsewhere the maximum is unique and Newton's steps find it.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+MAX_STEPS = 100
+"""Newton's steps (five to eight are usual); NaN if there were not enough."""
+TOLERANCE = 1e-9
+"""A step this small, relative to 1 + the coefficient, is the last: the error left is its square."""
+
+
+@njit(nogil=True, cache=True)
+def fit_slopes(
+    counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """Return (2, B), the a and b that maximise the likelihood of ``logit P(y = 1) = a + b logit``; NaN where none do.
+
+    Args:
+        counts: (P, B) uint16 or float64, C order.
+        unit: (n,) unit of each image.
+        logit: (n,) finite.
+        positive: (n,) bool.
+        start: (2,) where to begin, best near the answer; NaN to begin without a slope.
+    """
+    n, lanes = len(unit), counts.shape[1]
+    found = np.full((2, lanes), np.nan)
+    weights, x, y = np.empty(n), np.empty(n), np.empty(n)
+    for b in range(lanes):
+        m = _held(counts, unit, logit, positive, b, weights, x, y)
+        if _overlap(x[:m], y[:m]):
+            found[0, b], found[1, b] = _maximum(weights[:m], x[:m], y[:m], start)
+    return found
+
+
+@njit(nogil=True, cache=True)
+def fit_intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Return (B,) the a of ``logit P(y = 1) = a + logit`` at which as many positives are expected as are seen.
+
+    NaN where a class has no weight: then a is infinite.  Arguments as of `fit_slopes`.
+    """
+    n, lanes = len(unit), counts.shape[1]
+    intercepts = np.full(lanes, np.nan)
+    weights, x, y = np.empty(n), np.empty(n), np.empty(n)
+    for b in range(lanes):
+        m = _held(counts, unit, logit, positive, b, weights, x, y)
+        intercepts[b] = _in_the_large(weights[:m], x[:m], y[:m])
+    return intercepts
+
+
+@njit(nogil=True, cache=True)
+def _held(
+    counts: np.ndarray,
+    unit: np.ndarray,
+    logit: np.ndarray,
+    positive: np.ndarray,
+    b: int,
+    weights: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> int:
+    """Copy the images with weight in column b to the front of the last three; return how many."""
+    m = 0
+    for i in range(len(unit)):
+        if counts[unit[i], b] > 0:
+            weights[m], x[m], y[m] = counts[unit[i], b], logit[i], 1.0 if positive[i] else 0.0
+            m += 1
+    return m
+
+
+@njit(nogil=True, cache=True)
+def _overlap(x: np.ndarray, y: np.ndarray) -> bool:
+    least, most = np.full(2, np.inf), np.full(2, -np.inf)
+    for i in range(len(x)):
+        label = int(y[i])
+        least[label], most[label] = min(least[label], x[i]), max(most[label], x[i])
+    return bool(least[1] < most[0] and least[0] < most[1])
+
+
+@njit(nogil=True, cache=True)
+def _maximum(weights: np.ndarray, x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[float, float]:
+    # Centred and scaled, so that the two equations stay apart when logits lie close together.
+    centre, scale, share, total = 0.0, 0.0, 0.0, 0.0
+    for i in range(len(x)):
+        total += weights[i]
+        centre += weights[i] * x[i]
+        share += weights[i] * y[i]
+    centre, share = centre / total, share / total
+    for i in range(len(x)):
+        scale += weights[i] / total * (x[i] - centre) ** 2
+    scale = math.sqrt(scale)
+    a, b = math.log(share / (1 - share)), 0.0
+    if np.isfinite(start[0]) and np.isfinite(start[1]):
+        a, b = start[0] + start[1] * centre, start[1] * scale
+    step_a, step_b, before = 0.0, 0.0, -np.inf
+    for _ in range(MAX_STEPS):
+        likelihood, ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for i in range(len(x)):
+            z = (x[i] - centre) / scale
+            log_odds = a + b * z
+            small = math.exp(-abs(log_odds))
+            chance = (1.0 if log_odds >= 0 else small) / (1 + small)
+            miss = weights[i] * (y[i] - chance)
+            spread = weights[i] * small / (1 + small) ** 2
+            likelihood += weights[i] * (y[i] * log_odds - max(log_odds, 0.0) - math.log1p(small))
+            ga, gb = ga + miss, gb + miss * z
+            haa, hab, hbb = haa + spread, hab + spread * z, hbb + spread * z * z
+        if likelihood < before - 1e-10 * abs(before):  # too far: half the way back
+            step_a, step_b = step_a / 2, step_b / 2
+            a, b = a - step_a, b - step_b
+            continue
+        before, determinant = likelihood, haa * hbb - hab * hab
+        if not determinant > 0:
+            break
+        step_a, step_b = (hbb * ga - hab * gb) / determinant, (haa * gb - hab * ga) / determinant
+        a, b = a + step_a, b + step_b
+        if abs(step_a) <= TOLERANCE * (1 + abs(a)) and abs(step_b) <= TOLERANCE * (1 + abs(b)):
+            return a - b * centre / scale, b / scale
+    return math.nan, math.nan
+
+
+@njit(nogil=True, cache=True)
+def _in_the_large(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+    seen, total, least, most = 0.0, 0.0, np.inf, -np.inf
+    for i in range(len(x)):
+        seen, total = seen + weights[i] * y[i], total + weights[i]
+        least, most = min(least, x[i]), max(most, x[i])
+    if not 0 < seen < total:
+        return math.nan
+    # Shifted so that even the highest logit expects too few positives, or even the lowest too many: a is in between.
+    odds = math.log(seen / (total - seen))
+    low, high = odds - most, odds - least
+    a = min(max(0.0, low), high)
+    for _ in range(MAX_STEPS):
+        expected, slope = 0.0, 0.0
+        for i in range(len(x)):
+            log_odds = a + x[i]
+            small = math.exp(-abs(log_odds))
+            expected += weights[i] * ((1.0 if log_odds >= 0 else small) / (1 + small))
+            slope += weights[i] * small / (1 + small) ** 2
+        if expected > seen:
+            high = a
+        else:
+            low = a
+        new = a + (seen - expected) / slope if slope > 0 else math.inf
+        if not low <= new <= high:  # Newton left the bracket: halve it
+            new = (low + high) / 2
+        step, a = new - a, new
+        if abs(step) <= TOLERANCE * (1 + abs(a)):
+            return a
+    return math.nan
