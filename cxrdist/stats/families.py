@@ -72,12 +72,13 @@ def max_t(delta: np.ndarray, point: np.ndarray) -> np.ndarray:
     tested = np.flatnonzero(~np.isnan(point) & ~np.isnan(delta).all(axis=0))
     if not len(tested):
         return p
-    spread = np.array([np.std(column[~np.isnan(column)]) for column in delta[:, tested].T])
+    filled = _filled(delta[:, tested])
+    spread = filled.std(axis=0)
     flat = spread <= NO_SPREAD
     scale = np.where(flat, 1.0, spread)
     observed = np.abs(point[tested]) / scale
     observed[flat] = np.where(observed[flat] <= NO_SPREAD, 0.0, np.inf)
-    centred = np.abs(_filled(delta[:, tested]) - point[tested]) / scale
+    centred = np.abs(filled - point[tested]) / scale
     centred[:, flat] = 0.0
     order = np.argsort(-observed, kind="stable")
     largest_of_rest = np.maximum.accumulate(centred[:, order[::-1]], axis=1)[:, ::-1]
