@@ -119,16 +119,16 @@ WRONG = [
     (["compare", "=a.parquet", "b=b.parquet"], 2, "must be given as NAME=FILE"),
     (["compare", "a=a.parquet"], 2, "at least two files, got 1"),
     (["compare", "a=a.parquet", "a=b.parquet"], 2, "got 'a' twice"),
-    (["compare", "a=a.parquet", "b=gone.parquet"], 1, "must exist, got 'gone.parquet'"),
+    (["compare", "a=a.parquet", "b=gone.parquet"], 2, "must exist, got 'gone.parquet'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--redraws", "-3"], 2, "Invalid value for '--redraws'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--alpha", "2"], 2, "`--alpha` must be in (0, 1), got 2.0"),
     (["compare", "a=a.parquet", "b=b.parquet", "--alpha", "nan"], 2, "`--alpha` must be in (0, 1), got nan"),
     (["compare", "a=a.parquet", "b=b.parquet", "--cluster", "patient"], 2, "Did you mean 'patient_id'?"),
     (["compare", "a=a.parquet", "b=b.parquet", "--reference", "c"], 2, "got 'c'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--json", "gone/x.json"], 2, "in a folder that exists"),
-    (["compare", "a=a.parquet", "b=text.csv"], 1, "text.csv"),
-    (["compare", "a=a.parquet", "b=rows.parquet"], 1, "b"),
-    (["compare", "a=a.parquet", "b=labels.parquet"], 1, "i7"),
+    (["compare", "a=a.parquet", "b=text.csv"], 2, "text.csv"),
+    (["compare", "a=a.parquet", "b=rows.parquet"], 2, "b"),
+    (["compare", "a=a.parquet", "b=labels.parquet"], 2, "i7"),
 ]
 
 

@@ -2,15 +2,13 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxrdist.errors import UsageError, UserError
+from cxrdist.errors import UsageError
 from cxrdist.stats import benjamini_hochberg, bootstrap_auroc, paired_test, percentile_interval
 from cxrdist.stats.compare import MACRO, adjust, compare
-from cxrdist.stats.predictions import Predictions, align, read_predictions, write_predictions
+from cxrdist.stats.predictions import Predictions
 
 FINDINGS = ("effusion", "edema", "mass")
 
@@ -31,131 +29,6 @@ def make_predictions(skill=1.0, *, seed=0, n=120, patients=50):
         scores=scores,
         extra={"sex": np.where(patient % 2, "F", "M").astype(object), "age": 30 + patient},
     )
-
-
-@pytest.fixture
-def table():
-    """Return a right prediction table, to be spoiled."""
-    return pd.DataFrame(
-        {
-            "image_id": ["001", "002", "003", "004"],
-            "patient_id": ["07", "07", "08", "09"],
-            "y_edema": pd.array([1, 0, None, 0], dtype="Int8"),
-            "p_edema": [0.9, 0.0, 1.0, 0.25],
-            "sex": ["F", "F", None, "M"],
-        }
-    )
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_written_predictions_are_read_back_sorted_with_masks_and_leading_zeros(tmp_path, suffix):
-    predictions = make_predictions()
-    predictions = replace(predictions, patient_id=np.array(["007"] * len(predictions), dtype=object))
-    path = tmp_path / f"new/test{suffix}"
-    write_predictions(path, predictions.rows(np.random.default_rng(0).permutation(len(predictions))))
-    read = read_predictions(path)
-    assert read.findings == FINDINGS
-    assert read.image_id.tolist() == predictions.image_id.tolist()
-    assert set(read.patient_id) == {"007"}
-    np.testing.assert_array_equal(read.targets, predictions.targets)
-    np.testing.assert_array_equal(read.scores, predictions.scores)
-    assert read.extra["sex"].tolist() == predictions.extra["sex"].tolist()
-    first = path.read_bytes()
-    write_predictions(path, predictions)
-    assert path.read_bytes() == first
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_parquet_keeps_labels_as_nullable_small_integers(tmp_path):
-    write_predictions(tmp_path / "a.parquet", make_predictions())
-    schema = pq.read_schema(tmp_path / "a.parquet")
-    assert str(schema.field("y_edema").type) == "int8"
-    assert str(schema.field("p_edema").type) == "double"
-    assert schema.names[:2] == ["image_id", "patient_id"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda t: t.drop(columns="patient_id"), r"must have a column `patient_id`, got none \[in a.csv\]"),
-        (lambda t: t.assign(image_id=["1", "2", "2", "3"]), r"`image_id` must be unique, got 1 value .*\(2\)"),
-        (lambda t: t.assign(patient_id=["1", None, "2", "3"]), r"`patient_id` must have a value .* 1 empty"),
-        (lambda t: t.assign(p_edema=[0.1, 1.5, 0.2, 0.3]), r"`p_edema` must be .* in \[0, 1\], got 1.5 in 1 row"),
-        (lambda t: t.assign(p_edema=[0.1, None, None, 0.3]), r"`p_edema` must be .* got nothing in 2 rows"),
-        (lambda t: t.assign(p_edema=["a", "0.1", "0.2", "0.3"]), r"`p_edema` must be .* got 'a' in 1 row"),
-        (lambda t: t.assign(y_edema=[0, 1, -1, 0]), r"`y_edema` must be 0, 1 or empty, got -1 in 1 row"),
-        (lambda t: t.assign(y_edema=["yes", "0", "1", "0"]), r"`y_edema` must be 0, 1 or empty, got 'yes'"),
-        (lambda t: t.drop(columns=["y_edema", "p_edema"]), r"pair of columns `y_<finding>`, `p_<finding>`, got none"),
-        (lambda t: t.rename(columns={"p_edema": "p_oedema"}), r"`y_edema` must have its partner `p_edema`.*'p_oedema'"),
-        (lambda t: t.assign(p_mass=0.5), r"`p_mass` must have its partner `y_mass`"),
-        (lambda t: t.iloc[:0], r"must have rows, got none"),
-    ],
-)  # fmt: skip
-def test_wrong_prediction_file_is_refused_by_column(table, tmp_path, spoil, sentence):
-    spoil(table).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(UserError, match=sentence):
-        read_predictions(tmp_path / "a.csv")
-
-
-def test_all_faults_are_told_at_once(table, tmp_path):
-    table.assign(y_edema=7, p_edema=-1.0).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError) as caught:
-        read_predictions(tmp_path / "a.parquet")
-    assert str(caught.value).count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"), [("a.parquet", "must be parquet"), ("a.txt", "must end in"), ("b.csv", "exist")]
-)
-def test_unreadable_file_is_refused(tmp_path, name, sentence):
-    if name != "b.csv":
-        (tmp_path / name).write_bytes(b"\x00nothing")
-    with pytest.raises(UserError, match=sentence):
-        read_predictions(tmp_path / name)
-
-
-def test_align_sorts_and_keeps_shared_findings():
-    ours, theirs = make_predictions(), make_predictions(seed=1)
-    order = np.random.default_rng(0).permutation(len(ours))
-    aligned = align(
-        {"ours": ours.rows(order).only(["mass", "effusion", "edema"]), "theirs": theirs.only(["edema", "mass"])}
-    )
-    assert aligned.dropped == {"ours": ("effusion",)}
-    assert aligned.predictions["ours"].findings == ("mass", "edema")
-    assert aligned.predictions["ours"].image_id.tolist() == ours.image_id.tolist()
-    np.testing.assert_array_equal(aligned.predictions["theirs"].scores, theirs.scores[:, [2, 1]])
-    np.testing.assert_array_equal(aligned.predictions["ours"].targets, aligned.predictions["theirs"].targets)
-
-
-def with_label(predictions, row, value):
-    targets = predictions.targets.copy()
-    targets[row, 2] = value
-    return replace(predictions, targets=targets)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (
-            lambda p: p.rows(np.arange(2, len(p))),
-            r"theirs must have the same images as ours, got 2 missing \(img0000, img0001\)",
-        ),
-        (
-            lambda p: replace(p, image_id=np.array([f"x{i}" for i in p.image_id], dtype=object)),
-            r"120 missing \(img0000, img0001, img0002, ...\) and 120 more \(ximg0000",
-        ),
-        (
-            lambda p: replace(p, patient_id=p.patient_id[::-1]),
-            r"theirs must name the same patients as ours, got \d+ others",
-        ),
-        (lambda p: with_label(p, 5, 1 - p.targets[5, 2]), r"got 1 other in column `y_mass` \(img0005\)"),
-        (lambda p: with_label(p, 5, np.nan), r"same labels as ours.*`y_mass` \(img0005\)"),
-        (lambda p: replace(p, findings=("a", "b", "c")), r"must share a finding, got none common to ours, theirs"),
-    ],
-)
-def test_files_that_cannot_be_paired_are_refused(spoil, sentence):
-    with pytest.raises(UserError, match=sentence):
-        align({"ours": make_predictions(), "theirs": spoil(make_predictions(seed=1))})
 
 
 def test_comparison_holds_the_numbers_of_its_parts():

@@ -4,6 +4,7 @@ Shapes: N images, K findings.  Ids are pseudonyms, so an error may show a few of
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +14,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxrdist.errors import UserError, nearest
+from cxrdist.errors import UsageError, nearest
+from cxrdist.stats.prediction_tables import IDS, LONGEST, MISSING, SCORE, TARGET, read_table, shown
 
-TARGET, SCORE = "y_", "p_"
-IDS = ("image_id", "patient_id")
+AVERAGES = ("macro", "micro", "weighted")
+"""Words that stand where a finding's name would, so no finding may have them for a name."""
 SHOWN = 3
 """How many image ids an error shows."""
+FAULTS_SHOWN = 5
+UNCERTAIN = -1
+"""How CheXpert and MIMIC-CXR write an uncertain label."""
+ROUNDING = 1e-5
+"""What float32 arithmetic can add to a probability."""
+SURELY_NO_LOGIT = 30
+"""Above it a sigmoid is 1 within float64's last digits."""
 
 
 @dataclass(frozen=True)
@@ -69,43 +78,49 @@ class Aligned:
 def read_predictions(path: Path) -> Predictions:
     """Return the checked content of a prediction file; ``.csv`` is read as csv, ``.parquet`` as parquet.
 
+    Ids are text and kept as written, so ``007`` is not ``7``; whole numbers in parquet are their digits.  Labels may
+    be numbers, booleans or text of either.
+
     Raises:
-        UserError: One sentence per fault: missing file or columns, empty ids, duplicate `image_id`, a probability
+        UsageError: One sentence per fault: missing file or columns, empty ids, duplicate `image_id`, a probability
             outside [0, 1] or absent, a label other than 0, 1 or null, no pair of ``y_`` and ``p_`` columns.
     """
     path = Path(path)
-    table = _read_table(path)
-    where = f" [in {path.name}]"
-    faults = [f"A prediction file must have a column `{name}`, got none{where}." for name in IDS if name not in table]
-    findings, unpaired = _pairs([str(name) for name in table.columns])
-    faults += [f"{sentence}{where}." for sentence in unpaired]
+    table = read_table(path)
+    where = f" [in {shown(path.name)}]"
+    names = list(table.columns)
+    faults = [
+        f"A prediction file must have a column `{name}`, got none{where}.{nearest(name, names)}"
+        for name in IDS
+        if name not in names
+    ]
+    findings, unpaired = _pairs(names)
+    faults += [f"{sentence}{where}.{near}" for sentence, near in unpaired]
     if not findings and not unpaired:
         faults.append(f"A prediction file must have a pair of columns `y_<finding>`, `p_<finding>`, got none{where}.")
     if not len(table):
         faults.append(f"A prediction file must have rows, got none{where}.")
-    if faults:
-        raise UserError("\n".join(faults))
-    ids = {name: table[name] for name in IDS}
-    for name, column in ids.items():
-        empty = column.isna() | (column.astype(str).str.strip() == "")
-        if empty.any():
-            faults.append(f"Column `{name}` must have a value in every row, got {int(empty.sum())} empty{where}.")
-    image_id = ids["image_id"].astype(str).to_numpy(dtype=object)
-    if not faults and ids["image_id"].duplicated().any():
-        twice = ids["image_id"][ids["image_id"].duplicated()].unique()
+    _refuse(faults)
+    for name in IDS:
+        empty = [not isinstance(value, str) or not value.strip() for value in table[name]]
+        if any(empty):
+            faults.append(f"Column `{name}` must have a value in every row, got {sum(empty)} empty{where}.")
+    if not faults and table["image_id"].duplicated().any():
+        twice = table["image_id"][table["image_id"].duplicated()].unique()
         what = f"{len(twice)} value{_s(twice)} more than once ({_some(twice)})"
         faults.append(f"Column `image_id` must be unique, got {what}{where}.")
     targets, scores = np.empty((len(table), len(findings))), np.empty((len(table), len(findings)))
     for k, finding in enumerate(findings):
-        targets[:, k], wrong_target = _labels(table[TARGET + finding])
-        scores[:, k], wrong_score = _probabilities(table[SCORE + finding])
-        faults += [f"Column `{TARGET}{finding}` {wrong_target}{where}."] if wrong_target else []
-        faults += [f"Column `{SCORE}{finding}` {wrong_score}{where}."] if wrong_score else []
-    if faults:
-        raise UserError("\n".join(faults))
+        targets[:, k], wrong_target, target_way_out = _labels(table[TARGET + finding])
+        scores[:, k], wrong_score, score_way_out = _probabilities(table[SCORE + finding])
+        if wrong_target:
+            faults.append(f"Column `{shown(TARGET + finding)}` {wrong_target}{where}.{target_way_out}")
+        if wrong_score:
+            faults.append(f"Column `{shown(SCORE + finding)}` {wrong_score}{where}.{score_way_out}")
+    _refuse(faults)
     used = {*IDS, *(prefix + finding for finding in findings for prefix in (TARGET, SCORE))}
-    extra = {str(name): table[name].to_numpy() for name in table.columns if name not in used}
-    patient_id = ids["patient_id"].astype(str).to_numpy(dtype=object)
+    extra = {name: table[name].to_numpy() for name in names if name not in used}
+    image_id, patient_id = (table[name].to_numpy(dtype=object) for name in IDS)
     return Predictions(image_id, patient_id, tuple(findings), targets, scores, extra)
 
 
@@ -116,7 +131,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    predictions = predictions.rows(np.argsort(predictions.image_id.astype(str), kind="stable"))
+    predictions = _sorted(predictions)
     columns: dict[str, pa.Array] = {
         "image_id": pa.array(predictions.image_id.astype(str), pa.string()),
         "patient_id": pa.array(predictions.patient_id.astype(str), pa.string()),
@@ -145,26 +160,54 @@ def align(files: Mapping[str, Predictions]) -> Aligned:
     """Return `files` sorted by `image_id` and restricted to the findings all of them have.
 
     Raises:
-        UserError: If the images, their patients or their labels differ between files: which file, how many, the first
-            few image ids.  Numbers from different images, or of different truths, cannot be compared as pairs.
+        UsageError: If the images, their patients or their labels differ between files: which file, how many, the first
+            few image ids.  Numbers from different images, or of different truths, cannot be compared as pairs.  Also
+            if no file has a label, or a finding bears the name of an average.
     """
     if not files:
-        raise UserError("A comparison must have at least one prediction file, got none.")
+        raise UsageError("A comparison must have at least one prediction file, got none.")
     (first, reference), *others = ((name, _sorted(one)) for name, one in files.items())
     shared = [name for name in reference.findings if all(name in one.findings for _, one in others)]
     if not shared:
-        raise UserError(f"Prediction files must share a finding, got none common to {', '.join(files)}.")
-    faults = []
+        raise UsageError(f"Prediction files must share a finding, got none common to {', '.join(files)}.")
+    faults = [
+        f"A finding must not be named {name!r}, the word for an average over findings, got the column "
+        f"`{TARGET}{name}`. Rename it."
+        for name in shared
+        if name in AVERAGES
+    ]
     for name, one in others:
         faults += _differences(first, reference, name, one, shared)
-    if faults:
-        raise UserError("\n".join(faults))
+    if not faults and np.isnan(reference.only(shared).targets).all():
+        columns = _some([TARGET + name for name in shared])
+        faults.append(f"Prediction files must have labels, got none in any row of {columns} [in {first}].")
+    _refuse(faults)
     everything = {first: reference, **dict(others)}
     dropped = {name: tuple(k for k in one.findings if k not in shared) for name, one in everything.items()}
     return Aligned(
         predictions={name: one.only(shared) for name, one in everything.items()},
         dropped={name: left_out for name, left_out in dropped.items() if left_out},
     )
+
+
+def check_patients(predictions: Predictions, cluster: str) -> None:
+    """Refuse what cannot be redrawn: fewer than two patients, or images where `cluster` is ``"none"``.
+
+    Each redraw of a single unit is the sample itself, so its interval would have no width: a claim of certainty.
+
+    Raises:
+        UsageError: If there are fewer than two units.
+    """
+    if cluster == "none":
+        if len(predictions) < 2:
+            raise UsageError(f"A bootstrap of images must have at least two images, got {len(predictions)}.")
+        return
+    patients = np.unique(predictions.patient_id)
+    if len(patients) < 2:
+        images = f"{len(patients)} ({_some(patients)}) with {len(predictions)} image{'s' * (len(predictions) != 1)}"
+        raise UsageError(
+            f"A bootstrap of patients must have at least two patients, got {images}. Check the column `patient_id`."
+        )
 
 
 def _differences(first: str, reference: Predictions, name: str, one: Predictions, shared: Sequence[str]) -> list[str]:
@@ -174,12 +217,16 @@ def _differences(first: str, reference: Predictions, name: str, one: Predictions
         parts = [
             f"{len(ids)} {what} ({_some(ids)})" for ids, what in ((missing, "missing"), (surplus, "more")) if len(ids)
         ]
-        return [f"{name} must have the same images as {first}, got {' and '.join(parts)}. Predict the same split."]
+        way_out = _nearly(missing, surplus) or "Predict the same split."
+        return [f"{name} must have the same images as {first}, got {' and '.join(parts)}. {way_out}"]
     faults = []
     other_patient = reference.patient_id != one.patient_id
     if other_patient.any():
         ids = reference.image_id[other_patient]
-        faults.append(f"{name} must name the same patients as {first}, got {len(ids)} other{_s(ids)} ({_some(ids)}).")
+        way_out = _nearly(reference.patient_id[other_patient], one.patient_id[other_patient])
+        faults.append(
+            f"{name} must name the same patients as {first}, got {len(ids)} other{_s(ids)} ({_some(ids)}). {way_out}"
+        )
     for finding in shared:
         mine = reference.targets[:, reference.findings.index(finding)]
         theirs = one.targets[:, one.findings.index(finding)]
@@ -188,69 +235,105 @@ def _differences(first: str, reference: Predictions, name: str, one: Predictions
             ids = reference.image_id[other]
             faults.append(
                 f"{name} must have the same labels as {first}, got {len(ids)} other{_s(ids)} in column "
-                f"`{TARGET}{finding}` ({_some(ids)}). Predict with the same label policy."
+                f"`{shown(TARGET + finding)}` ({_some(ids)}). Predict with the same label policy."
             )
-    return faults
+    return [fault.rstrip() for fault in faults]
+
+
+def _nearly(mine: np.ndarray, theirs: np.ndarray) -> str:
+    """Return a way out if ids of two files differ only as spreadsheets and file names make them differ."""
+    alike = len({_bare(one) for one in mine} & {_bare(one) for one in theirs})
+    if not alike:
+        return ""
+    return f"Ids must match to the letter; {alike} would but for case, spaces, leading zeros or an ending."
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\.(0+|png|jpe?g|dcm|dicom|tiff?)$", "", text.strip().casefold()).lstrip("0")
 
 
 def _sorted(predictions: Predictions) -> Predictions:
-    return predictions.rows(np.argsort(predictions.image_id.astype(str), kind="stable"))
+    return predictions.rows(np.argsort(predictions.image_id.astype(object), kind="stable"))
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"A prediction file must exist, got {path.name!r}. Check the path.")
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"A prediction file must end in .csv or .parquet, got {path.name!r}.")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=dict.fromkeys(IDS, str))
-    except (ValueError, OSError, pa.ArrowException) as error:
-        kind = path.suffix.removeprefix(".")
-        raise UserError(f"A prediction file must be {kind}, got an unreadable one [in {path.name}].") from error
+def _refuse(faults: Sequence[str]) -> None:
+    """Raise `faults`, a line each; of very many (one per finding) the first few."""
+    if faults:
+        more = len(faults) - FAULTS_SHOWN
+        raise UsageError("\n".join([*faults[:FAULTS_SHOWN], *([f"And {more} more such faults."] if more > 0 else [])]))
 
 
-def _pairs(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the findings with both columns, in order, and a sentence for each column without its partner."""
+def _pairs(names: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the findings with both columns, in order; and for each column alone a sentence and the nearest name."""
     findings = [name[len(SCORE) :] for name in names if name.startswith(SCORE) and TARGET + name[len(SCORE) :] in names]
     faults = []
     for name in names:
         for mine, partner in ((TARGET, SCORE), (SCORE, TARGET)):
-            if name.startswith(mine) and name not in IDS and partner + name[len(mine) :] not in names:
-                want = partner + name[len(mine) :]
-                near = nearest(want, [other for other in names if other.startswith(partner) and other not in IDS])
-                faults.append(f"Column `{name}` must have its partner `{want}`, got none.{near}".rstrip("."))
+            want = partner + name[len(mine) :]
+            if name.startswith(mine) and want not in names:
+                near = nearest(want, [other for other in names if other.startswith(partner)])
+                faults.append((f"Column `{shown(name)}` must have its partner `{shown(want)}`, got none", near))
     return findings, faults
 
 
-def _labels(column: pd.Series) -> tuple[np.ndarray, str]:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = (np.isnan(values) & ~column.isna().to_numpy()) | ~(np.isnan(values) | (values == 0) | (values == 1))
-    example = _first(column, wrong) if wrong.any() else ""
-    rule = f"must be 0, 1 or empty, got {example} in {int(wrong.sum())} row{_s(np.flatnonzero(wrong))}"
-    return values, rule if wrong.any() else ""
+def _labels(column: pd.Series) -> tuple[np.ndarray, str, str]:
+    """Return (N,) labels with NaN for masked, and if any is wrong what the rule is and the way out."""
+    values, empty = _numbers(column)
+    wrong = ~(empty | (values == 0) | (values == 1))
+    if not wrong.any():
+        return values, "", ""
+    way_out = " Uncertain labels need a label policy first." if (values[wrong] == UNCERTAIN).any() else ""
+    return values, f"must be 0, 1 or empty, got {_first(column, wrong)} in {_rows(wrong)}", way_out
 
 
-def _probabilities(column: pd.Series) -> tuple[np.ndarray, str]:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+def _probabilities(column: pd.Series) -> tuple[np.ndarray, str, str]:
+    """Return (N,) probabilities, and if any is wrong what the rule is and the way out."""
+    values, _ = _numbers(column)
     wrong = ~((values >= 0) & (values <= 1))
     if not wrong.any():
-        return values, ""
-    example = _first(column, wrong)
-    return (
-        values,
-        f"must be a probability in [0, 1], got {example} in {int(wrong.sum())} row{_s(np.flatnonzero(wrong))}",
-    )
+        return values + 0.0, "", ""  # -0.0 becomes 0.0: they tie, so they should be the same bits as well
+    rule = f"must be a probability in [0, 1], got {_first(column, wrong)} in {_rows(wrong)}"
+    outside = values[wrong & np.isfinite(values)]
+    if not len(outside):
+        return values, rule, ""
+    low, high = outside.min(), outside.max()
+    if low > -ROUNDING and high < 1 + ROUNDING:
+        return values, rule, " It looks like rounding; clip it."
+    if low > 1 and SURELY_NO_LOGIT < high <= 100:
+        return values, rule, " It looks like percent; divide by 100."
+    return values, rule, " It looks like logits; apply a sigmoid."
+
+
+def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N,) float64, NaN where there is no number, and (N,) whether nothing was given there."""
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        column = pd.Series([_plain(value) for value in column], dtype=object)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return values, column.isna().to_numpy()
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    word = value.strip()
+    return None if word in MISSING else {"true": 1, "false": 0}.get(word.casefold(), word)
 
 
 def _first(column: pd.Series, wrong: np.ndarray) -> str:
     value = column[wrong].iloc[0]
-    return "nothing" if pd.isna(value) else repr(value) if isinstance(value, str) else f"{value:g}"
+    if isinstance(value, str) and value not in MISSING:
+        return repr(value if len(value) <= LONGEST else value[: LONGEST - 3] + "...")
+    if pd.isna(value) or isinstance(value, str):
+        return "nothing or NaN"
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
-def _some(ids: np.ndarray) -> str:
-    return ", ".join(str(one) for one in ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+def _rows(wrong: np.ndarray) -> str:
+    return f"{int(wrong.sum())} row{_s(np.flatnonzero(wrong))}"
+
+
+def _some(ids: Sequence[str] | np.ndarray) -> str:
+    return ", ".join(shown(one) for one in ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
 
 
 def _s(items: np.ndarray) -> str:
