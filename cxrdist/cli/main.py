@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cxrdist import __version__
-from cxrdist.cli import benching, comparing, exporting, packing, planning, studying, training
+from cxrdist.cli import benching, comparing, exporting, packing, planning, power, studying, training
 from cxrdist.cli.ending import end_with_sentence
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for command in (
     comparing.compare,
     exporting.export,
     planning.plan,
+    power.power,
 ):
     app.command()(command)
 app.add_typer(packing.shards, name="shards")
