@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -410,6 +411,21 @@ def renamed(ids: np.ndarray, change: Callable[[str], str]) -> np.ndarray:
 def test_files_that_cannot_be_paired_are_refused(spoil, sentence):
     with pytest.raises(UsageError, match=sentence):
         align({"ours": make_predictions(), "theirs": spoil(make_predictions(seed=1))})
+
+
+def test_images_repeated_in_memory_are_refused():
+    base = make_predictions()
+    with pytest.raises(UsageError, match=r"must be unique, got an image more than once \[in theirs\]"):
+        align({"ours": base, "theirs": base.rows(np.r_[0, 0 : len(base)])})
+
+
+def test_many_images_are_not_compared_each_with_each():
+    base = make_predictions(n=20_000)
+    other = replace(base, image_id=renamed(base.image_id, lambda one: f"x{one}"))
+    begun = time.process_time()
+    with pytest.raises(UsageError, match="got 20000 missing"):
+        align({"ours": base, "theirs": other})
+    assert time.process_time() - begun < 3  # each with each takes twenty
 
 
 @pytest.mark.parametrize("name", ["macro", "micro", "weighted"])

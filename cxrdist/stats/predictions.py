@@ -5,7 +5,7 @@ Shapes: N images, K findings.  Ids are pseudonyms, so an error may show a few of
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -176,7 +176,9 @@ def align(files: Mapping[str, Predictions]) -> Aligned:
         for name in shared
         if name in AVERAGES
     ]
-    for name, one in others:
+    repeated = [name for name, one in [(first, reference), *others] if len(set(one.image_id)) != len(one)]
+    faults += [f"Column `image_id` must be unique, got an image more than once [in {name}]." for name in repeated]
+    for name, one in others if not faults else []:
         faults += _differences(first, reference, name, one, shared)
     if not faults and np.isnan(reference.only(shared).targets).all():
         columns = _some([TARGET + name for name in shared])
@@ -202,7 +204,7 @@ def check_patients(predictions: Predictions, cluster: str) -> None:
         if len(predictions) < 2:
             raise UsageError(f"A bootstrap of images must have at least two images, got {len(predictions)}.")
         return
-    patients = np.unique(predictions.patient_id)
+    patients = sorted(set(predictions.patient_id))
     if len(patients) < 2:
         images = f"{len(patients)} ({_some(patients)}) with {len(predictions)} image{'s' * (len(predictions) != 1)}"
         raise UsageError(
@@ -211,9 +213,10 @@ def check_patients(predictions: Predictions, cluster: str) -> None:
 
 
 def _differences(first: str, reference: Predictions, name: str, one: Predictions, shared: Sequence[str]) -> list[str]:
-    missing = np.setdiff1d(reference.image_id, one.image_id)
-    surplus = np.setdiff1d(one.image_id, reference.image_id)
-    if len(missing) or len(surplus):
+    # Sets, since numpy compares objects each with each.
+    missing = sorted(set(reference.image_id) - set(one.image_id))
+    surplus = sorted(set(one.image_id) - set(reference.image_id))
+    if missing or surplus:
         parts = [
             f"{len(ids)} {what} ({_some(ids)})" for ids, what in ((missing, "missing"), (surplus, "more")) if len(ids)
         ]
@@ -240,7 +243,7 @@ def _differences(first: str, reference: Predictions, name: str, one: Predictions
     return [fault.rstrip() for fault in faults]
 
 
-def _nearly(mine: np.ndarray, theirs: np.ndarray) -> str:
+def _nearly(mine: Iterable[str], theirs: Iterable[str]) -> str:
     """Return a way out if ids of two files differ only as spreadsheets and file names make them differ."""
     alike = len({_bare(one) for one in mine} & {_bare(one) for one in theirs})
     if not alike:
