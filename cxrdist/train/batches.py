@@ -16,7 +16,7 @@ from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.engine import gather
 from cxrdist.train.microbatch import choose_micro_batch
 from cxrdist.train.run_folder import STARTS, RunFolder, read_lines
-from cxrdist.train.task import BuildTask as BuildTask  # noqa: PLC0414 - the loop takes both from here
+from cxrdist.train.task import BuildTask
 from cxrdist.world import World
 
 ALIKE = ("global_batch_size", "zero_stage", "offload", "activation_checkpointing", "precision")
