@@ -27,13 +27,13 @@ from cxrdist.data.loader import Batch
 from cxrdist.data.order import Batching
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.config import ModelConfig
+from cxrdist.models.precision import AUTOCAST
 from cxrdist.train.batches import Source
 from cxrdist.train.config import OptimConfig, Precision, TrainConfig
 from cxrdist.train.engine import process_group
 from cxrdist.train.flops import flops_per_image
 from cxrdist.train.loop import train
 from cxrdist.train.optim import build_optimizer, lr_at
-from cxrdist.train.precision import AUTOCAST
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 

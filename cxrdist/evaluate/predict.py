@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from cxrdist.data.loader import Batch, EvaluationImages, evaluation_batches
+from cxrdist.models.precision import AUTOCAST
 from cxrdist.stats.auroc import auroc
 from cxrdist.world import World
 
 ALONE = World()
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Gather = Callable[[Any], list[Any]]
 """From this rank's piece to the pieces of all ranks, by rank."""

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from cxrdist.models.precision import AUTOCAST
 from cxrdist.train.config import OptimConfig, Precision
 from cxrdist.train.optim import build_optimizer
-from cxrdist.train.precision import AUTOCAST
 from cxrdist.train.task import BuildTask, MakeBatch
 
 COLLECTED = 40

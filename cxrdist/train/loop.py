@@ -14,7 +14,7 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
-from cxrdist.train.batches import BuildTask, Source, plan_batches, refusal
+from cxrdist.train.batches import Source, plan_batches, refusal
 from cxrdist.train.checkpoints import Checkpoints, Retention, check_checkpoint, checkpoint_name, latest_checkpoint
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
@@ -39,6 +39,7 @@ from cxrdist.train.optim import lr_at, set_lr
 from cxrdist.train.pieces import Reader
 from cxrdist.train.run_folder import RunFolder, record_start, write_json
 from cxrdist.train.state import Progress, facts_of, pieces_on_rank, restore_state
+from cxrdist.train.task import BuildTask
 from cxrdist.train.throughput import Throughput, note
 from cxrdist.train.watchdog import Watchdog, watch
 from cxrdist.world import World

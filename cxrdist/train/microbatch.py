@@ -9,12 +9,12 @@ import torch
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
+from cxrdist.models.precision import AUTOCAST
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.dryrun import at_size, imagine, profile_pass
 from cxrdist.train.engine import checkpoint_activations
 from cxrdist.train.host_memory import available_host_memory
 from cxrdist.train.memory import GIB, plan_memory, profile_step
-from cxrdist.train.precision import AUTOCAST
 from cxrdist.train.task import BuildTask, MakeBatch
 from cxrdist.world import World
 

@@ -16,12 +16,11 @@ from torch import nn
 
 from cxrdist.data.loader import Batch
 from cxrdist.errors import UserError
+from cxrdist.models.precision import AUTOCAST
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.config import Precision
 from cxrdist.train.guard import FACTS, rank_file, shortened
 from cxrdist.train.run_folder import BAD_BATCH
-
-AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -198,9 +197,8 @@ class _Run:
         self.task.zero_grad(set_to_none=True)
         torch.manual_seed(self.seed)
         device = batch["image"].device.type
-        kind = AUTOCAST.get(self.precision)
         with _unchanged(self.task):
-            with torch.autocast(device, dtype=kind, enabled=kind is not None):
+            with torch.autocast(device, dtype=AUTOCAST[self.precision], enabled=self.precision != "fp32"):
                 loss = self.task(batch)["loss"]
             loss.backward()
         return float(loss.item())
