@@ -2,14 +2,21 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import pytest
 
-from cxrdist.dispatch import Map, local_map, process_map
+from cxrdist.dispatch import Map, local_map, process_map, thread_map
 from cxrdist.errors import UserError
 
-MAPS: list[Callable[[], Map]] = [lambda: local_map, lambda: process_map(1), lambda: process_map(2)]
+MAPS: list[Callable[[], Map]] = [
+    lambda: local_map,
+    lambda: process_map(1),
+    lambda: process_map(2),
+    lambda: thread_map(1),
+    lambda: thread_map(3),
+]
 
 
 def square(number: int) -> int:
@@ -61,6 +68,32 @@ def test_a_killed_worker_is_a_sentence():
         list(process_map(2)(die, range(2)))
 
 
-def test_fewer_than_one_worker_is_refused():
+@pytest.mark.parametrize("build", [process_map, thread_map])
+def test_fewer_than_one_worker_is_refused(build):
     with pytest.raises(UserError, match="`workers` must be at least 1, got 0"):
-        process_map(0)
+        build(0)
+
+
+def test_threads_work_side_by_side():
+    together = threading.Barrier(2, timeout=60)
+    assert sorted(thread_map(2)(lambda _: together.wait(), range(2))) == [0, 1]
+
+
+@pytest.mark.parametrize("end", ["leaving", "error"])
+def test_no_thread_goes_on_after_the_map_has_ended(end):
+    before = set(threading.enumerate())
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return refuse_three(number)
+
+    results = thread_map(2)(work, range(1000))
+    if end == "leaving":
+        next(results)
+        results.close()
+    else:
+        with pytest.raises(UserError, match="three"):
+            list(results)
+    assert set(threading.enumerate()) <= before
+    assert len(begun) <= 10

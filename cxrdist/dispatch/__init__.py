@@ -1,4 +1,4 @@
-"""Maps: how a piece of work is spread over processes.  Work takes its map as an argument, so one code serves all.
+"""Maps: how a piece of work is spread over processes or threads.  Work takes its map as an argument: one code for all.
 
 A map calls ``function(item)`` for every item and yields the results, in the order of the items unless told otherwise.
 It looks only a few items ahead, so `items` may be a generator; leaving the loop early ends the work.
@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any, Protocol, TypeVar
@@ -75,9 +75,31 @@ def process_map(workers: int, *, ordered: bool = True) -> Map:
     return spread
 
 
-def _run(
-    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterator[T], ahead: int, *, ordered: bool
-) -> Iterator[R]:
+def thread_map(workers: int) -> Map:
+    """Return an ordered map over `workers` threads of this process, for work that releases the GIL.
+
+    Nothing is pickled or copied.  One worker means the calling thread itself.  Items at work are finished before an
+    error, Ctrl-C or leaving the loop early ends the map: a thread cannot be stopped, so items should be short.
+
+    Args:
+        workers: At least 1.
+    """
+    if workers < 1:
+        raise UserError(f"`workers` must be at least 1, got {workers}.")
+    if workers == 1:
+        return local_map
+
+    def spread(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="map")
+        try:
+            yield from _run(pool, function, iter(items), workers * AHEAD_PER_WORKER, ordered=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return spread
+
+
+def _run(pool: Executor, function: Callable[[T], R], items: Iterator[T], ahead: int, *, ordered: bool) -> Iterator[R]:
     pending: deque[Future[R]] = deque()
 
     def refill() -> None:
