@@ -1,14 +1,12 @@
 """The machine that a measurement was made on, and the most that its matrix unit gives."""
 
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from cxrdist.bench.processor import describe_processor
 
 LIBRARIES = ("torch", "timm", "deepspeed")
 GPU_SIDE, CPU_SIDE = 8192, 2048
@@ -19,15 +17,7 @@ RATE_S = 1.0
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return versions, processor, threads, device, and how busy the machine was: ratios on a busy one are noisy."""
-    facts: dict[str, Any] = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "device": device.type,
-    }
+    facts = describe_processor(LIBRARIES) | {"threads": torch.get_num_threads(), "device": device.type}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {
@@ -64,12 +54,3 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -9,17 +9,13 @@ from cxrdist.cli.show import print_table
 from cxrdist.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from cxrdist.bench.bootstrap import BootstrapResult, Spread
     from cxrdist.bench.step import StepResult
 
 bench = typer.Typer(help="Measure this machine: ours beside a plain script, in one run.", no_args_is_help=True)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 GPU_BLOCK = 5
-
-
-@bench.callback()
-def _group() -> None:
-    pass  # keeps `step` a command of its own while it is the only one
 
 
 @bench.command()
@@ -97,4 +93,60 @@ def _show(result: "StepResult", title: str) -> None:
     if result.ratio_processor is not None:
         typer.echo(f"The same of the processor's time, all threads together: {result.ratio_processor:.3f}")
     typer.echo(f"Weights after the same steps differ by at most {result.weight_difference:.1e} of the largest.")
+    typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))
+
+
+@bench.command()
+def bootstrap(
+    images: Annotated[int, typer.Option(min=2, help="Images.")] = 25596,
+    findings: Annotated[int, typer.Option(min=1, help="Findings.")] = 14,
+    models: Annotated[int, typer.Option(min=1, help="Models, each with a prediction for every finding.")] = 3,
+    patients: Annotated[int, typer.Option(min=1, help="Patients, who are redrawn with all their images.")] = 2797,
+    redraws: Annotated[int, typer.Option(min=1, help="Redraws of ours in each round.")] = 1000,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that are compared with one.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare the bootstrap of AUROCs with a plain loop of scikit-learn's `roc_auc_score` over redrawn images.
+
+    The sizes are those of ChestX-ray14's test split. One redraw of the plain loop in each round tells its speed.
+
+    Example: `cxrdist bench bootstrap --workers 8`
+    """
+    import json
+    from dataclasses import asdict
+
+    from cxrdist.bench.bootstrap import BootstrapOptions, bench_bootstrap
+
+    options = BootstrapOptions(images, findings, models, patients, redraws, workers=workers, rounds=rounds)
+    result = bench_bootstrap(options)
+    if as_json:
+        typer.echo(json.dumps({"options": asdict(options), **asdict(result)}))
+    else:
+        title = f"{images} images of {patients} patients, {models} x {findings} AUROCs"
+        _show_bootstrap(result, title, workers)
+
+
+def _show_bootstrap(result: "BootstrapResult", title: str, workers: int) -> None:
+    def row(name: str, spread: "Spread", digits: int = 0) -> list[str]:
+        return [name, *(f"{value:,.{digits}f}" for value in (spread.median, spread.low, spread.high))]
+
+    print_table(
+        title,
+        ["", "median", "least", "greatest"],
+        [
+            row("cxrdist, µs per AUROC and redraw, one core", result.ours_us, 2),
+            row("scikit-learn, µs per AUROC and redraw", result.plain_us, 1),
+            row("scikit-learn / cxrdist", result.ratio),
+            row("the same, drawing of patients included", result.ratio_with_drawing),
+            row(f"one thread / {workers} threads", result.workers_ratio, 2),
+        ],
+    )
+    typer.echo(
+        f"10,000 redraws: {result.ten_thousand_s:.1f} s on one core, {result.ten_thousand_workers_s:.1f} s with "
+        f"{workers} threads; sorting once {result.sorting_s:.2f} s, first call (compiles) {result.first_call_s:.2f} s."
+    )
+    if result.memory_mib is not None:
+        typer.echo(f"Peak memory above the predictions: {result.memory_mib:.0f} MiB.")
+    typer.echo(f"AUROCs of both sides differ by at most {result.difference:.1e}.")
     typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))
