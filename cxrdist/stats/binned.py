@@ -1,10 +1,10 @@
 """Calibration error over bins of equal mass, many redraws at once.  Shapes: n images, P units, B redraws."""
 
 import numpy as np
-from numba import njit
+
+from cxrdist.stats.kernels import _compiled, _own, _typed
 
 
-@njit(nogil=True, cache=True)
 def equal_mass_error(
     counts: np.ndarray, unit: np.ndarray, scores: np.ndarray, positive: np.ndarray, n_bins: int
 ) -> np.ndarray:
@@ -15,12 +15,17 @@ def equal_mass_error(
     found by comparing ``n_bins (2 c + w)`` with ``2 total (bin + 1)``, exact for whole weights.
 
     Args:
-        counts: (P, B) uint16 or float64, C order.
+        counts: (P, B) uint16 or float64.
         unit: (n,) unit of each image.
         scores: (n,) ascending.
         positive: (n,) bool.
         n_bins: 1 or more.
     """
+    return _error(_own(_typed(counts)), _own(unit), _own(scores), _own(positive), n_bins)
+
+
+@_compiled
+def _error(counts, unit, scores, positive, n_bins):  # type: ignore[no-untyped-def]
     lanes = counts.shape[1]
     total = np.zeros(lanes)
     for i in range(len(unit)):

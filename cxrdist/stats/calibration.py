@@ -11,10 +11,11 @@ from functools import partial
 
 import numpy as np
 
+from cxrdist.stats.auroc import check_counts
 from cxrdist.stats.binned import equal_mass_error
-from cxrdist.stats.labelled import labelled, point
+from cxrdist.stats.kernels import weighted_sums
+from cxrdist.stats.labelled import Labelled, labelled, point
 from cxrdist.stats.logistic import fit_intercepts, fit_slopes
-from cxrdist.stats.rates import weighted_sums
 from cxrdist.stats.resample import Units
 
 N_BINS = 15
@@ -50,7 +51,7 @@ def brier_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> Me
     `targets` (N,) of 1, 0, NaN for masked; `scores` (N,) probabilities.  ValueError for wrong shapes or values.
     """
     images = labelled(targets, scores, units, probabilities=True)
-    return _mean((images.scores - images.positive) ** 2, images.unit, units)
+    return _mean((images.scores - images.positive) ** 2, images, units)
 
 
 def log_loss_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> MeanStatistic:
@@ -60,7 +61,7 @@ def log_loss_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) ->
     """
     images = labelled(targets, scores, units, probabilities=True)
     happened = np.where(images.positive, images.scores, 1 - images.scores)
-    return _mean(-np.log(np.clip(happened, LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)), images.unit, units)
+    return _mean(-np.log(np.clip(happened, LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)), images, units)
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,18 @@ class CalibrationErrorStatistic:
     """Expected calibration error over bins of equal mass; a `Statistic`.  Images by ascending score."""
 
     unit: np.ndarray
-    """(n,) int64."""
+    """(n,) int32."""
     scores: np.ndarray
     """(n,) float64, ascending."""
     positive: np.ndarray
     """(n,) bool."""
+    n_units: int
     n_bins: int
 
     def under(self, counts: np.ndarray) -> np.ndarray:
         """Return (B,) the error under the (P, B) `counts`, binned anew in each column; NaN without weight."""
-        return equal_mass_error(np.ascontiguousarray(counts), self.unit, self.scores, self.positive, self.n_bins)
+        check_counts(counts, self.n_units)
+        return equal_mass_error(counts, self.unit, self.scores, self.positive, self.n_bins)
 
 
 def ece_statistic(
@@ -104,7 +107,7 @@ def ece_statistic(
     _check_bins(n_bins)
     images = labelled(targets, scores, units, probabilities=True)
     order = np.argsort(images.scores, kind="stable")
-    return CalibrationErrorStatistic(images.unit[order], images.scores[order], images.positive[order], n_bins)
+    return CalibrationErrorStatistic(images.unit[order], images.scores[order], images.positive[order], units.n, n_bins)
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,21 @@ class LogitStatistic:
     """Calibration slope or intercept; a `Statistic`."""
 
     unit: np.ndarray
-    """(n,) int64."""
+    """(n,) int32."""
     logit: np.ndarray
     """(n,) log odds of the clipped probabilities."""
     positive: np.ndarray
     """(n,) bool."""
+    n_units: int
     start: np.ndarray | None
     """(2,) intercept and slope of all images, from where the fits of a slope begin; None: the slope is held at 1."""
 
     def under(self, counts: np.ndarray) -> np.ndarray:
         """Return (B,) the slope or intercept under the (P, B) `counts`; NaN where it does not exist."""
+        check_counts(counts, self.n_units)
         if self.start is None:
-            return fit_intercepts(np.ascontiguousarray(counts), self.unit, self.logit, self.positive)
-        return fit_slopes(np.ascontiguousarray(counts), self.unit, self.logit, self.positive, self.start)[1]
+            return fit_intercepts(counts, self.unit, self.logit, self.positive)
+        return fit_slopes(counts, self.unit, self.logit, self.positive, self.start)[1]
 
 
 def calibration_slope_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> LogitStatistic:
@@ -134,9 +139,8 @@ def calibration_slope_statistic(targets: np.ndarray, scores: np.ndarray, units: 
     `targets` (N,) of 1, 0, NaN for masked; `scores` (N,) probabilities.  ValueError for wrong shapes or values.
     """
     one = _logits(targets, scores, units)
-    whole = np.ones((len(one.unit), 1))
-    nowhere = np.full(2, np.nan)
-    start = fit_slopes(whole, np.arange(len(one.unit)), one.logit, one.positive, nowhere)[:, 0]
+    once = np.ones((units.n, 1), dtype=np.uint16)
+    start = fit_slopes(once, one.unit, one.logit, one.positive, np.full(2, np.nan))[:, 0]
     return replace(one, start=start)
 
 
@@ -216,15 +220,14 @@ def reliability_curve(targets: np.ndarray, scores: np.ndarray, n_bins: int = N_B
     )
 
 
-def _mean(numbers: np.ndarray, unit: np.ndarray, units: Units) -> MeanStatistic:
-    sums = [np.bincount(unit, weights=one, minlength=units.n) for one in (numbers, np.ones(len(numbers)))]
-    return MeanStatistic(np.stack(sums, axis=1))
+def _mean(numbers: np.ndarray, images: Labelled, units: Units) -> MeanStatistic:
+    return MeanStatistic(images.totals(numbers, np.ones(len(numbers)), n_units=units.n))
 
 
 def _logits(targets: np.ndarray, scores: np.ndarray, units: Units) -> LogitStatistic:
     images = labelled(targets, scores, units, probabilities=True)
     p = np.clip(images.scores, LOGIT_FLOOR, 1 - LOGIT_FLOOR)
-    return LogitStatistic(images.unit, np.log(p) - np.log1p(-p), images.positive, None)
+    return LogitStatistic(images.unit, np.log(p) - np.log1p(-p), images.positive, units.n, None)
 
 
 def _check_bins(n_bins: int) -> None:

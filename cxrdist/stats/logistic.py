@@ -9,7 +9,8 @@ anything is fitted, and give NaN.  Elsewhere the maximum is unique and Newton's 
 import math
 
 import numpy as np
-from numba import njit
+
+from cxrdist.stats.kernels import _compiled, _own, _typed
 
 MAX_STEPS = 100
 """Newton's steps (five to eight are usual); NaN if there were not enough."""
@@ -17,55 +18,31 @@ TOLERANCE = 1e-9
 """A step this small, relative to 1 + the coefficient, is the last: the error left is its square."""
 
 
-@njit(nogil=True, cache=True)
 def fit_slopes(
     counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray, start: np.ndarray
 ) -> np.ndarray:
     """Return (2, B), the a and b that maximise the likelihood of ``logit P(y = 1) = a + b logit``; NaN where none do.
 
     Args:
-        counts: (P, B) uint16 or float64, C order.
+        counts: (P, B) uint16 or float64.
         unit: (n,) unit of each image.
         logit: (n,) finite.
         positive: (n,) bool.
         start: (2,) where to begin, best near the answer; NaN to begin without a slope.
     """
-    n, lanes = len(unit), counts.shape[1]
-    found = np.full((2, lanes), np.nan)
-    weights, x, y = np.empty(n), np.empty(n), np.empty(n)
-    for b in range(lanes):
-        m = _held(counts, unit, logit, positive, b, weights, x, y)
-        if _overlap(x[:m], y[:m]):
-            found[0, b], found[1, b] = _maximum(weights[:m], x[:m], y[:m], start)
-    return found
+    return _slopes(_own(_typed(counts)), _own(unit), _own(logit), _own(positive), _own(start))
 
 
-@njit(nogil=True, cache=True)
 def fit_intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Return (B,) the a of ``logit P(y = 1) = a + logit`` at which as many positives are expected as are seen.
 
     NaN where a class has no weight: then a is infinite.  Arguments as of `fit_slopes`.
     """
-    n, lanes = len(unit), counts.shape[1]
-    intercepts = np.full(lanes, np.nan)
-    weights, x, y = np.empty(n), np.empty(n), np.empty(n)
-    for b in range(lanes):
-        m = _held(counts, unit, logit, positive, b, weights, x, y)
-        intercepts[b] = _in_the_large(weights[:m], x[:m], y[:m])
-    return intercepts
+    return _intercepts(_own(_typed(counts)), _own(unit), _own(logit), _own(positive))
 
 
-@njit(nogil=True, cache=True)
-def _held(
-    counts: np.ndarray,
-    unit: np.ndarray,
-    logit: np.ndarray,
-    positive: np.ndarray,
-    b: int,
-    weights: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-) -> int:
+@_compiled
+def _held(counts, unit, logit, positive, b, weights, x, y):  # type: ignore[no-untyped-def]
     """Copy the images with weight in column b to the front of the last three; return how many."""
     m = 0
     for i in range(len(unit)):
@@ -75,8 +52,8 @@ def _held(
     return m
 
 
-@njit(nogil=True, cache=True)
-def _overlap(x: np.ndarray, y: np.ndarray) -> bool:
+@_compiled
+def _overlap(x, y):  # type: ignore[no-untyped-def]
     least, most = np.full(2, np.inf), np.full(2, -np.inf)
     for i in range(len(x)):
         label = int(y[i])
@@ -84,8 +61,9 @@ def _overlap(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(least[1] < most[0] and least[0] < most[1])
 
 
-@njit(nogil=True, cache=True)
-def _maximum(weights: np.ndarray, x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[float, float]:
+@_compiled
+def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
+    """Return a and b by Newton's steps, halved where the likelihood would fall."""
     # Centred and scaled, so that the two equations stay apart when logits lie close together.
     centre, scale, share, total = 0.0, 0.0, 0.0, 0.0
     for i in range(len(x)):
@@ -126,8 +104,9 @@ def _maximum(weights: np.ndarray, x: np.ndarray, y: np.ndarray, start: np.ndarra
     return math.nan, math.nan
 
 
-@njit(nogil=True, cache=True)
-def _in_the_large(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+@_compiled
+def _in_the_large(weights, x, y):  # type: ignore[no-untyped-def]
+    """Return a by Newton's steps, or by halving a bracket that holds it where one would leave that."""
     seen, total, least, most = 0.0, 0.0, np.inf, -np.inf
     for i in range(len(x)):
         seen, total = seen + weights[i] * y[i], total + weights[i]
@@ -156,3 +135,26 @@ def _in_the_large(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
         if abs(step) <= TOLERANCE * (1 + abs(a)):
             return a
     return math.nan
+
+
+@_compiled
+def _slopes(counts, unit, logit, positive, start):  # type: ignore[no-untyped-def]
+    n, lanes = len(unit), counts.shape[1]
+    found = np.full((2, lanes), np.nan)
+    weights, x, y = np.empty(n), np.empty(n), np.empty(n)
+    for b in range(lanes):
+        m = _held(counts, unit, logit, positive, b, weights, x, y)
+        if _overlap(x[:m], y[:m]):
+            found[0, b], found[1, b] = _maximum(weights[:m], x[:m], y[:m], start)
+    return found
+
+
+@_compiled
+def _intercepts(counts, unit, logit, positive):  # type: ignore[no-untyped-def]
+    n, lanes = len(unit), counts.shape[1]
+    found = np.full(lanes, np.nan)
+    weights, x, y = np.empty(n), np.empty(n), np.empty(n)
+    for b in range(lanes):
+        m = _held(counts, unit, logit, positive, b, weights, x, y)
+        found[b] = _in_the_large(weights[:m], x[:m], y[:m])
+    return found

@@ -15,14 +15,9 @@ from functools import partial
 
 import numpy as np
 
+from cxrdist.stats.kernels import weighted_sums
 from cxrdist.stats.labelled import labelled, point
 from cxrdist.stats.resample import Units
-
-
-def weighted_sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return (V, B) sums, added in the order of units."""
-    return np.stack([np.add.reduce(counts * one[:, None], axis=0) for one in values.T])
-
 
 Formula = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
