@@ -4,7 +4,6 @@ Shapes: B images, K findings, S input side.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cxrdist.disk import sync
 from cxrdist.errors import UsageError, UserError
 from cxrdist.models.bits import same_bits
 from cxrdist.models.build import RadiographModel
@@ -275,7 +275,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         hidden.mkdir()
         yield hidden
         for file in (*hidden.iterdir(), hidden):
-            _sync(file)
+            sync(file)
         hidden.replace(out)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a file cut short (is the disk full?)"
@@ -296,14 +296,6 @@ def _timm_outputs(folder: Path, source: Source, images: torch.Tensor, in_shards:
 def _classifier(source: Source) -> tuple[str, ...]:
     names = source.model.net.pretrained_cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_json(path: Path, tree: Any) -> None:

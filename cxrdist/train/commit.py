@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cxrdist.disk import sync
 from cxrdist.errors import UserError
 from cxrdist.train.pieces import (
     ASIDE,
@@ -217,15 +218,6 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     hidden.replace(path)
-
-
-def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
