@@ -79,3 +79,27 @@ def test_nothing_defined_means_no_p():
 def test_margin_that_is_no_positive_number_is_refused(test, margin):
     with pytest.raises(ValueError, match="`margin` must be a number above 0"):
         test(np.zeros(5), margin)
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        (np.full(999, 0.1), 0.002),
+        (np.full(999, -0.1), 0.002),
+        (np.zeros(999), 1.0),
+        (np.r_[np.full(9, -1.0), np.full(990, 1.0)], 0.02),
+        (np.r_[np.full(9, -1.0), np.full(990, 1.0), np.nan], 0.02),
+    ],
+)
+def test_paired_test_counts_the_observed_sample_and_both_sides(delta, expected):
+    assert paired_test(delta) == pytest.approx(expected)
+
+
+def test_paired_p_is_below_alpha_exactly_when_the_interval_excludes_zero():
+    rng = np.random.default_rng(5)
+    for shift in rng.normal(0, 3, 300):
+        delta = rng.normal(shift, 1, 1999)
+        bounds = percentile_interval(delta)
+        p = paired_test(delta)
+        if abs(p - 0.05) > 0.003:
+            assert (p < 0.05) == (bounds.low > 0 or bounds.high < 0)
