@@ -31,10 +31,10 @@ from cxrdist.models.folder import load_model, save_model
 from cxrdist.stats.predictions import Predictions, write_predictions
 from cxrdist.train.batches import training_source
 from cxrdist.train.engine import gather, process_group
-from cxrdist.train.loop import SCORE, Outcome, load_chosen, train
+from cxrdist.train.loop import SCORE, Outcome, train
 from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.optim import check_optimizer
-from cxrdist.train.replay import Replay, replay
+from cxrdist.train.replay import Replay, replay_newest
 from cxrdist.train.run_folder import Resume, RunFolder, record_test_access, write_json
 from cxrdist.train.start import start
 from cxrdist.train.trackers import check_trackers
@@ -168,12 +168,8 @@ def replay_bad_batch(out: Path) -> list[Replay]:
     Raises:
         UserError: If no run was stopped there by such a step.
     """
-    folder = RunFolder(out)
-    config = FinetuneConfig.read(folder.config)
-    task = read_parts(config, told=False).build_task()
-    step = load_chosen(task, folder, step=None)
-    task.at_step(step, config.train.steps, None)
-    return replay(out, task, step=step, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    config = FinetuneConfig.read(RunFolder(out).config)
+    return replay_newest(out, read_parts(config, told=False).build_task, steps=config.train.steps)
 
 
 def _given_size(config: FinetuneConfig, world: World) -> int:

@@ -19,9 +19,9 @@ from cxrdist.pretrain.mae import MaeTask
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.batches import training_source
 from cxrdist.train.engine import process_group
-from cxrdist.train.loop import Outcome, load_chosen, train
+from cxrdist.train.loop import Outcome, train
 from cxrdist.train.optim import check_optimizer
-from cxrdist.train.replay import Replay, replay
+from cxrdist.train.replay import Replay, replay_newest
 from cxrdist.train.run_folder import Resume, RunFolder, write_json
 from cxrdist.train.start import start
 from cxrdist.train.trackers import check_trackers
@@ -97,7 +97,5 @@ def replay_bad_batch(out: Path) -> list[Replay]:
     Raises:
         UserError: If no run was stopped there by such a step.
     """
-    folder = RunFolder(out)
-    task = build_task(PretrainConfig.read(folder.config))
-    step = load_chosen(task, folder, step=None)
-    return replay(out, task, step=step, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    config = PretrainConfig.read(RunFolder(out).config)
+    return replay_newest(out, partial(build_task, config), steps=config.train.steps)

@@ -15,11 +15,12 @@ from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
 from cxrdist.seeds import Purpose, derive
 from cxrdist.train.batches import Source, plan_batches, refusal
-from cxrdist.train.checkpoints import Checkpoints, Retention, check_checkpoint, checkpoint_name, latest_checkpoint
+from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint
+from cxrdist.train.chosen import chosen_task
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.consolidate import compare_with_live, consolidate, fill, saved_buffers
+from cxrdist.train.consolidate import compare_with_live, consolidate, saved_buffers
 from cxrdist.train.deepspeed_config import deepspeed_config
-from cxrdist.train.ema import EMA, Ema
+from cxrdist.train.ema import Ema
 from cxrdist.train.engine import (
     agree_on_buffers,
     build_engine,
@@ -31,7 +32,7 @@ from cxrdist.train.engine import (
     release_engine,
 )
 from cxrdist.train.flops import flops_per_image
-from cxrdist.train.fragments import WEIGHT, scalars
+from cxrdist.train.fragments import scalars
 from cxrdist.train.guard import Guard, NotFiniteError, carried
 from cxrdist.train.interrupt import Interrupted, StopRequest, stop_on_signals
 from cxrdist.train.metrics import MetricsLog
@@ -133,41 +134,9 @@ def train(
             raise sentence from None
         if state.stopped_early and world.is_main:
             log.info("Stopped early: the last %d validations were no better than an earlier one.", state.since_best)
-    task = _chosen_task(build_task, folder, state.best_step or state.step, world)
+    task = chosen_task(build_task, folder, state.best_step or state.step, world)
     outcome = Outcome(state.step, state.best_step or state.step, state.best_score, batching.micro_batch_size)
     return outcome, task.to(device)
-
-
-def _chosen_task(build_task: BuildTask, folder: RunFolder, step: int, world: World) -> nn.Module:
-    """Return a whole task with the weights of `step`, whose checkpoint may be days old and is looked at first."""
-    problem = gather(_damage(folder, step) if world.is_main else None)[0]
-    if problem is not None:
-        raise UserError(problem)
-    task = build_task()
-    load_chosen(task, folder, step=step)
-    return task
-
-
-def _damage(folder: RunFolder, step: int) -> str | None:
-    """Return a sentence if the checkpoint of `step` is not as it was written."""
-    try:
-        check_checkpoint(folder.checkpoints, checkpoint_name(step))
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def load_chosen(task: nn.Module, folder: RunFolder, *, step: int | None) -> int:
-    """Fill `task` from the checkpoint of `step`, or of the newest one; return its step.
-
-    With the running mean of the weights, if the run keeps one and `step` is given; without it else.
-    """
-    name = latest_checkpoint(folder.checkpoints) if step is None else checkpoint_name(step)
-    if name is None:
-        raise UserError(f"A run must have a checkpoint for this, got none [in {folder.path.name}].")
-    reader = Reader(folder.checkpoints / name)
-    fill(task, consolidate(reader, kind=EMA if step is not None and reader.names(EMA) else WEIGHT))
-    return int(reader.facts["progress"]["step"])
 
 
 class _Abandoned(BaseException):

@@ -18,9 +18,10 @@ from cxrdist.data.loader import Batch
 from cxrdist.errors import UserError
 from cxrdist.models.precision import AUTOCAST
 from cxrdist.seeds import Purpose, derive
+from cxrdist.train.chosen import load_chosen
 from cxrdist.train.config import Precision
 from cxrdist.train.guard import FACTS, rank_file, shortened
-from cxrdist.train.run_folder import BAD_BATCH
+from cxrdist.train.run_folder import BAD_BATCH, RunFolder
 
 
 @dataclass
@@ -105,6 +106,20 @@ class Replay:
                 "or in weights other than those of the run."
             )
         return "\n".join(lines)
+
+
+def replay_newest(out: Path, build_task: Callable[[], nn.Module], *, steps: int) -> list[Replay]:
+    """Make the step again that stopped the run in `out`, of `steps` steps, from its newest checkpoint.
+
+    Raises:
+        UserError: If no run was stopped there by a step that was not finite.
+    """
+    task = build_task()
+    step = load_chosen(task, RunFolder(out), step=None)
+    at_step = getattr(task, "at_step", None)  # as the loop calls it
+    if at_step is not None:
+        at_step(step, steps, None)
+    return replay(out, task, step=step, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def replay(
