@@ -72,7 +72,8 @@ def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
         share += weights[i] * y[i]
     centre, share = centre / total, share / total
     for i in range(len(x)):
-        scale += weights[i] / total * (x[i] - centre) ** 2
+        weights[i] /= total  # nor may the determinant of small weights underflow
+        scale += weights[i] * (x[i] - centre) ** 2
     scale = math.sqrt(scale)
     a, b = math.log(share / (1 - share)), 0.0
     if np.isfinite(start[0]) and np.isfinite(start[1]):
