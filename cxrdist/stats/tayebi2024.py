@@ -134,14 +134,14 @@ class Descent:
     """(n,) int64, the images with a label by descending score."""
     positive: np.ndarray
     """(n,) bool."""
-    last: np.ndarray
-    """(n,) bool: the next image scores less, or there is none."""
+    begins: np.ndarray
+    """(n,) bool: the first of a run of equal scores with a positive among them."""
+    ends: np.ndarray
+    """(n,) bool: the last of such a run."""
 
     def rates(self, counts: np.ndarray) -> np.ndarray:
         """Return (4, B) accuracy, sensitivity, specificity, F1 under the (N, B) `counts`; NaN without both classes."""
-        drawn = counts[self.images].astype(np.int64)
-        n_positive, n_negative = drawn[self.positive].sum(axis=0), drawn[~self.positive].sum(axis=0)
-        tp, fp = _above_youden(drawn, self.positive, self.last, n_positive, n_negative)
+        tp, fp, n_positive, n_negative = _above_youden(counts, self.images, self.positive, self.begins, self.ends)
         fn, tn = n_positive - tp, n_negative - fp
         with np.errstate(invalid="ignore"):
             rates = np.stack(
@@ -262,8 +262,12 @@ def _verdicts(pair: tuple[str, str], findings: Sequence[str], auroc: Mapping[str
 def _sorted(targets: np.ndarray, scores: np.ndarray, units: Units) -> tuple[SortedAuroc, Descent]:
     known = np.flatnonzero(~np.isnan(targets))
     images = known[np.argsort(-scores[known], kind="stable")]
-    last = np.append(np.diff(scores[images]) != 0, True)
-    return auroc_statistic(targets, scores, units), Descent(images, targets[images] == 1, last)
+    positive = targets[images] == 1
+    changes = np.diff(scores[images]) != 0
+    begins, ends = np.append(True, changes), np.append(changes, True)
+    run = np.cumsum(begins) - 1
+    held = (np.bincount(run, weights=positive) > 0)[run]
+    return auroc_statistic(targets, scores, units), Descent(images, positive, begins & held, ends & held)
 
 
 def _redrawn(
@@ -281,28 +285,34 @@ def _redrawn(
 
 
 @_compiled
-def _above_youden(drawn, positive, last, n_positive, n_negative):  # type: ignore[no-untyped-def]
-    """Return (B,) true and (B,) false positives among the images that score above Youden's threshold.
+def _above_youden(counts, images, positive, begins, ends):  # type: ignore[no-untyped-def]
+    """Return (B,) true and false positives among images that score above Youden's threshold, (B,) positives, negatives.
 
-    `drawn` (n, B) are counts by descending score, `last` ends a run of equal scores.  Of equal maxima the highest
-    threshold counts, and one above all scores comes first, as in scikit-learn's `roc_curve`; so do the roundings.
+    Of equal maxima the highest threshold counts, and one above all scores comes first, as in scikit-learn's
+    `roc_curve`; so do the roundings.  Only a positive can raise the index, so other scores are no candidates.
     """
-    lanes = drawn.shape[1]
+    lanes = counts.shape[1]
     tp, fp = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+    for i in range(images.shape[0]):
+        total = tp if positive[i] else fp
+        for b in range(lanes):
+            total[b] += counts[images[i], b]
+    n_positive, n_negative = tp.copy(), fp.copy()
     tp_above, fp_above = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
     best_tp, best_fp = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
     best = np.zeros(lanes)
-    for i in range(drawn.shape[0]):
-        if positive[i]:
-            for b in range(lanes):
-                tp[b] += drawn[i, b]
-        else:
-            for b in range(lanes):
-                fp[b] += drawn[i, b]
-        if last[i]:
+    tp[:] = 0
+    fp[:] = 0
+    for i in range(images.shape[0]):
+        if begins[i]:
+            tp_above[:] = tp
+            fp_above[:] = fp
+        total = tp if positive[i] else fp
+        for b in range(lanes):
+            total[b] += counts[images[i], b]
+        if ends[i]:
             for b in range(lanes):
                 youden = tp[b] / n_positive[b] - fp[b] / n_negative[b]
                 if youden > best[b]:
                     best[b], best_tp[b], best_fp[b] = youden, tp_above[b], fp_above[b]
-                tp_above[b], fp_above[b] = tp[b], fp[b]
-    return best_tp, best_fp
+    return best_tp, best_fp, n_positive, n_negative
