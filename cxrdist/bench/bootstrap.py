@@ -128,7 +128,7 @@ def bench_bootstrap(options: BootstrapOptions, *, shown: bool = True) -> Bootstr
         for number in range(options.rounds):
             taken, values, first = _round(options, number, columns, units, spread, plain)
             rounds.append(taken)
-            difference = max(difference, float(np.nanmax(np.abs(values - theta[first : first + len(values)]))))
+            difference = max(difference, greatest_difference(values, theta[first : first + len(values)]))
             bar.advance()
     return _result(options, rounds, sorting_s, first_call_s, memory_mib, difference)
 
@@ -155,6 +155,12 @@ def make_predictions(options: BootstrapOptions) -> tuple[np.ndarray, list[np.nda
         targets[rng.choice(options.images, count, replace=False), k] = 1
     noise = rng.normal(size=(options.models, *targets.shape)) + 1.2 * targets
     return targets, list(1 / (1 + np.exp(2 - noise))), units
+
+
+def greatest_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the greatest difference of two arrays; infinite where only one of them is NaN."""
+    apart = np.where(np.isnan(one) != np.isnan(other), np.inf, np.abs(one - other))
+    return float(np.nanmax(apart, initial=0.0))
 
 
 def _shares(rng: np.random.Generator, patients: int) -> np.ndarray:

@@ -16,7 +16,8 @@ NARROW = 2**16 - 1
 WIDE = 2**32 - 1
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
+    """Return `function` to be compiled at its first call, or loaded where an earlier process compiled it."""
     options = {"nogil": True, "error_model": "numpy"}  # dividing by zero gives NaN; a check would end vectorisation
     try:
         return njit(cache=True, **options)(function)
@@ -24,7 +25,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(**options)(function)
 
 
-@_compiled
+@compiled
 def _add_rows(total, counts, units, first, last):  # type: ignore[no-untyped-def]
     """Add the rows of entries [first, last) to `total` (B,), one after the other, in the type of `total`."""
     lanes = total.shape[0]
@@ -41,7 +42,7 @@ def _add_rows(total, counts, units, first, last):  # type: ignore[no-untyped-def
         i += 1
 
 
-@_compiled
+@compiled
 def _walk_group(counts, units, first, group, below, before, here, positive, twice):  # type: ignore[no-untyped-def]
     """Take one group, and the negatives before it, into the sums of `twice` wins."""
     start, tied, end = group
@@ -57,7 +58,7 @@ def _walk_group(counts, units, first, group, below, before, here, positive, twic
         twice[b] += here[b] * (before[b] + below[b])
 
 
-@_compiled
+@compiled
 def walk_float(counts, units, groups):  # type: ignore[no-untyped-def]
     """Return (B,) AUROCs under float64 (P, B) `counts`; see `auroc_under`."""
     lanes = counts.shape[1]
@@ -77,7 +78,7 @@ def walk_float(counts, units, groups):  # type: ignore[no-untyped-def]
     return value
 
 
-@_compiled
+@compiled
 def _flush(below, positive, twice, low, low_positive, low_twice):  # type: ignore[no-untyped-def]
     """Move the narrow sums of a stretch into the wide ones."""
     for b in range(below.shape[0]):
@@ -90,7 +91,7 @@ def _flush(below, positive, twice, low, low_positive, low_twice):  # type: ignor
         low_twice[b] = 0
 
 
-@_compiled
+@compiled
 def walk_uint16(counts, units, groups, stretch):  # type: ignore[no-untyped-def]
     """Return (B,) AUROCs under uint16 (P, B) `counts`, exact but for the last division; see `auroc_under`.
 
@@ -143,7 +144,7 @@ def walk_uint16(counts, units, groups, stretch):  # type: ignore[no-untyped-def]
     return value
 
 
-@_compiled
+@compiled
 def _walk_precision(counts, units, groups, below, here, positive):  # type: ignore[no-untyped-def]
     """Return (B,) average precisions; sums of counts in the type of the zeros given."""
     lanes = counts.shape[1]
@@ -167,7 +168,7 @@ def _walk_precision(counts, units, groups, below, here, positive):  # type: igno
     return value
 
 
-@_compiled
+@compiled
 def _add_products(total, counts, values):  # type: ignore[no-untyped-def]
     lanes = counts.shape[1]
     row = np.empty(lanes)
@@ -195,8 +196,8 @@ def auroc_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np
     """
     counts = _prepared(counts, units)
     if counts.dtype == np.float64:
-        return walk_float(counts, _own(units), _own(groups))
-    return walk_uint16(counts, _own(units), _own(groups), NARROW // max(int(counts.max(initial=0)), 1))
+        return walk_float(counts, writable(units), writable(groups))
+    return walk_uint16(counts, writable(units), writable(groups), NARROW // max(int(counts.max(initial=0)), 1))
 
 
 def average_precision_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -213,7 +214,7 @@ def average_precision_under(counts: np.ndarray, units: np.ndarray, groups: np.nd
     counts = _prepared(counts, units)
     kind = np.float64 if counts.dtype == np.float64 else np.uint32
     below, here, positive = np.zeros((3, counts.shape[1]), kind)
-    return _walk_precision(counts, _own(units), _own(groups), below, here, positive)
+    return _walk_precision(counts, writable(units), writable(groups), below, here, positive)
 
 
 def weighted_sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -227,23 +228,27 @@ def weighted_sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or len(values) != len(counts):
         raise ValueError(f"`values` must have the shape ({len(counts)}, V), got {values.shape}.")
     total = np.zeros((values.shape[1], counts.shape[1]))
-    _add_products(total, _own(_typed(counts)), _own(values))
+    _add_products(total, writable(typed(counts)), writable(values))
     return total
 
 
 def _prepared(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
-    counts = _own(_typed(counts))
+    counts = writable(typed(counts))
     if counts.dtype == np.uint16 and int(counts.max(initial=0)) * len(units) > WIDE:
         raise ValueError(f"`counts` x images must be at most {WIDE}, got {counts.max()} x {len(units)}.")
     return counts
 
 
-def _typed(counts: np.ndarray) -> np.ndarray:
+def typed(counts: np.ndarray) -> np.ndarray:
+    """Return `counts`; raise a ValueError unless they are (P, B) of a type that kernels take."""
     if counts.ndim != 2 or counts.dtype not in (np.uint16, np.float64):
         raise ValueError(f"`counts` must be (P, B) of uint16 or float64, got {counts.shape} of {counts.dtype}.")
     return counts
 
 
-def _own(array: np.ndarray) -> np.ndarray:
+def writable(array: np.ndarray) -> np.ndarray:
     """Return the array contiguous and writable: a read-only one (Ray's) would be compiled for anew."""
     return np.require(array, requirements=("C", "W"))
+
+
+_compiled, _own, _typed = compiled, writable, typed
