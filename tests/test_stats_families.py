@@ -168,8 +168,7 @@ def test_test_without_spread_changes_no_other():
     delta, point = make_redraws(16, n_tests=3)
     p = max_t(delta, point)
     noise = 1e-16 * np.random.default_rng(0).integers(-1, 2, len(delta))
-    for value, expected in ((0.0, 1.0), (0.25, 1 / 1000)):
-        column = value + noise
+    for column, value, expected in ((noise, 0.0, 1.0), (0.25 + noise, 0.25, 1 / 1000), (0 * noise, 9.0, 1 / 1000)):
         both = max_t(np.column_stack([delta, column]), np.r_[point, value])
         assert both[:3].tolist() == p.tolist()
         assert both[3] == pytest.approx(expected)
