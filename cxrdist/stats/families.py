@@ -56,7 +56,7 @@ def max_t(delta: np.ndarray, point: np.ndarray) -> np.ndarray:
 
     Where a test is undefined in a redraw, its value is taken from the next redraw that has one: every maximum is over
     all tests, and two tests are at most less dependent, which makes p larger (Sidak 1967, JASA 62:626).  A test whose
-    redraws do not spread never exceeds anything; its own p is 1 if its difference is 0, the smallest otherwise.
+    redraws do not spread leaves the others as they are; its own p is 1 if its difference is 0, the smallest otherwise.
 
     Args:
         delta: (R, M) redraws of the differences, a row is one redraw for all tests.
@@ -79,7 +79,6 @@ def max_t(delta: np.ndarray, point: np.ndarray) -> np.ndarray:
     observed = np.abs(point[tested]) / scale
     observed[flat] = np.where(observed[flat] <= NO_SPREAD, 0.0, np.inf)
     centred = np.abs(filled - point[tested]) / scale
-    centred[:, flat] = 0.0
     order = np.argsort(-observed, kind="stable")
     largest_of_rest = np.maximum.accumulate(centred[:, order[::-1]], axis=1)[:, ::-1]
     exceeding = np.count_nonzero(largest_of_rest >= observed[order], axis=0)
