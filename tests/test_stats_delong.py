@@ -20,12 +20,12 @@ def make_scores(seed, n=90, levels=8):
 
 
 def win(positive, negative):
-    """DeLong 1988, equation 1: the kernel psi."""
+    """The kernel psi of DeLong 1988."""
     return 1.0 if positive > negative else 0.5 if positive == negative else 0.0
 
 
 def components_in_loops(targets, scores):
-    """DeLong 1988, equations 4 and 5: of each positive its wins over all negatives, of each negative the reverse."""
+    """DeLong 1988, structural components: of each positive its wins over all negatives, of each negative the reverse."""
     positive, negative = scores[targets == 1], scores[targets == 0]
     of_positive = np.array([sum(win(x, y) for y in negative) / len(negative) for x in positive])
     of_negative = np.array([sum(win(x, y) for x in positive) / len(positive) for y in negative])
@@ -33,7 +33,7 @@ def components_in_loops(targets, scores):
 
 
 def delong_in_loops(targets, first, second):
-    """DeLong 1988, equations 6 and 7: the difference and the variance of it, from both covariance matrices."""
+    """DeLong 1988: the difference and the variance of it, from both covariance matrices."""
     v10, v01 = zip(*(components_in_loops(targets, scores) for scores in (first, second)), strict=True)
     m, n = len(v10[0]), len(v01[0])
     theta = [x.mean() for x in v10]
@@ -58,7 +58,7 @@ def test_delong_is_its_definition_in_loops_over_pairs(seed, levels):
 
 
 def obuchowski_in_loops(targets, first, second, clusters):
-    """Obuchowski 1997, equations 2 to 4: sums of components by cluster, and both models' covariance from them."""
+    """Obuchowski 1997: sums of components by cluster, and both models' covariance from them."""
     names = sorted(set(clusters))
     m, n = int((targets == 1).sum()), int((targets == 0).sum())
     theta, x, y = np.zeros(2), np.zeros((2, len(names))), np.zeros((2, len(names)))

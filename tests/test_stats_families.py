@@ -72,7 +72,7 @@ def unadjusted(delta, point):
 
 
 def max_t_by_loop(delta, point):
-    """Romano & Wolf 2005, algorithm 4.2 as p-values, with one loop for each word of it."""
+    """Step-down as Romano & Wolf 2005 have it, as p-values, with one loop for each word of it."""
     n_resamples, n_tests = delta.shape
     t = [abs(point[m]) / np.std(delta[:, m]) for m in range(n_tests)]
     order = sorted(range(n_tests), key=lambda m: -t[m])

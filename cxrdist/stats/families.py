@@ -47,7 +47,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 def max_t(delta: np.ndarray, point: np.ndarray) -> np.ndarray:
     """Return (M,) p-values adjusted for the family-wise error by the largest of all studentised differences.
 
-    Step-down (Westfall & Young 1993, algorithm 2.8; Romano & Wolf 2005, JASA 100:94).  Redraws are centred on the
+    Step-down (Westfall & Young 1993, chapter 2; Romano & Wolf 2005, JASA 100:94).  Redraws are centred on the
     observed difference, which is the null hypothesis, and each test is measured in the standard deviation of its
     redraws; the largest difference is held against the largest centred one of each redraw, the second largest against
     the largest of the rest, and so on.  Since redraws are shared, tests that move together are not paid for twice.  The
