@@ -25,7 +25,7 @@ def win(positive, negative):
 
 
 def components_in_loops(targets, scores):
-    """DeLong 1988, structural components: of each positive its wins over all negatives, of each negative the reverse."""
+    """DeLong 1988, components: of each positive its wins over all negatives, of each negative the reverse."""
     positive, negative = scores[targets == 1], scores[targets == 0]
     of_positive = np.array([sum(win(x, y) for y in negative) / len(negative) for x in positive])
     of_negative = np.array([sum(win(x, y) for x in positive) / len(positive) for y in negative])
