@@ -194,10 +194,10 @@ def auroc_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np
     Raises:
         ValueError: If counts are so large that their sum might not fit 32 bits.
     """
-    counts = _prepared(counts, units)
+    counts = writable(typed(counts))
     if counts.dtype == np.float64:
         return walk_float(counts, writable(units), writable(groups))
-    return walk_uint16(counts, writable(units), writable(groups), NARROW // max(int(counts.max(initial=0)), 1))
+    return walk_uint16(counts, writable(units), writable(groups), NARROW // _largest(counts, len(units)))
 
 
 def average_precision_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -211,7 +211,9 @@ def average_precision_under(counts: np.ndarray, units: np.ndarray, groups: np.nd
     Raises:
         ValueError: If counts are so large that their sum might not fit 32 bits.
     """
-    counts = _prepared(counts, units)
+    counts = writable(typed(counts))
+    if counts.dtype == np.uint16:
+        _largest(counts, len(units))
     kind = np.float64 if counts.dtype == np.float64 else np.uint32
     below, here, positive = np.zeros((3, counts.shape[1]), kind)
     return _walk_precision(counts, writable(units), writable(groups), below, here, positive)
@@ -232,11 +234,12 @@ def weighted_sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return total
 
 
-def _prepared(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
-    counts = writable(typed(counts))
-    if counts.dtype == np.uint16 and int(counts.max(initial=0)) * len(units) > WIDE:
-        raise ValueError(f"`counts` x images must be at most {WIDE}, got {counts.max()} x {len(units)}.")
-    return counts
+def _largest(counts: np.ndarray, entries: int) -> int:
+    """Return the largest of the uint16 `counts`, at least 1; raise a ValueError where sums might not fit 32 bits."""
+    largest = max(int(counts.max(initial=0)), 1)
+    if largest * entries > WIDE:
+        raise ValueError(f"`counts` x images must be at most {WIDE}, got {largest} x {entries}.")
+    return largest
 
 
 def typed(counts: np.ndarray) -> np.ndarray:
