@@ -1,0 +1,298 @@
+"""Subgroups of the test sample: the metric in each, and its gap to the rest.
+
+Shapes: N images, K findings, S files (training seeds) of a model, R redraws, P units (patients, or images).
+
+The gap is worked out inside each redraw, because a level and the rest are redrawn together and may share patients
+(projection, age).  A level is told with the number that it has, or with why it has none; none is dropped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cxrdist.errors import UsageError
+from cxrdist.stats.inference import paired_test
+from cxrdist.stats.intervals import Interval, IntervalMethod, interval
+from cxrdist.stats.levels import MISSING, subgroup_masks
+from cxrdist.stats.metrics import METRICS, Metric
+from cxrdist.stats.resample import MapFunction, Units, full_sample, jackknife, redraw
+
+MACRO = "macro"
+FEWEST = 10
+"""Images, and patients, with and without the finding that a number needs, unless told otherwise."""
+
+Combine = Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""``(model, theta (R, S, K), point (S, K)) -> (R, K), (K,)``: makes a model's files one, as `combine_seeds` does."""
+
+
+@dataclass(frozen=True)
+class SubgroupPlan:
+    """What is worked out in every subgroup, and how."""
+
+    n_resamples: int
+    seed: int
+    metric: Metric = METRICS["auroc"]
+    thresholds: Mapping[str, np.ndarray] | None = None
+    """Model -> (K,) or (S, K), chosen on validation data; needed where the metric needs one."""
+    confidence_level: float = 0.95
+    method: IntervalMethod = "percentile"
+    minimum: int = FEWEST
+    """Images, and patients, with and without the finding that a number needs; 1 or more."""
+    combine: Combine | None = None
+    """How the files of a model become one; None: their mean."""
+
+
+@dataclass(frozen=True)
+class SubgroupRow:
+    """One model on one finding in one level of a column; NaN where there is no number, and `note` says why."""
+
+    model: str
+    finding: str
+    """Or `MACRO`: the mean over the findings that have a number in the level and, for the gap, in the rest."""
+    column: str
+    level: str
+    n_images: int
+    """Images of the level with a label (`MACRO`: all)."""
+    n_patients: int
+    n_positive: int | None
+    """Of these images; None for `MACRO`."""
+    value: float
+    low: float
+    high: float
+    gap: float
+    """Value in the level minus that in the rest; for `MACRO` over findings that have both."""
+    gap_low: float
+    gap_high: float
+    p: float
+    """Two-sided, that there is no gap; not adjusted for the number of rows."""
+    undefined: int
+    """Redraws in which there was no value, left out."""
+    note: str
+
+
+def compare_subgroups(
+    targets: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    findings: Sequence[str],
+    columns: Mapping[str, np.ndarray],
+    units: Units,
+    *,
+    plan: SubgroupPlan,
+    patients: np.ndarray | None = None,
+    map: MapFunction = map,
+) -> list[SubgroupRow]:
+    """Return a row per column, level, model and finding, the mean over findings (`MACRO`) the last of them.
+
+    The *rest* of a level is every image whose value is known and another; that of `MISSING` is every image whose value
+    is known.  A number needs `plan.minimum` images, of as many patients, with the finding and as many without; the gap
+    needs them in the rest as well.  The macro mean is over the findings that have both, so that a level is never held
+    against a rest of other findings; the note names those left out.
+
+    Args:
+        targets: (N, K) of 1, 0, NaN for masked.
+        scores: Model -> (N, K), or (S, N, K) of S files, whose mean is meant, inside each redraw.
+        findings: K names.
+        columns: Name -> (N,), see `subgroup_masks`.
+        units: What is redrawn; the redraws are those of any other number with the same seed.
+        plan: What is worked out.
+        patients: (N,) ids to count patients by; None: the units.
+        map: Where to work.
+
+    Raises:
+        ValueError: If shapes differ or thresholds are missing.
+        UsageError: If the minimum or the number of redraws is below 1, or a column cannot be made into subgroups.
+    """
+    targets = np.asarray(targets, dtype=np.float64)
+    files = {name: np.asarray(one, dtype=np.float64) for name, one in scores.items()}
+    files = {name: one[None] if one.ndim == 2 else one for name, one in files.items()}
+    _check(targets, files, findings, columns, plan)
+    masks = {name: subgroup_masks(column, name) for name, column in columns.items()}  # all faults before any work
+    ids = units.of_image if patients is None else np.unique(patients, return_inverse=True)[1]
+    work = _Work(targets, files, tuple(findings), units, ids, plan, _limits(plan, files, len(findings)), map)
+    rows = []
+    for name, levels in masks.items():
+        known = ~levels.get(MISSING, np.zeros(len(targets), dtype=bool))
+        for level, mask in levels.items():
+            rows += work.rows(name, level, mask, known & ~mask)
+    return rows
+
+
+def rows_of(rows: Sequence[SubgroupRow]) -> list[dict[str, Any]]:
+    """Return the rows as dictionaries, for tables and files."""
+    return [asdict(row) for row in rows]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that is the same for every level."""
+
+    targets: np.ndarray
+    files: Mapping[str, np.ndarray]  # model -> (S, N, K)
+    findings: tuple[str, ...]
+    units: Units
+    ids: np.ndarray  # (N,) patients
+    plan: SubgroupPlan
+    thresholds: Mapping[str, np.ndarray]  # model -> (S, K), NaN where none is needed
+    map: MapFunction
+
+    def rows(self, column: str, level: str, inside: np.ndarray, rest: np.ndarray) -> list[SubgroupRow]:
+        why = [[self._why_not(k, mask) for k in range(len(self.findings))] for mask in (inside, rest)]
+        in_level, in_rest = (np.array([not reason for reason in reasons]) for reasons in why)
+        in_both = in_level & in_rest
+        ours = self._numbers(inside, in_level, in_both)
+        theirs = self._numbers(rest, in_both, in_both)
+        notes = [here or (f"No gap. In the rest: {there}" if there else "") for here, there in zip(*why, strict=True)]
+        notes.append(self._macro_note(in_both))
+        rows = []
+        for model in self.files:
+            for k, note in enumerate(notes):
+                row = self._row(model, k, column, level, inside, ours[model], theirs[model])
+                where = "here" if np.isnan(row.value) else "in the rest"
+                undefined = f"{self.plan.metric.title} is undefined {where}." if np.isnan(row.gap) else ""
+                rows.append(replace(row, note=note or undefined))
+        return rows
+
+    def _why_not(self, k: int, mask: np.ndarray) -> str:
+        """Return why a finding has no number within `mask`, or nothing."""
+        for target, what in ((1, "with"), (0, "without")):
+            held = mask & (self.targets[:, k] == target)
+            images, patients = int(held.sum()), len(np.unique(self.ids[held]))
+            if patients < self.plan.minimum:  # images are never fewer than patients
+                return (
+                    f"Too few {what} the finding: {images} image{_s(images)} of {patients} patient{_s(patients)}, "
+                    f"{self.plan.minimum} of each are needed."
+                )
+        return ""
+
+    def _macro_note(self, in_both: np.ndarray) -> str:
+        left_out = [name for name, held in zip(self.findings, in_both, strict=True) if not held]
+        if not in_both.any():
+            return "No finding has enough images in the level and in the rest."
+        return f"Without {', '.join(left_out)}." if left_out else ""
+
+    def _numbers(self, mask: np.ndarray, wanted: np.ndarray, averaged: np.ndarray) -> dict[str, "_Numbers"]:
+        """Return for each model the metric of the `wanted` findings within `mask`, and its macro mean."""
+        chosen = [int(k) for k in np.flatnonzero(wanted)]
+        statistics = []
+        for model, stack in self.files.items():
+            for s, one in enumerate(stack):
+                for k in chosen:
+                    within = np.where(mask, self.targets[:, k], np.nan)
+                    threshold = float(self.thresholds[model][s, k]) if self.plan.metric.needs_threshold else None
+                    statistics.append(self.plan.metric.prepare(within, one[:, k], self.units, threshold))
+        if not chosen:
+            nothing = np.full((1, len(self.findings) + 1), np.nan)
+            empty = _Numbers(np.repeat(nothing, self.plan.n_resamples, axis=0), nothing[0], nothing)
+            return dict.fromkeys(self.files, empty)
+        theta = redraw(statistics, self.units, n_resamples=self.plan.n_resamples, seed=self.plan.seed, map=self.map)
+        point = full_sample(statistics, self.units)
+        left_out = np.empty((0, len(statistics)))
+        if self.plan.method == "bca":
+            left_out = jackknife(statistics, self.units, map=self.map)
+        combine = self.plan.combine or _mean_of_files
+        numbers, first = {}, 0
+        for model, stack in self.files.items():
+            shape, last = (len(stack), len(chosen)), first + len(stack) * len(chosen)
+            mine = slice(first, last)
+            combined, at = combine(model, theta[:, mine].reshape(-1, *shape), point[mine].reshape(shape))
+            without = left_out[:, mine].reshape(-1, *shape).mean(axis=1)
+            numbers[model] = _Numbers(*(_spread(one, wanted, averaged) for one in (combined, at, without)))
+            first = last
+        return numbers
+
+    def _row(
+        self, model: str, k: int, column: str, level: str, mask: np.ndarray, ours: "_Numbers", theirs: "_Numbers"
+    ) -> SubgroupRow:
+        is_macro = k == len(self.findings)
+        held = mask if is_macro else mask & ~np.isnan(self.targets[:, k])
+        delta = ours.theta[:, k] - theirs.theta[:, k]
+        gap = float(ours.point[k] - theirs.point[k])
+        bounds = self._interval(ours.theta[:, k], float(ours.point[k]), ours.without[:, k])
+        gap_bounds = self._interval(delta, gap, ours.without[:, k] - theirs.without[:, k])
+        defined = not np.isnan(ours.point[k])
+        return SubgroupRow(
+            model=model,
+            finding=MACRO if is_macro else self.findings[k],
+            column=column,
+            level=level,
+            n_images=int(held.sum()),
+            n_patients=len(np.unique(self.ids[held])),
+            n_positive=None if is_macro else int((self.targets[mask, k] == 1).sum()),
+            value=float(ours.point[k]),
+            low=bounds.low,
+            high=bounds.high,
+            gap=gap,
+            gap_low=gap_bounds.low,
+            gap_high=gap_bounds.high,
+            p=float("nan") if np.isnan(gap) else paired_test(delta),
+            undefined=int(np.isnan(ours.theta[:, k]).sum()) if defined else 0,
+            note="",
+        )
+
+    def _interval(self, theta: np.ndarray, point: float, without: np.ndarray) -> Interval:
+        if np.isnan(point):
+            return Interval(float("nan"), float("nan"))
+        level = self.plan.confidence_level
+        return interval(theta, method=self.plan.method, confidence_level=level, point=point, jackknife=without)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """One model within one mask; the last of K + 1 columns is the macro mean."""
+
+    theta: np.ndarray  # (R, K + 1)
+    point: np.ndarray  # (K + 1,)
+    without: np.ndarray  # (P, K + 1), or no rows where no jackknife is needed
+
+
+def _spread(values: np.ndarray, wanted: np.ndarray, averaged: np.ndarray) -> np.ndarray:
+    """Return (..., K + 1): values of the `wanted` findings at their places, NaN elsewhere, and their macro mean."""
+    everything = np.full((*values.shape[:-1], len(wanted) + 1), np.nan)
+    everything[..., :-1][..., wanted] = values
+    if averaged.any():
+        everything[..., -1] = everything[..., :-1][..., averaged].mean(axis=-1)
+    return everything
+
+
+def _mean_of_files(model: str, theta: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    del model
+    return theta.mean(axis=1), point.mean(axis=0)
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
+def _limits(plan: SubgroupPlan, files: Mapping[str, np.ndarray], n_findings: int) -> dict[str, np.ndarray]:
+    """Return model -> (S, K) thresholds."""
+    limits = {}
+    for model, stack in files.items():
+        given = None if plan.thresholds is None else plan.thresholds.get(model)
+        if given is None and plan.metric.needs_threshold:
+            raise ValueError(f"`thresholds` must be given for {plan.metric.name!r}, got none [{model}].")
+        one = np.full((len(stack), n_findings), np.nan) if given is None else np.asarray(given, dtype=np.float64)
+        limits[model] = np.broadcast_to(one, (len(stack), n_findings))
+    return limits
+
+
+def _check(
+    targets: np.ndarray,
+    files: Mapping[str, np.ndarray],
+    findings: Sequence[str],
+    columns: Mapping[str, np.ndarray],
+    plan: SubgroupPlan,
+) -> None:
+    if targets.ndim != 2 or targets.shape[1] != len(findings):
+        raise ValueError(f"`targets` must have the shape (N, {len(findings)}), got {targets.shape}.")
+    for name, one in files.items():
+        if one.ndim != 3 or one.shape[1:] != targets.shape or not len(one):
+            raise ValueError(f"`scores` must have the shape {targets.shape} or (S, N, K), got {one.shape} [{name}].")
+    for name, column in columns.items():
+        if np.shape(column) != targets.shape[:1]:
+            raise ValueError(f"A column must have the shape ({len(targets)},), got {np.shape(column)} [{name}].")
+    if plan.minimum < 1:
+        raise UsageError(f"`minimum` must be 1 or more, got {plan.minimum}.")
+    if plan.n_resamples < 1:
+        raise UsageError(f"`n_resamples` must be 1 or more, got {plan.n_resamples}.")
