@@ -26,7 +26,7 @@ Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = {
     ("demo",), ("phantom",), ("datasets",), ("pack",), ("pretrain",), ("train",), ("compare",), ("export",),
     ("shards", "info"), ("shards", "verify"), ("shards", "repair"),
-    ("study", "run"), ("study", "status"), ("study", "report"), ("bench", "step"), ("plan",),
+    ("study", "run"), ("study", "status"), ("study", "report"), ("bench", "step"), ("plan",), ("power",),
 }  # fmt: skip
 """What is built of DESIGN section 4."""
 
