@@ -18,6 +18,7 @@ from cxrdist.stats.calibration import (
     log_loss,
     reliability_curve,
 )
+from cxrdist.stats.logistic import fit_slopes
 from cxrdist.stats.resample import Units
 
 SCORES = st.sampled_from([0.0, 1e-300, 0.1, 0.25, 0.5, 0.5 + 1e-16, 0.75, 1.0])
@@ -163,6 +164,27 @@ def test_classes_that_do_not_overlap_have_no_slope_but_an_intercept(targets, sco
     targets, scores = np.array(targets, dtype=float), np.array(scores)
     assert np.isnan(calibration_slope(targets, scores))
     assert np.isfinite(calibration_intercept(targets, scores))
+
+
+def test_every_overlap_has_a_slope_wherever_its_search_begins():
+    fitted = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        n = rng.integers(4, 12)
+        x, y = rng.choice([-18.4, -15, -3.0, -1, 0, 0.5, 2, 9, 18.4], n), rng.random(n) < 0.5
+        if y.all() or not y.any() or x[y].min() >= x[~y].max() or x[~y].min() >= x[y].max():
+            continue
+        fitted += 1
+        weights, images = 10.0 ** rng.integers(0, 7, (n, 1)), np.arange(n, dtype=np.int32)
+        (a,), (b,) = fit_slopes(weights, images, x, y, np.full(2, np.nan))
+        miss = weights[:, 0] * (1 / (1 + np.exp(-(a + b * x))) - y)
+        assert abs(miss.sum()) < 1e-9 * weights.sum(), seed  # the gradient is zero: the maximum
+        assert abs((miss * x).sum()) < 1e-8 * weights.sum(), seed
+        for start in ([0.0, 1.0], [0.0, 3.0], [-5.0, -2.0]):
+            assert fit_slopes(weights, images, x, y, np.array(start))[1, 0] == pytest.approx(b, rel=1e-7, abs=1e-9), (
+                seed
+            )
+    assert fitted > 250
 
 
 def test_separation_is_told_in_every_redraw_by_itself():

@@ -3,7 +3,8 @@
 A maximum of the likelihood exists only where the classes overlap (Albert & Anderson 1984).  With one logit per image
 that means: some positive lies strictly below some negative, and some negative strictly below some positive.  Perfect
 separation, separation up to ties, constant logits and a single class are told from the images with weight before
-anything is fitted, and give NaN.  Elsewhere the maximum is unique and Newton's steps find it.
+anything is fitted, and give NaN.  Elsewhere the maximum is unique and Newton's steps find it; NaN also where not even
+`MAX_STEPS` do, which takes a slope of hundreds: classes that overlap by a hair.
 """
 
 import math
@@ -12,8 +13,10 @@ import numpy as np
 
 from cxrdist.stats.kernels import _compiled, _own, _typed
 
-MAX_STEPS = 100
-"""Newton's steps (five to eight are usual); NaN if there were not enough."""
+MAX_STEPS = 1000
+"""Newton's steps (five to eight are usual)."""
+LONGEST_LEAP = 4.0
+"""No step changes any image's log odds by more: further off the parabola says nothing, and chances may saturate."""
 TOLERANCE = 1e-9
 """A step this small, relative to 1 + the coefficient, is the last: the error left is its square."""
 
@@ -62,8 +65,55 @@ def _overlap(x, y):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _climb(weights, x, y, centre, scale, a, b):  # type: ignore[no-untyped-def]
+    """Return a and b of centred and scaled logits by Newton's steps, and whether those came to rest.
+
+    A step is cut short, and halved where the likelihood would fall: else they diverge on small samples with outliers.
+    """
+    miss, spread = np.empty(len(x)), np.empty(len(x))
+    step_a, step_b, before = 0.0, 0.0, -np.inf
+    for _ in range(MAX_STEPS):
+        likelihood, total_miss, total_spread, middle = 0.0, 0.0, 0.0, 0.0
+        for i in range(len(x)):
+            z = (x[i] - centre) / scale
+            log_odds = a + b * z
+            small = math.exp(-abs(log_odds))
+            likelihood += weights[i] * (y[i] * log_odds - max(log_odds, 0.0) - math.log1p(small))
+            miss[i] = weights[i] * (y[i] - (1.0 if log_odds >= 0 else small) / (1 + small))
+            spread[i] = weights[i] * small / (1 + small) ** 2
+            total_miss += miss[i]
+            total_spread += spread[i]
+            middle += spread[i] * z
+        if likelihood < before - 1e-10 * abs(before):  # too far: half the way back
+            step_a, step_b = step_a / 2, step_b / 2
+            a, b = a - step_a, b - step_b
+            continue
+        before = likelihood
+        if not total_spread > 0:
+            break
+        # Around the middle the two equations part; the determinant of the usual form is lost where one image decides.
+        middle /= total_spread
+        slope, curvature = 0.0, 0.0
+        for i in range(len(x)):
+            z = (x[i] - centre) / scale - middle
+            slope += miss[i] * z
+            curvature += spread[i] * z * z
+        if not curvature > 0:
+            break
+        step_b = slope / curvature
+        step_a = total_miss / total_spread - middle * step_b
+        leap = max(abs(step_a + step_b * (x.min() - centre) / scale), abs(step_a + step_b * (x.max() - centre) / scale))
+        if leap > LONGEST_LEAP:
+            step_a, step_b = step_a * LONGEST_LEAP / leap, step_b * LONGEST_LEAP / leap
+        a, b = a + step_a, b + step_b
+        if abs(step_a) <= TOLERANCE * (1 + abs(a)) and abs(step_b) <= TOLERANCE * (1 + abs(b)):
+            return a, b, True
+    return a, b, False
+
+
+@_compiled
 def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
-    """Return a and b by Newton's steps, halved where the likelihood would fall."""
+    """Return a and b by Newton's steps from `start`, or, where those lead nowhere, from the model without a slope."""
     # Centred and scaled, so that the two equations stay apart when logits lie close together.
     centre, scale, share, total = 0.0, 0.0, 0.0, 0.0
     for i in range(len(x)):
@@ -75,34 +125,12 @@ def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
         weights[i] /= total  # nor may the determinant of small weights underflow
         scale += weights[i] * (x[i] - centre) ** 2
     scale = math.sqrt(scale)
-    a, b = math.log(share / (1 - share)), 0.0
+    a, b, found = 0.0, 0.0, False
     if np.isfinite(start[0]) and np.isfinite(start[1]):
-        a, b = start[0] + start[1] * centre, start[1] * scale
-    step_a, step_b, before = 0.0, 0.0, -np.inf
-    for _ in range(MAX_STEPS):
-        likelihood, ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for i in range(len(x)):
-            z = (x[i] - centre) / scale
-            log_odds = a + b * z
-            small = math.exp(-abs(log_odds))
-            chance = (1.0 if log_odds >= 0 else small) / (1 + small)
-            miss = weights[i] * (y[i] - chance)
-            spread = weights[i] * small / (1 + small) ** 2
-            likelihood += weights[i] * (y[i] * log_odds - max(log_odds, 0.0) - math.log1p(small))
-            ga, gb = ga + miss, gb + miss * z
-            haa, hab, hbb = haa + spread, hab + spread * z, hbb + spread * z * z
-        if likelihood < before - 1e-10 * abs(before):  # too far: half the way back
-            step_a, step_b = step_a / 2, step_b / 2
-            a, b = a - step_a, b - step_b
-            continue
-        before, determinant = likelihood, haa * hbb - hab * hab
-        if not determinant > 0:
-            break
-        step_a, step_b = (hbb * ga - hab * gb) / determinant, (haa * gb - hab * ga) / determinant
-        a, b = a + step_a, b + step_b
-        if abs(step_a) <= TOLERANCE * (1 + abs(a)) and abs(step_b) <= TOLERANCE * (1 + abs(b)):
-            return a - b * centre / scale, b / scale
-    return math.nan, math.nan
+        a, b, found = _climb(weights, x, y, centre, scale, start[0] + start[1] * centre, start[1] * scale)
+    if not found:
+        a, b, found = _climb(weights, x, y, centre, scale, math.log(share / (1 - share)), 0.0)
+    return (a - b * centre / scale, b / scale) if found else (math.nan, math.nan)
 
 
 @_compiled
