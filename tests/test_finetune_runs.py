@@ -12,6 +12,7 @@ import timm
 import torch
 from helpers import finetune_tree, make_shards
 from safetensors.torch import load_file
+from stopping import stopped_at
 
 from cxrdist.config import override
 from cxrdist.errors import UsageError
@@ -23,7 +24,7 @@ from cxrdist.models.folder import load_model
 from cxrdist.train import batches
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.loop import Outcome
-from cxrdist.train.metrics import MetricsLog, read_metrics
+from cxrdist.train.metrics import read_metrics
 from cxrdist.train.pieces import Reader
 from cxrdist.world import World
 
@@ -113,18 +114,9 @@ def test_a_signal_in_a_validation_ends_it_and_it_is_made_when_the_run_goes_on(sh
 
 def test_a_chosen_micro_batch_is_kept_when_the_run_goes_on(shards, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    write = MetricsLog.write
-
-    def write_and_signal(self, step, kind, values):
-        write(self, step, kind, values)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "write", write_and_signal)
-        patched.setattr(batches, "choose_micro_batch", lambda *_, **__: 4)
-        with pytest.raises(Interrupted):
-            train(shards, out, train__micro_batch_size="auto")
+    monkeypatch.setattr(batches, "choose_micro_batch", lambda *_, **__: 4)
+    with stopped_at(3):
+        train(shards, out, train__micro_batch_size="auto")
     monkeypatch.setattr(batches, "choose_micro_batch", None)
     train(shards, out, train__micro_batch_size="auto")
     starts = [json.loads(line) for line in (out / "starts.jsonl").read_text().splitlines()]

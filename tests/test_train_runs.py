@@ -22,6 +22,7 @@ import yaml
 from helpers import finetune_tree, make_shards
 from ranks import fork, forks, in_children, kill, on_two_ranks, rank_works, wait
 from safetensors.torch import load_file
+from stopping import stopped_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cxrdist.config import override
@@ -35,7 +36,6 @@ from cxrdist.stats.auroc import auroc
 from cxrdist.train import checkpoints, commit, engine, loop, run_folder
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.loop import Outcome
-from cxrdist.train.metrics import MetricsLog
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
@@ -155,18 +155,9 @@ def test_reading_processes_change_nothing(shards, whole, tmp_path):
 
 
 @pytest.mark.parametrize(("at", "signum"), [(5, signal.SIGTERM), (6, signal.SIGINT), (8, signal.SIGUSR1)])
-def test_stopped_by_a_signal_and_resumed_equals_undisturbed(shards, whole, tmp_path, monkeypatch, at, signum):
-    write = MetricsLog.write
-
-    def write_and_signal(self, step, kind, values):
-        write(self, step, kind, values)
-        if step == at and kind == "train":
-            os.kill(os.getpid(), signum)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "write", write_and_signal)
-        with pytest.raises(Interrupted, match=f"Stopped at step {at} with a checkpoint. Continue with --resume auto"):
-            train(shards, tmp_path / "run")
+def test_stopped_by_a_signal_and_resumed_equals_undisturbed(shards, whole, tmp_path, at, signum):
+    with stopped_at(at, signum):
+        train(shards, tmp_path / "run")
     assert checkpoints.latest_checkpoint(tmp_path / "run/checkpoints") == checkpoints.checkpoint_name(at)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     train(shards, tmp_path / "run")
@@ -281,17 +272,8 @@ def test_a_folder_of_a_later_step_than_latest_is_not_kept_for_it(shards, whole, 
     assert (out / "checkpoints/step-00000006").is_dir()
     assert checkpoints.latest_checkpoint(out / "checkpoints") == "step-00000004"
     monkeypatch.setattr(loop._Run, "validate", lambda *_: None)
-    write = MetricsLog.write
-
-    def write_and_signal(self, step, kind, values):
-        write(self, step, kind, values)
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "write", write_and_signal)
-        with pytest.raises(Interrupted):
-            train(shards, out)
+    with stopped_at(5):
+        train(shards, out)
     monkeypatch.undo()
     assert_complete_checkpoint(out)
     assert checkpoints.latest_checkpoint(out / "checkpoints") == "step-00000005"
@@ -306,27 +288,11 @@ def test_one_image_at_a_time_accumulated_equals_the_whole_batch(shards, tmp_path
     assert_close(tmp_path / "parts", tmp_path / "whole")
 
 
-def stop_at(step: int, shards: Path, out: Path, **changes) -> None:
-    """Train to `step` and stop there with a checkpoint."""
-    write = MetricsLog.write
-
-    def write_and_signal(self, at, kind, values):
-        write(self, at, kind, values)
-        if at == step and kind == "train":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    MetricsLog.write = write_and_signal
-    try:
-        with pytest.raises(Interrupted):
-            train(shards, out, **changes)
-    finally:
-        MetricsLog.write = write
-
-
 def test_a_run_resumed_with_another_accumulation_goes_on_as_before(shards, tmp_path):
     plain = {"model__args__drop_rate": 0, "model__args__proj_drop_rate": 0}
     train(shards, tmp_path / "whole", **plain)
-    stop_at(5, shards, tmp_path / "run", **plain)
+    with stopped_at(5):
+        train(shards, tmp_path / "run", **plain)
     train(shards, tmp_path / "run", train__micro_batch_size=2, **plain)
     assert_close(tmp_path / "run", tmp_path / "whole")
 
