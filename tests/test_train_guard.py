@@ -1,16 +1,10 @@
 """A number that is not finite stops a run on every rank, and its batch shows where it came from."""
 
-import gc
 import json
 import math
-import os
 import re
 import resource
 import signal
-import socket
-import sys
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import forks, in_children, on_two_ranks
 from safetensors.torch import load_file
 from torch import nn
 
@@ -33,7 +28,7 @@ from cxrdist.train.run_folder import RunFolder
 from cxrdist.train.state import Progress
 from cxrdist.world import World
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks training processes, which CUDA does not allow")
+pytestmark = forks
 SEED = 3
 MICRO = 4
 
@@ -329,52 +324,3 @@ def test_a_replay_leaves_the_task_as_it_was_and_refuses_a_rank_that_is_not_there
     (tmp_path / "bad-batch/rank-00000.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="needs the micro-batches of rank 0, got no readable rank-00000"):
         replay(tmp_path, task, step=0)
-
-
-def on_two_ranks(work: Callable[[World], object]) -> list[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def rank(number: int) -> Callable[[], object]:
-        def start() -> None:
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            work(World(number, 2, number))
-
-        return start
-
-    return in_children(rank(0), rank(1))
-
-
-def in_children(*works: Callable[[], object], timeout_s: float = 40) -> list[int]:
-    """Run each of `works` in a forked process; return the exit codes, negative for a signal."""
-    children = [_fork(work) for work in works]
-    return [_wait(child, timeout_s) for child in children]
-
-
-def _fork(work: Callable[[], object]) -> int:
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    gc.freeze()  # garbage of this process waits for threads that the child does not have
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def _wait(child: int, timeout_s: float) -> int:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError("a training process did not end")

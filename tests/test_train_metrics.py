@@ -1,6 +1,5 @@
 """What a run tells of itself: lines, TensorBoard, throughput, and trackers, which are the real libraries, offline."""
 
-import gc
 import json
 import math
 import os
@@ -11,12 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import in_children, on_two_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cxrdist.config import write_yaml
@@ -101,7 +100,7 @@ def test_a_full_disk_at_a_line_is_a_sentence_and_the_lines_before_it_are_resumed
                 log.write(step, "train", {"loss": 1.0 / step})
         log.close()
 
-    assert in_child(work) == 0
+    assert in_children(work) == [0]
     assert read_metrics(folder.metrics)[0]["loss"] == 1.0
     log = MetricsLog(folder, step=1, enabled=True)
     log.write(2, "train", {"loss": 0.5})
@@ -351,22 +350,16 @@ def test_mfu_is_the_share_of_all_devices_peak_and_none_on_a_cpu():
 
 
 def test_the_wait_of_the_slowest_rank_is_told(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def work(rank: int) -> None:
-        torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        world = World(rank, 2, rank)
+    def work(world: World) -> None:
+        torch.distributed.init_process_group("gloo", rank=world.rank, world_size=world.world_size)
         speed = Throughput(
             global_batch_size=10, accumulation=1, world_size=world.world_size, device=torch.device("cpu"),
             precision="fp32",
         )  # fmt: skip
-        speed.busy_s, speed.waited_s, speed.steps = 1.0, 0.5 * rank, 1
-        (tmp_path / str(rank)).write_text(str(speed.values()["data_wait"]))
+        speed.busy_s, speed.waited_s, speed.steps = 1.0, 0.5 * world.rank, 1
+        (tmp_path / str(world.rank)).write_text(str(speed.values()["data_wait"]))
 
-    children = [start(lambda rank=rank: work(rank)) for rank in (0, 1)]
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert on_two_ranks(work) == [0, 0]
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["0.5", "0.5"]
 
 
@@ -407,24 +400,3 @@ def test_the_progress_line_is_short_and_tells_what_is_known():
     assert note({"loss": 0.12345}) == "loss 0.1235"
     assert note({"loss": 2.0, "samples_per_sec": 12345.6, "grad_norm": None}) == "loss 2.0000, 12346 img/s"
     assert note({"samples_per_sec": 3.14159}) == "3.14 img/s"
-
-
-def in_child(work) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(start(work), 0)[1])
-
-
-def start(work) -> int:
-    """Run `work` in a forked process; return its id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    gc.freeze()  # garbage of this process waits for threads that the child does not have
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)

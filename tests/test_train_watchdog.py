@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import TIMEOUT_S, exit_code, forks, kill
+from ranks import TIMEOUT_S, fork, forks, wait
 
 from cxrdist.errors import UserError
 from cxrdist.train import watchdog
@@ -169,10 +170,8 @@ def job(
     listening = socket.create_server(("127.0.0.1", 0))  # held until rank 0 has it, so nobody else can take the port
     children = []
     for rank in range(size):
-        child = os.fork()
-        if not child:
-            _be_rank(World(rank, size, rank), listening, act, folder / str(rank), hang_after, steps)
-        children.append(child)
+        said = folder / str(rank)
+        children.append(fork(partial(_be_rank, World(rank, size, rank), listening, act, said, hang_after, steps)))
     listening.close()
     # A rank that a test has stopped must be seen by the others until they have ended.
     order = sorted(range(size), key=lambda rank: rank in stopped)
@@ -226,14 +225,10 @@ def _train(world: World, act: Callable[[int, int], None], hang_after: float, ste
 
 
 def _end(child: int, timeout_s: float) -> int | None:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        code = exit_code(child)
-        if code is not None:
-            return code
-        time.sleep(0.02)
-    kill(child)
-    return None
+    try:
+        return wait(child, timeout_s)
+    except TimeoutError:
+        return None
 
 
 def befalls(rank: int, signum: int, *, at: int = 40) -> Callable[[int, int], None]:
