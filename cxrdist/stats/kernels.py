@@ -169,6 +169,16 @@ def _walk_precision(counts, units, groups, below, here, positive):  # type: igno
 
 
 @compiled
+def _greatest(counts):  # type: ignore[no-untyped-def]
+    """Return the largest of the uint16 `counts`, or 1; NumPy's own would keep other threads waiting."""
+    flat, largest = counts.reshape(-1), np.uint16(1)
+    for i in range(flat.shape[0]):
+        if flat[i] > largest:  # noqa: PLR1730 - `max` is of a wider type, which no vector instruction takes
+            largest = flat[i]
+    return largest
+
+
+@compiled
 def _add_products(total, counts, values):  # type: ignore[no-untyped-def]
     lanes = counts.shape[1]
     row = np.empty(lanes)
@@ -236,7 +246,7 @@ def weighted_sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _largest(counts: np.ndarray, entries: int) -> int:
     """Return the largest of the uint16 `counts`, at least 1; raise a ValueError where sums might not fit 32 bits."""
-    largest = max(int(counts.max(initial=0)), 1)
+    largest = int(_greatest(counts))
     if largest * entries > WIDE:
         raise ValueError(f"`counts` x images must be at most {WIDE}, got {largest} x {entries}.")
     return largest
