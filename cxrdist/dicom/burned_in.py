@@ -269,13 +269,12 @@ def _merged(boxes: list[Box]) -> list[Box]:
     """Return boxes without overlaps: those that overlap become one around both."""
     apart: list[Box] = []
     for box in boxes:
-        over = [other for other in apart if _overlap(box, other)]
-        while over:
+        grown = box
+        while over := [other for other in apart if _overlap(grown, other)]:
             apart = [other for other in apart if other not in over]
-            tops, lefts, bottoms, rights = zip(box, *over, strict=True)
-            box = (min(tops), min(lefts), max(bottoms), max(rights))  # noqa: PLW2901
-            over = [other for other in apart if _overlap(box, other)]
-        apart.append(box)
+            tops, lefts, bottoms, rights = zip(grown, *over, strict=True)
+            grown = (min(tops), min(lefts), max(bottoms), max(rights))
+        apart.append(grown)
     return sorted(apart)
 
 

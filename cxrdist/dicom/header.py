@@ -40,6 +40,7 @@ PHOTOMETRIC_WORDS = (
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "YBR_FULL", "YBR_FULL_422",
     "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB",
 )  # fmt: skip
+SEXES: dict[str | None, Literal["F", "M"]] = {"F": "F", "M": "M"}
 PROJECTIONS = {"PA": "PA", "AP": "AP", "LL": "lateral", "RL": "lateral", "LATERAL": "lateral", "LAT": "lateral"}
 # PS3.16 CID 4010: SNOMED RT, then SNOMED CT.
 VIEW_CODES = {
@@ -154,7 +155,7 @@ def parse_header(ds: Dataset, *, max_pixels: int) -> Header:
         secondary=_secondary(ds),
         palette=_palette(ds) if palette else None,
         projection=_projection(ds),
-        sex={"F": "F", "M": "M"}.get(_text(ds, "PatientSex") or ""),  # type: ignore[arg-type]
+        sex=SEXES.get(_text(ds, "PatientSex")),
         age=parse_age(_text(ds, "PatientAge")),
     )
 

@@ -13,6 +13,8 @@ from cxrdist.finetune.mixup import mixup
 from cxrdist.finetune.protocols import set_phase, still_backbone
 from cxrdist.models.build import RadiographModel
 
+FULL = ProtocolConfig()
+
 
 class FinetuneTask(nn.Module):
     """A model with its loss, and what of it is trained when."""
@@ -25,7 +27,7 @@ class FinetuneTask(nn.Module):
         model: RadiographModel,
         *,
         loss: MultiLabelLoss,
-        protocol: ProtocolConfig = ProtocolConfig(),  # noqa: B008 - frozen
+        protocol: ProtocolConfig = FULL,
         mixup_alpha: float = 0.0,
     ) -> None:
         """Wrap `model`, to which `begin_protocol` has been applied; `mixup_alpha` 0 mixes nothing."""

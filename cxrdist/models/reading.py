@@ -51,7 +51,8 @@ OLD_FORMAT_PICKLES = 5
 class Leftover:
     """Stands for an object that was saved beside weights; holds nothing and does nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "Leftover":  # noqa: D102 - see the class
+    def __new__(cls, *_: Any, **__: Any) -> "Leftover":
+        """Return one, whatever the object was made of."""
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -62,7 +63,8 @@ class Leftover:
 class LeftoverDict:
     """Stands for a class like `dict`; what is made of it is a plain mapping."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:  # noqa: D102 - see the class
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """Return the mapping, empty: unpickling fills it."""
         return OrderedDict()
 
 

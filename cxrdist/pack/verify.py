@@ -125,4 +125,4 @@ def _lines(index: pd.DataFrame | None, shard: str) -> list[dict[str, Any]] | Non
     if index is None:
         return None
     lines = index[index["shard"] == shard].astype(object)
-    return lines.where(lines.notna(), None).to_dict("records")  # type: ignore[return-value]
+    return lines.where(lines.notna(), None).to_dict("records")  # type: ignore[return-value] # names are text

@@ -54,7 +54,7 @@ class PhantomSummary:
     """Images per finding that is present, broader ones included; canonical names."""
 
 
-def write_phantoms(  # noqa: PLR0913
+def write_phantoms(  # noqa: PLR0913 - all of what can be chosen of a phantom
     layout: str,
     out: Path,
     *,
