@@ -98,14 +98,15 @@ def ray_map(folders: Sequence[Path] = (), *, ordered: bool = True) -> Map:
         import ray  # noqa: PLC0415
 
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work)
+        shared = ray.put(function)  # once, with all that it carries, not with every item
         ahead = AHEAD_PER_CORE * max(int(ray.cluster_resources().get("CPU", 1)), 1)
         waiting = iter(items)
-        pending = [task.remote(function, item, tuple(folders)) for item in islice(waiting, ahead)]
+        pending = [task.remote(shared, item, tuple(folders)) for item in islice(waiting, ahead)]
         try:
             while pending:
                 ready = pending[:1] if ordered else ray.wait(pending, num_returns=1)[0]
                 pending = [each for each in pending if each not in ready]
-                pending += [task.remote(function, item, tuple(folders)) for item in islice(waiting, len(ready))]
+                pending += [task.remote(shared, item, tuple(folders)) for item in islice(waiting, len(ready))]
                 for result in ray.get(ready):
                     if isinstance(result, UserError):
                         raise result
