@@ -42,11 +42,18 @@ class Progress:
     total: int
     unit: str = "images"
     shown: bool = True
+    patience_s: float = 0.0
+    """Nothing is shown before so many seconds, nor of work that is done by then."""
     done: int = 0
     note: str = ""
     started: float = field(default_factory=time.monotonic)
     _skipped: int = 0
     _last_line: float = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether a line has been shown."""
+        return self._last_line > 0
 
     def skip(self, count: int) -> None:
         """Count units that an earlier run finished: they are done, but do not enter the rate."""
@@ -60,6 +67,8 @@ class Progress:
         if not self.shown:
             return
         now = time.monotonic()
+        if now - self.started < self.patience_s:
+            return
         terminal = sys.stderr.isatty()
         if self.done >= self.total or now - self._last_line >= (0.2 if terminal else PLAIN_LINE_EVERY_S):
             self._last_line = now
@@ -85,13 +94,16 @@ def progress(label: str, total: int, *, unit: str = "images", shown: bool = True
     try:
         yield bar
     finally:
-        if shown and bar.done < bar.total and sys.stderr.isatty():
+        if shown and bar.done < bar.total and sys.stderr.isatty() and bar.begun:
             print(file=sys.stderr)
 
 
-def track(items: Iterable[T], label: str, total: int, *, unit: str = "images", shown: bool = True) -> Iterator[T]:
-    """Yield `items` while showing how many are done."""
+def track(
+    items: Iterable[T], label: str, total: int, *, unit: str = "images", shown: bool = True, patience_s: float = 0.0
+) -> Iterator[T]:
+    """Yield `items` while showing how many are done; see `Progress`."""
     with progress(label, total, unit=unit, shown=shown) as bar:
+        bar.patience_s = patience_s
         for item in items:
             yield item
             bar.advance()
