@@ -20,13 +20,15 @@ from cxrdist.config import read_yaml, write_yaml
 from cxrdist.datasets.shard_format import read_index
 from cxrdist.errors import UsageError
 from cxrdist.phantom import LAYOUTS
+from cxrdist.stats.meanings import MEANINGS, STATEMENTS
 from cxrdist.stats.predictions import Predictions, write_predictions
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = {
     ("demo",), ("phantom",), ("datasets",), ("pack",), ("pretrain",), ("train",), ("compare",), ("export",),
     ("shards", "info"), ("shards", "verify"), ("shards", "repair"),
-    ("study", "run"), ("study", "status"), ("study", "report"), ("bench", "step"), ("plan",), ("power",),
+    ("study", "run"), ("study", "status"), ("study", "report"), ("plan",), ("power",),
+    ("bench", "step"), ("bench", "bootstrap"),
 }  # fmt: skip
 """What is built of DESIGN section 4."""
 
@@ -117,8 +119,13 @@ WRONG = [
     (["compare"], 2, "Missing argument"),
     (["compare", "a.parquet"], 2, "must be given as NAME=FILE, got 'a.parquet'"),
     (["compare", "=a.parquet", "b=b.parquet"], 2, "must be given as NAME=FILE"),
-    (["compare", "a=a.parquet"], 2, "at least two files, got 1"),
-    (["compare", "a=a.parquet", "a=b.parquet"], 2, "got 'a' twice"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--metrics", "aurok"], 2, "Did you mean 'auroc'?"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--metrics", "f1"], 2, "must have validation predictions"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--subgroups", "sex"], 2, "'sex'"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--interval", "bcaa"], 2, "Did you mean 'bca'?"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--correction", "fdr"], 2, "`--correction` must be one of bh, by"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--margin", "-1"], 2, "`margin` must be"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--convention", "iyer"], 2, "`--convention` must be one of"),
     (["compare", "a=a.parquet", "b=gone.parquet"], 2, "must exist, got 'gone.parquet'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--redraws", "-3"], 2, "Invalid value for '--redraws'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--alpha", "2"], 2, "`--alpha` must be in (0, 1), got 2.0"),
@@ -280,6 +287,14 @@ def commands() -> dict[tuple[str, ...], typer.models.TyperInfo]:
 
     visit(typer.main.get_command(app), ())
     return {path: command for path, command in found.items() if not hasattr(command, "commands")}  # type: ignore[misc]
+
+
+def test_help_of_compare_says_what_each_number_is(cli):
+    code, out, _ = cli("compare", "--help")
+    words = " ".join(out.split())
+    assert code == 0
+    assert [meaning for _, meaning in MEANINGS.values() if meaning not in words] == []
+    assert [meaning for meaning in STATEMENTS.values() if meaning not in words] == []
 
 
 def test_help_names_the_built_commands_only():

@@ -16,9 +16,9 @@ from cxrdist.report.cells import read_cell
 from cxrdist.report.guards import check
 from cxrdist.report.tables import Table, Text, latex, markdown
 from cxrdist.report.write import file_names
-from cxrdist.stats import operating_point, youden_threshold
-from cxrdist.stats.compare import MACRO
+from cxrdist.stats.bootstrap import MACRO
 from cxrdist.stats.predictions import Predictions, read_predictions, write_predictions
+from cxrdist.stats.threshold import operating_point, youden_threshold
 
 NASTY = "<b>x</b>&|_$y$\\"
 OPTIONS = ReportOptions(reference="random", n_resamples=99)
@@ -179,7 +179,7 @@ def test_q_is_over_all_datasets_and_the_page_shows_the_csv_numbers(written):
     assert max(float(row["q"]) for row in rows["headline"] if row["q"]) == pytest.approx(p[1])
     for row in rows["headline"]:
         assert f"{float(row['auroc']):.3f}" in text
-    assert "(2 tests)" in text
+    assert "(2 tests of the AUROC)" in text
     assert "(6 tests)" in Page(text).text.replace("\n", " ")
 
 

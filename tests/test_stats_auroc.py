@@ -2,21 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import false_discovery_control
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from cxrdist.stats import (
-    auroc,
-    benjamini_hochberg,
-    delong_test,
-    macro,
-    operating_point,
-    paired_test,
-    percentile_interval,
-    roc_curve,
-    youden_threshold,
-)
+from cxrdist.stats.auroc import auroc
+from cxrdist.stats.threshold import operating_point, roc_curve, youden_threshold
 
 # Few distinct values, so that ties within and between classes are the rule; and values where a difference underflows.
 SCORES = st.sampled_from([0.0, 5e-324, 1e-300, 0.25, 0.5, 0.5 + 1e-16, 0.75, 1.0 - 1e-16, 1.0])
@@ -82,114 +72,6 @@ def test_float_weights_agree_with_sklearn():
 def test_wrong_values_are_refused(targets, scores, weights, sentence):
     with pytest.raises(ValueError, match=sentence):
         auroc(np.array(targets, dtype=float), np.array(scores), None if weights is None else np.array(weights))
-
-
-def test_macro_is_the_mean_of_included_findings_or_nothing():
-    values = np.array([[0.5, np.nan, 1.0], [np.nan, 0.5, 0.5]])
-    assert macro(values, np.array([True, False, True])) == pytest.approx([0.75, np.nan], nan_ok=True)
-    assert np.isnan(macro(values, np.zeros(3, dtype=bool))).all()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 1e-9, 0.001, 0.01, 0.02, 0.05, 0.5, 1.0]), min_size=1, max_size=20))
-def test_benjamini_hochberg_is_that_of_scipy(p):
-    assert benjamini_hochberg(np.array(p)) == pytest.approx(false_discovery_control(p, method="bh"), abs=1e-15)
-
-
-def test_undefined_p_values_are_no_tests():
-    q = benjamini_hochberg(np.array([0.01, np.nan, 0.04]))
-    assert q[[0, 2]] == pytest.approx([0.02, 0.04])
-    assert np.isnan(q[1])
-    with pytest.raises(ValueError, match=r"`p` must be in \[0, 1\]"):
-        benjamini_hochberg(np.array([1.2]))
-
-
-@pytest.mark.parametrize(
-    ("delta", "expected"),
-    [
-        (np.full(999, 0.1), 0.002),
-        (np.full(999, -0.1), 0.002),
-        (np.zeros(999), 1.0),
-        (np.r_[np.full(9, -1.0), np.full(990, 1.0)], 0.02),
-        (np.r_[np.full(9, -1.0), np.full(990, 1.0), np.nan], 0.02),
-    ],
-)
-def test_p_counts_the_observed_sample_and_both_sides(delta, expected):
-    assert paired_test(delta) == pytest.approx(expected)
-
-
-def test_interval_and_p_of_nothing_are_undefined():
-    nothing = np.full(5, np.nan)
-    assert np.isnan(paired_test(nothing))
-    assert np.isnan(percentile_interval(nothing).low)
-    with pytest.raises(ValueError, match="confidence_level"):
-        percentile_interval(nothing, confidence_level=95)
-
-
-def test_p_below_alpha_exactly_when_the_interval_excludes_zero():
-    rng = np.random.default_rng(5)
-    for shift in rng.normal(0, 3, 300):
-        delta = rng.normal(shift, 1, 1999)
-        bounds = percentile_interval(delta)
-        p = paired_test(delta)
-        if abs(p - 0.05) > 0.003:
-            assert (p < 0.05) == (bounds.low > 0 or bounds.high < 0)
-
-
-def placements_by_definition(targets, scores):
-    """DeLong 1988, equations 3 to 5, pair by pair."""
-    positive, negative = scores[targets == 1], scores[targets == 0]
-    wins = (positive[:, None] > negative).astype(float) + 0.5 * (positive[:, None] == negative)
-    return wins.mean(axis=1), wins.mean(axis=0), wins.mean()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_delong_is_its_definition_evaluated_pair_by_pair(seed):
-    rng = np.random.default_rng(seed)
-    targets = (rng.random(120) < 0.3).astype(float)
-    first = rng.integers(0, 15, 120) + 4 * targets
-    second = 0.5 * first + rng.integers(0, 10, 120)
-    (x1, y1, a1), (x2, y2, a2) = (placements_by_definition(targets, scores) for scores in (first, second))
-    cov = np.cov(x1, x2) / len(x1) + np.cov(y1, y2) / len(y1)
-    result = delong_test(targets, first, second)
-    assert result.difference == pytest.approx(a1 - a2, abs=1e-12)
-    assert result.standard_error == pytest.approx(np.sqrt(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]), rel=1e-10)
-    alone = delong_test(targets, first, second, clusters=rng.permutation(120))
-    assert alone.standard_error == pytest.approx(result.standard_error, rel=1e-12)
-
-
-def test_delong_masks_and_averages_models():
-    rng = np.random.default_rng(1)
-    targets = (rng.random(80) < 0.4).astype(float)
-    first, second = rng.random((2, 80)) + targets
-    masked = np.r_[targets, [np.nan] * 5]
-    padded = [np.r_[scores, rng.random(5)] for scores in (first, second)]
-    assert delong_test(masked, *padded) == delong_test(targets, first, second)
-    both = np.stack([first, second])
-    assert delong_test(targets, both, second).difference == pytest.approx(
-        (auroc(targets, first) - auroc(targets, second)) / 2
-    )
-
-
-def test_clustered_delong_sees_that_repeated_images_bring_nothing_new():
-    rng = np.random.default_rng(2)
-    targets = (rng.random(300) < 0.4).astype(float)
-    first, second = rng.random((2, 300)) + 0.3 * targets
-    thrice = [np.repeat(values, 3) for values in (targets, first, second)]
-    honest = delong_test(*thrice, clusters=np.repeat(np.arange(300), 3)).standard_error
-    assert honest == pytest.approx(delong_test(targets, first, second).standard_error, rel=1e-9)
-    assert delong_test(*thrice).standard_error < 0.6 * honest
-
-
-def test_delong_of_a_degenerate_sample_is_undefined():
-    targets = np.array([1.0, 0, 0, 0])
-    assert np.isnan(delong_test(targets, np.arange(4.0), np.arange(4.0)).p)
-    targets = np.array([1.0, 1, 0, 0])
-    same = delong_test(targets, targets, targets)
-    assert (same.difference, same.p) == (0.0, 1.0)
-    perfect = delong_test(targets, targets, np.zeros(4))
-    assert perfect.difference == 0.5
-    assert np.isnan(perfect.p)
 
 
 @pytest.mark.parametrize("seed", range(4))

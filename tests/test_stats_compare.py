@@ -1,14 +1,22 @@
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxrdist.errors import UsageError
-from cxrdist.stats import benjamini_hochberg, bootstrap_auroc, paired_test, percentile_interval
-from cxrdist.stats.compare import MACRO, adjust, compare
+from cxrdist.stats.bootstrap import MACRO, Sample, bootstrap
+from cxrdist.stats.compare import adjust, compare
+from cxrdist.stats.families import benjamini_hochberg, max_t
+from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
+from cxrdist.stats.intervals import percentile_interval
+from cxrdist.stats.mcnemar import mcnemar_test
+from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions
+from cxrdist.stats.resample import whole_units
+from cxrdist.stats.threshold import choose_threshold
 
 FINDINGS = ("effusion", "edema", "mass")
 
@@ -31,21 +39,31 @@ def make_predictions(skill=1.0, *, seed=0, n=120, patients=50):
     )
 
 
+def options(**settings) -> StatisticsOptions:
+    return StatisticsOptions.build(settings, where="a test")
+
+
+def make_validation(skill=1.0, *, seed=0):
+    one = make_predictions(skill, seed=seed + 50)
+    return replace(one, patient_id=np.array([f"val{name}" for name in one.patient_id], dtype=object))
+
+
 def test_comparison_holds_the_numbers_of_its_parts():
     files = {
         "random": make_predictions(0.3),
         "ours": make_predictions(1.5, seed=1),
         "other": make_predictions(1.0, seed=2),
     }
-    result = compare(files, reference="random", n_resamples=199, seed=4)
+    result = compare(files, reference="random", options=options(n_resamples=199, seed=4))
     base = files["ours"]
     scores = {name: one.scores for name, one in files.items()}
-    redraws = bootstrap_auroc(base.targets, scores, base.patient_id, n_resamples=199, seed=4)
-    delta = redraws.theta["ours"] - redraws.theta["random"]
-    for k, finding in enumerate((*FINDINGS, MACRO)):
-        bounds = percentile_interval(delta[:, k])
+    sample = Sample(FINDINGS, base.targets, whole_units(base.patient_id))
+    theta = bootstrap(sample, scores, n_resamples=199, seed=4).theta
+    for finding in (*FINDINGS, MACRO):
+        delta = theta["ours", "auroc", finding] - theta["random", "auroc", finding]
+        bounds = percentile_interval(delta)
         difference = result.difference("ours", finding)
-        assert (difference.low, difference.high, difference.p) == (bounds.low, bounds.high, paired_test(delta[:, k]))
+        assert (difference.low, difference.high, difference.p) == (bounds.low, bounds.high, paired_test(delta))
         assert difference.value == result.estimate("ours", finding).value - result.estimate("random", finding).value
     known = ~np.isnan(base.targets[:, 1])
     expected = roc_auc_score(base.targets[known, 1], base.scores[known, 1])
@@ -56,11 +74,18 @@ def test_comparison_holds_the_numbers_of_its_parts():
     assert result.difference("ours", "edema").delong.p == pytest.approx(result.difference("ours", "edema").p, abs=0.1)
 
 
-def test_families_are_macro_and_per_finding_over_all_comparisons():
+def test_families_are_averages_and_findings_of_a_metric_over_all_comparisons():
     files = {"a": make_predictions(0.3), "b": make_predictions(0.6, seed=1), "c": make_predictions(0.7, seed=2)}
-    both = [compare(files, reference="a", n_resamples=99, seed=seed) for seed in (0, 1)]
-    assert [len(adjust(both)[0].differences), len(adjust(both))] == [8, 2]
-    for of_family in (lambda d: d.finding == MACRO, lambda d: d.finding != MACRO):
+    both = [
+        compare(files, reference="a", options=options(n_resamples=99, seed=seed, metrics=["auroc", "brier"]))
+        for seed in (0, 1)
+    ]
+    assert [len(adjust(both)[0].differences), len(adjust(both))] == [16, 2]
+    for metric, average in product(("auroc", "brier"), (True, False)):
+
+        def of_family(d, metric=metric, average=average):
+            return d.metric == metric and (d.finding == MACRO) == average
+
         alone = [d for d in both[0].differences if of_family(d)]
         np.testing.assert_allclose([d.q for d in alone], benjamini_hochberg(np.array([d.p for d in alone])))
         together = [d for one in adjust(both) for d in one.differences if of_family(d)]
@@ -69,13 +94,15 @@ def test_families_are_macro_and_per_finding_over_all_comparisons():
 
 def test_without_reference_every_pair_is_compared():
     files = {name: make_predictions(seed=i) for i, name in enumerate("abc")}
-    result = compare(files, n_resamples=20)
+    result = compare(files, options=options(n_resamples=20))
     assert {(d.model, d.reference) for d in result.differences} == {("b", "a"), ("c", "a"), ("c", "b")}
 
 
 def test_several_seeds_give_their_mean_and_their_spread():
     seeds = [make_predictions(1.0, seed=i) for i in range(3)]
-    result = compare({"ours": seeds, "theirs": make_predictions(seed=7)}, reference="theirs", n_resamples=50)
+    result = compare(
+        {"ours": seeds, "theirs": make_predictions(seed=7)}, reference="theirs", options=options(n_resamples=50)
+    )
     estimate = result.estimate("ours", "mass")
     single = [roc_auc_score(one.targets[:, 2], one.scores[:, 2]) for one in seeds]
     assert estimate.by_member == pytest.approx(single)
@@ -90,7 +117,8 @@ def test_clusters_widen_the_interval_where_images_of_a_patient_agree():
     ids = {"image_id": np.array([f"i{i}" for i in range(240)], dtype=object), "patient_id": repeated.image_id}
     files = {"ours": replace(repeated, **ids)}
     honest, naive = (
-        compare(files, cluster=cluster, n_resamples=300).estimate("ours") for cluster in ("patient_id", "none")
+        compare(files, options=options(cluster=cluster, n_resamples=300)).estimate("ours")
+        for cluster in ("patient_id", "none")
     )
     assert honest.high - honest.low > 1.4 * (naive.high - naive.low)
 
@@ -102,30 +130,140 @@ def test_one_class_and_rare_findings_are_named_and_json_is_strict():
     targets[:, 2] = 0
     targets[3, 2] = 1
     files = {name: replace(make_predictions(seed=i), targets=targets) for i, name in enumerate("ab")}
-    result = compare(files, reference="a", n_resamples=50)
+    result = compare(files, reference="a", options=options(n_resamples=50))
     text = "\n".join(result.warnings())
-    assert "effusion: no positive image, so no AUROC; left out of the macro mean." in text
+    assert "effusion: no positive image, so no AUROC; left out of the averages." in text
     assert "mass: only 1 positive image; read its interval with care." in text
-    assert "of 50 redraws held one class only" in text
+    assert "mass: AUROC was undefined in" in text
     assert "of 50 redraws lacked a class of one finding" in text
     read = json.loads(result.to_json())
     assert read["warnings"] == result.warnings()
     row = next(d for d in read["differences"] if d["finding"] == "effusion")
     assert row["p"] is None
-    assert result.macro_redraws_undefined == result.counts[2].redraws_undefined > 0
+    assert result.estimate("a").redraws_undefined == result.estimate("a", "mass").redraws_undefined > 0
     assert {row["finding"] for row in result.rows()} == {*FINDINGS, MACRO}
     assert len(result.difference_rows()) == 4
+
+
+def test_rates_are_at_the_thresholds_of_validation_and_calls_are_tested_by_mcnemar():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    validation = {name: make_validation(seed=i) for i, name in enumerate("ab")}
+    chosen = options(n_resamples=30, metrics=["auroc", "sensitivity", "specificity"], threshold="sensitivity=0.9")
+    result = compare(files, validation=validation, options=chosen)
+    known = ~np.isnan(files["a"].targets[:, 1])
+    called = {}
+    for name in "ab":
+        at = choose_threshold(validation[name].targets[:, 1], validation[name].scores[:, 1], "sensitivity=0.9")
+        called[name] = files[name].scores[:, 1] >= at
+        positive = files[name].targets[:, 1] == 1
+        estimate = result.estimate(name, "edema", "sensitivity")
+        assert estimate.threshold == at
+        assert estimate.value == pytest.approx(np.mean(called[name][known & positive]), abs=1e-12)
+    targets = np.where(files["a"].targets[:, 1] == 0, np.nan, files["a"].targets[:, 1])
+    units = whole_units(files["a"].patient_id)
+    difference = result.difference("b", "edema", "a", "sensitivity")
+    assert difference.p_mcnemar == mcnemar_test(targets, called["b"], called["a"], units).p
+    assert difference.delong is None
+    assert np.isnan(result.difference("b", "edema", "a").p_mcnemar)
+
+
+@pytest.mark.parametrize(
+    ("validation", "sentence"),
+    [
+        (None, "must have validation predictions of every model to choose thresholds on, got none"),
+        ({"a": make_validation()}, "got a"),
+        ({"a": make_predictions(), "b": make_validation()}, "must be of other patients than the test predictions"),
+        ({"a": make_validation(), "b": make_validation().only(["mass"])}, r"got none of effusion, edema \[b\]"),
+        (
+            {"a": [make_validation()] * 2, "b": make_validation()},
+            r"as many validation files as test files \(1\), got 2",
+        ),
+    ],
+)
+def test_a_threshold_never_comes_from_the_test_split(validation, sentence):
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    with pytest.raises(UsageError, match=sentence):
+        compare(files, validation=validation, options=options(metrics=["f1"], n_resamples=5))
+
+
+def test_a_margin_is_a_loss_in_the_metric_s_own_direction():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    metrics = ["auroc", "brier", "calibration_slope"]
+    result = compare(files, reference="a", options=options(n_resamples=50, margin=0.05, metrics=metrics))
+    for metric, sign in (("auroc", 1), ("brier", -1)):
+        d = result.difference("b", "mass", metric=metric)
+        assert d.p_non_inferior == non_inferiority(sign * d.redraws, 0.05)
+        assert d.p_equivalent == equivalence(d.redraws, 0.05)
+    assert np.isnan(result.difference("b", "mass", metric="calibration_slope").p_non_inferior)
+
+
+def test_max_t_is_over_the_shared_redraws_of_a_family():
+    files = {name: make_predictions(0.3 * i, seed=i) for i, name in enumerate("abc")}
+    result = compare(files, reference="a", options=options(n_resamples=99, correction="max_t"))
+    family = [d for d in result.differences if d.finding != MACRO]
+    expected = max_t(np.stack([d.redraws for d in family], axis=1), np.array([d.value for d in family]))
+    assert [d.q for d in family] == [max(d.p, adjusted) for d, adjusted in zip(family, expected, strict=True)]
+
+
+def test_a_permutation_test_is_made_where_asked_for():
+    files = {name: make_predictions(1.5 * i, seed=i) for i, name in enumerate("ab")}
+    plain, permuted = (compare(files, options=options(n_resamples=9, permutations=n)) for n in (0, 199))
+    assert np.isnan(plain.difference("b", "mass", "a").p_permutation)
+    assert permuted.difference("b", "mass", "a").p_permutation <= 0.02
+
+
+@pytest.mark.parametrize("method", ["basic", "bca"])
+def test_other_intervals_hold_the_value(method):
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    percentile, other = (
+        compare(files, options=options(n_resamples=200, interval=one)) for one in ("percentile", method)
+    )
+    for one, reference in zip(other.estimates, percentile.estimates, strict=True):
+        assert one.low < one.value < one.high
+        assert (one.low, one.high) != (reference.low, reference.high)
+        assert one.value == reference.value
+
+
+def test_redrawn_seeds_widen_the_interval_of_a_strategy_whose_seeds_differ():
+    seeds = [make_predictions(skill, seed=i) for i, skill in enumerate((0.2, 1.0, 2.0))]
+    plain, redrawn = (
+        compare({"ours": seeds}, options=options(n_resamples=200, hierarchical=one)).estimate("ours")
+        for one in (False, True)
+    )
+    assert plain.value == redrawn.value
+    assert redrawn.high - redrawn.low > 1.3 * (plain.high - plain.low)
+
+
+def test_subgroups_are_of_the_columns_asked_for():
+    files = {name: make_predictions(seed=i, n=300) for i, name in enumerate("ab")}
+    result = compare(files, options=options(n_resamples=50, subgroups=["sex"], metrics=["auprc", "auroc"]))
+    assert {row.level for row in result.subgroups} == {"F", "M"}
+    female = files["a"].extra["sex"] == "F"
+    (row,) = (r for r in result.subgroups if (r.model, r.finding, r.level) == ("a", "mass", "F"))
+    expected = average_precision_score(files["a"].targets[female, 2], files["a"].scores[female, 2])
+    assert row.value == pytest.approx(expected, abs=1e-12)
+    assert row.gap_low <= row.gap <= row.gap_high
+    with pytest.raises(UsageError, match="A subgroup column must be one of sex, age, got 'sax'"):
+        compare(files, options=options(subgroups=["sax"]))
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"reference": "our"}, "`reference` must be one of ours, theirs, got 'our'. Did you mean 'ours'"),
-        ({"n_resamples": 0}, "`n_resamples` must be 1 or more"),
-        ({"cluster": "study"}, "`cluster` must be one of patient_id, none"),
-        ({"alpha": 5}, r"`alpha` must be in \(0, 1\)"),
+        ({"n_resamples": 0}, "`n_resamples` must be greater than or equal to 1"),
+        ({"cluster": "study"}, "`cluster` must be"),
+        ({"alpha": 5}, "`alpha` must be less than 1"),
+        ({"metrics": ["aurok"]}, "Did you mean 'auroc'"),
+        ({"metrics": []}, "must name a metric"),
+        ({"threshold": "sensitivity=2"}, "sensitivity"),
+        ({"margin": -1}, "`margin` must be"),
     ],
 )
 def test_wrong_settings_are_wrong_usage(settings, sentence):
     with pytest.raises(UsageError, match=sentence):
-        compare({"ours": make_predictions(), "theirs": make_predictions(seed=1)}, **settings)
+        options(**settings)
+
+
+def test_a_reference_that_is_no_model_is_wrong_usage():
+    with pytest.raises(UsageError, match=r"`reference` must be one of ours, theirs, got 'our'\. Did you mean 'ours'"):
+        compare({"ours": make_predictions(), "theirs": make_predictions(seed=1)}, reference="our")

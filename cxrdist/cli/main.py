@@ -24,12 +24,12 @@ for command in (
     packing.pack,
     training.pretrain,
     training.train,
-    comparing.compare,
     exporting.export,
     planning.plan,
     power.power,
 ):
     app.command()(command)
+app.command(epilog=comparing.EPILOG)(comparing.compare)
 app.add_typer(packing.shards, name="shards")
 app.add_typer(studying.study, name="study")
 app.add_typer(benching.bench, name="bench")

@@ -15,7 +15,7 @@ from cxrdist.datasets import list_facts
 from cxrdist.datasets.shard_format import Manifest
 from cxrdist.pack.contents import Contents
 from cxrdist.pack.shortcuts import STRONG_AUROC
-from cxrdist.stats import auroc
+from cxrdist.stats.auroc import auroc
 
 FEWEST_IMAGES = 20
 """Images of each folder below which their grey levels are not compared."""

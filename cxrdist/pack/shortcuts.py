@@ -19,7 +19,7 @@ from cxrdist.config import Config
 from cxrdist.datasets.shard_format import finding_column
 from cxrdist.findings import NO_FINDING, LabelPolicy, apply_policy
 from cxrdist.pack.contents import Contents
-from cxrdist.stats import auroc
+from cxrdist.stats.auroc import auroc
 
 STRONG_AUROC = 0.8
 """From here on a rule is warned of, and what tells two folders apart."""

@@ -7,10 +7,12 @@ import numpy as np
 
 from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.report.cells import Cell, ReportOptions
-from cxrdist.stats import operating_point, roc_curve, youden_threshold
-from cxrdist.stats.bootstrap import MapFunction
-from cxrdist.stats.compare import Comparison, adjust, compare
+from cxrdist.stats.compare import adjust, compare
+from cxrdist.stats.comparison import Comparison
+from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.predictions import Predictions
+from cxrdist.stats.resample import MapFunction
+from cxrdist.stats.threshold import choose_threshold, operating_point, roc_curve
 
 RATES = ("threshold", "sensitivity", "specificity", "ppv", "npv", "accuracy", "f1")
 
@@ -94,7 +96,7 @@ def _dataset(
     comparison, fault = None, "" if files else "No strategy has test predictions."
     if files:
         try:
-            comparison = _compare(files, options, map)
+            comparison = _compare(done, files, options, map)
         except UserError as error:
             fault = str(error)
     rates: dict[tuple[str, str], dict[str, float]] = {}
@@ -105,22 +107,28 @@ def _dataset(
             warnings.append(f"The reference {options.reference} is missing, so no difference is given.")
         for strategy in files:
             for count in comparison.counts:
-                rates[strategy, count.finding] = _mean_rates(done[strategy], count.finding)
+                rates[strategy, count.finding] = _mean_rates(done[strategy], count.finding, options.threshold)
                 line = _mean_curve([cell.test for cell in done[strategy] if cell.test], count.finding)
                 if line:
                     curves[strategy, count.finding] = line
     return DatasetResult(name, tuple(cells), missing, comparison, fault, rates, curves, tuple(warnings))
 
 
-def _compare(files: dict[str, list[Predictions]], options: ReportOptions, map: MapFunction) -> Comparison:
+def _compare(
+    done: dict[str, list[Cell]], files: dict[str, list[Predictions]], options: ReportOptions, map: MapFunction
+) -> Comparison:
     reference = options.reference if options.reference in files else None
+    validation = {strategy: [cell.val for cell in done[strategy] if cell.val] for strategy in files}
+    if any(len(validation[strategy]) < len(files[strategy]) for strategy in files):
+        # A guard names the file that is not there; what needs no threshold is given all the same.
+        kept = tuple(name for name in options.metrics if not METRICS[name].needs_threshold)
+        options, validation = options.model_copy(update={"metrics": kept}), {}
     comparison = compare(
         files,
         reference=reference,
-        n_resamples=options.n_resamples,
-        cluster=options.cluster,
-        alpha=options.alpha,
-        seed=options.seed,
+        validation=validation,
+        train_seeds={strategy: [cell.files.seed for cell in done[strategy] if cell.test] for strategy in files},
+        options=options,
         map=map,
     )
     return comparison if reference else replace(comparison, differences=())
@@ -154,12 +162,12 @@ def _missing(
     return missing, sentences
 
 
-def _mean_rates(cells: Sequence[Cell], finding: str) -> dict[str, float]:
+def _mean_rates(cells: Sequence[Cell], finding: str, rule: str) -> dict[str, float]:
     by_seed = []
     for cell in cells:
         threshold = float("nan")
         if cell.val and finding in cell.val.findings:
-            threshold = youden_threshold(*_column(cell.val, finding))
+            threshold = choose_threshold(*_column(cell.val, finding), rule)
         if cell.test is None or np.isnan(threshold):
             by_seed.append(dict.fromkeys(RATES, float("nan")))
             continue

@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import field_validator
 
-from cxrdist.config import Config
 from cxrdist.errors import UserError
+from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions, read_predictions
 
 
@@ -33,19 +33,29 @@ class Guard:
     detail: str
 
 
-class ReportOptions(Config):
+class ReportOptions(StatisticsOptions):
     """How the statistics of a report are made."""
 
     reference: str
     """Strategy that all others are compared with."""
-    n_resamples: int = Field(1000, ge=1)
-    """Redraws of the paired bootstrap."""
-    alpha: float = Field(0.05, gt=0, lt=1)
-    """Intervals have confidence level 1 - alpha; q below alpha is called a difference."""
-    seed: int = Field(0, ge=0)
-    """Seed of the redraws."""
-    cluster: Literal["patient_id", "none"] = "patient_id"
-    """What a redraw draws: patients with all their images, or single images."""
+    metrics: tuple[str, ...] = (
+        "auroc", "auprc", "sensitivity", "specificity", "f1", "mcc", "brier", "ece", "calibration_slope",
+    )  # fmt: skip
+    """What is worked out; the AUROC comes first, the others stand in a table of their own."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _led_by_auroc(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names[:1] != ("auroc",):
+            raise ValueError(f"must begin with auroc, which the report is about, got {', '.join(names) or 'none'}")
+        return names
+
+    @field_validator("averages")
+    @classmethod
+    def _led_by_macro(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if "macro" not in names:
+            raise ValueError(f"must hold macro, the mean that the report leads with, got {', '.join(names) or 'none'}")
+        return names
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard
-from cxrdist.stats.compare import FEW_POSITIVES
+from cxrdist.stats.comparison import FEW_POSITIVES
 
 SE_RATIO = (2 / 3, 3 / 2)
 """Bootstrap over DeLong standard error of a difference: outside, one of the two is wrong or the sample too small."""
@@ -29,7 +29,7 @@ def check(study: StudyResult) -> list[Guard]:
         _guard(
             "Thresholds come from validation, never from test",
             _per_dataset(study, _without_threshold),
-            "every sensitivity and specificity uses the Youden threshold of the same run's validation predictions",
+            f"every rate uses the {study.options.threshold} threshold of the same run's validation predictions",
         ),
         _guard("All strategies had the same budget", _per_dataset(study, _unequal_budget), _budgets(study)),
         _guard("Seeds are recorded", _unrecorded_seeds(study), _seeds(study)),

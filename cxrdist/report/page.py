@@ -11,9 +11,12 @@ import jinja2
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard, flatten
+from cxrdist.report.compared import CORRECTIONS, meanings, metrics_table, subgroup_tables
 from cxrdist.report.figures import colours
 from cxrdist.report.tables import MISSING, NONE, best, interval, number, probability, signed, title_of
-from cxrdist.stats.compare import MACRO, Comparison, Difference
+from cxrdist.stats.bootstrap import AVERAGES, MACRO
+from cxrdist.stats.comparison import Comparison, Difference
+from cxrdist.stats.meanings import STATEMENTS
 
 # Allow-list: what of environment.json may be read by anyone who gets the report.  First words of dotted names.
 SHOWN_FACTS = re.compile(
@@ -50,6 +53,8 @@ def render(
         guards=guards,
         failed=sum(not guard.passed for guard in guards),
         datasets=[_dataset(study, one) for one in study.datasets],
+        metrics=metrics_table(study),
+        subgroups=subgroup_tables(study),
         **_methods(study),
         notes=notes,
         figures={name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in figures.items()},
@@ -71,7 +76,7 @@ def summary(study: StudyResult) -> list[str]:
             continue
         top = one.comparison.estimate(winner)
         text = f"{one.name}: {winner} has the highest mean AUROC, {number(top.value)} {interval(top.low, top.high)}"
-        differences = [d for d in one.comparison.differences if d.finding == MACRO]
+        differences = [d for d in one.comparison.differences if (d.metric, d.finding) == ("auroc", MACRO)]
         better = [d for d in differences if d.q < alpha and d.value > 0]
         worse = [d for d in differences if d.q < alpha and d.value < 0]
         text += f"; above {reference} with q < {alpha:g}: {_named(better)}" if better else ""
@@ -150,17 +155,22 @@ def _dataset(study: StudyResult, one: DatasetResult) -> dict[str, Any]:
 
 def _methods(study: StudyResult) -> dict[str, Any]:
     done = [one.comparison for one in study.datasets if one.comparison]
-    tests = [d for one in done for d in one.differences if not math.isnan(d.p)]
-    macros = sum(d.finding == MACRO for d in tests)
+    tests = [d for one in done for d in one.differences if d.metric == "auroc" and not math.isnan(d.p)]
+    averages = sum(d.finding in AVERAGES for d in tests)
+    lost = [e.redraws_undefined for one in done for e in one.estimates if (e.metric, e.finding) == ("auroc", MACRO)]
     return {
         "n_seeds": len(study.seeds),
         "n_resamples": f"{study.options.n_resamples:,}",
         "redraw_seed": study.options.seed,
         "cluster": study.options.cluster,
         "smallest_p": f"{2 / (study.options.n_resamples + 1):.2g}",
-        "undefined": max((one.macro_redraws_undefined for one in done), default=0),
-        "n_macro": macros,
-        "n_per_finding": len(tests) - macros,
+        "undefined": max((count for count in lost if count < study.options.n_resamples), default=0),
+        "n_averages": averages,
+        "n_per_finding": len(tests) - averages,
+        "options": study.options,
+        "correction": CORRECTIONS[study.options.correction],
+        "meanings": meanings(study),
+        "statements": STATEMENTS,
     }
 
 

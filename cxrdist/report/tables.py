@@ -11,7 +11,8 @@ from typing import Any
 from cxrdist.findings import titles
 from cxrdist.report.analysis import RATES, DatasetResult, StudyResult
 from cxrdist.report.cells import Guard
-from cxrdist.stats.compare import MACRO, Comparison, Difference, Estimate
+from cxrdist.stats.bootstrap import MACRO
+from cxrdist.stats.comparison import Comparison, Difference, Estimate
 
 NONE = "–"
 """What stands where there is no number, so that no cell is blank."""
@@ -74,9 +75,10 @@ def title_of(finding: str) -> str:
 
 def best(comparison: Comparison | None, finding: str) -> str | None:
     """Return the strategy with the highest AUROC, None if it stands alone or nothing is defined."""
-    found = [
-        e for e in (comparison.estimates if comparison else ()) if e.finding == finding and not math.isnan(e.value)
-    ]
+    if comparison is None:
+        return None
+    found = [comparison.estimate(model, finding) for model in comparison.models]
+    found = [one for one in found if not math.isnan(one.value)]
     return max(found, key=lambda e: e.value).model if len(found) > 1 else None
 
 
@@ -127,7 +129,7 @@ def finding_table(study: StudyResult) -> Table:
                 row += [Text(number(rate["sensitivity"], 2)), Text(number(rate["specificity"], 2))]
                 rows.append(tuple(row + _difference_texts(study, one, strategy, count.finding)))
     columns = ("Dataset", "Finding", "Strategy", "n positive / n", "AUROC", f"{level} CI", "Sens.", "Spec.")
-    caption = "AUROC per finding; sensitivity and specificity at the Youden threshold of the validation predictions."
+    caption = "AUROC per finding; sensitivity and specificity at the threshold that validation gave."
     return Table("findings", caption, (*columns, "Difference", f"{level} CI of it", "p", "q"), tuple(rows))
 
 
@@ -140,13 +142,18 @@ def guard_table(guards: Sequence[Guard]) -> Table:
 
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write flat rows with numbers in full; undefined numbers are empty fields, as statistics programs want them."""
+    """Write flat rows as `csv_text` gives them."""
+    path.write_text(csv_text(rows), encoding="utf-8")
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return flat rows with numbers in full; undefined numbers are empty fields, as statistics programs want them."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-    path.write_text(buffer.getvalue(), encoding="utf-8")
+    return buffer.getvalue()
 
 
 def markdown(table: Table) -> str:

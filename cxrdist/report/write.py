@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cxrdist.report import tables
+from cxrdist.report import compared, tables
 from cxrdist.report.analysis import StudyResult, analyse
 from cxrdist.report.cells import CellFiles, Guard, ReportOptions, read_cell
 from cxrdist.report.figures import draw, to_bytes
 from cxrdist.report.guards import check
 from cxrdist.report.page import render
-from cxrdist.stats.bootstrap import MapFunction
+from cxrdist.stats.resample import MapFunction
 
 
 def write_report(
@@ -84,8 +84,10 @@ def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> lis
     tables.write_csv(tables.headline_rows(study), out / "headline.csv")
     tables.write_csv(tables.finding_rows(study), out / "findings.csv")
     tables.write_csv([asdict(guard) for guard in guards], out / "guards.csv")
-    names = ["headline.csv", "findings.csv", "guards.csv"]
-    for table in (tables.headline_table(study), tables.finding_table(study), tables.guard_table(guards)):
+    tables.write_csv(compared.study_rows(study), out / "statistics.csv")
+    names = ["headline.csv", "findings.csv", "guards.csv", "statistics.csv"]
+    shown = [tables.headline_table(study), tables.finding_table(study), tables.guard_table(guards)]
+    for table in (*shown, compared.metrics_table(study), *compared.subgroup_tables(study)):
         (out / f"{table.name}.md").write_text(tables.markdown(table), encoding="utf-8")
         (out / f"{table.name}.tex").write_text(tables.latex(table), encoding="utf-8")
         names += [f"{table.name}.md", f"{table.name}.tex"]

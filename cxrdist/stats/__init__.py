@@ -1,31 +1,15 @@
-"""Statistics over saved predictions: AUROC, paired bootstrap of patients, tests, thresholds.
+"""Statistics over saved predictions: metrics, paired bootstrap of patients, tests of differences, thresholds.
 
-Shapes: N images, K findings, R redraws, P patients, S models.  Here numpy and scipy only; tables are read in
-`predictions`, and `compare` puts everything together.
+Shapes: N images, K findings, R redraws, P patients.  numpy, numba and scipy only; tables are read in `predictions`, and
+`compare` puts everything together.  From the ground up:
+
+- `resample`: redraws, and statistics worked out under many of them at once; `kernels`: their compiled loops.
+- `auroc`, `precision`, `rates`, `calibration`: metrics; `metrics`: all of them by name; `meanings`: in words.
+- `averages`: over findings.
+- `threshold`: chosen on validation predictions.
+- `files`: a model's prediction files; `predictions`: one of them, checked.
+- `bootstrap`, `intervals`, `inference`, `families`, `seeds`, `subgroups`: from redraws to statements.
+- `delong`, `permutation`, `mcnemar`, together in `beside`: tests that stand beside the bootstrap.
+- `power`: before there are any data.
+- `tayebi2024`: another study's procedure, for replication.
 """
-
-from cxrdist.stats.auroc import auroc, macro
-from cxrdist.stats.bootstrap import Redraws, bootstrap_auroc, redraw_counts
-from cxrdist.stats.delong import DeLong, delong_test
-from cxrdist.stats.families import benjamini_hochberg
-from cxrdist.stats.inference import paired_test
-from cxrdist.stats.intervals import Interval, percentile_interval
-from cxrdist.stats.threshold import OperatingPoint, operating_point, roc_curve, youden_threshold
-
-__all__ = [
-    "DeLong",
-    "Interval",
-    "OperatingPoint",
-    "Redraws",
-    "auroc",
-    "benjamini_hochberg",
-    "bootstrap_auroc",
-    "delong_test",
-    "macro",
-    "operating_point",
-    "paired_test",
-    "percentile_interval",
-    "redraw_counts",
-    "roc_curve",
-    "youden_threshold",
-]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cxrdist.stats.kernels import _compiled, _own, _typed
+from cxrdist.stats.kernels import compiled, typed, writable
 
 
 def equal_mass_error(
@@ -21,10 +21,10 @@ def equal_mass_error(
         positive: (n,) bool.
         n_bins: 1 or more.
     """
-    return _error(_own(_typed(counts)), _own(unit), _own(scores), _own(positive), n_bins)
+    return _error(writable(typed(counts)), writable(unit), writable(scores), writable(positive), n_bins)
 
 
-@_compiled
+@compiled
 def _error(counts, unit, scores, positive, n_bins):  # type: ignore[no-untyped-def]
     lanes = counts.shape[1]
     total = np.zeros(lanes)

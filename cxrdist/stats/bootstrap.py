@@ -1,155 +1,167 @@
-"""Paired bootstrap of patients.  Shapes: N images, K findings, R redraws, P patients, S models.
+"""Paired bootstrap of patients.  Shapes: N images, K findings, R redraws, P patients.
 
 Patients are drawn with replacement and bring all their images, because images of one patient are not independent
-(Obuchowski 1997; Field & Welsh 2007).  Every model sees the same redraws, so differences between models are paired.
-Redraw r is a pure function of (seed, r): any map function and any grouping of redraws give the same bits.
+(Obuchowski 1997; Field & Welsh 2007).  Every model, metric and finding sees the same redraws, so differences between
+models are paired, and averages over findings are taken inside each redraw.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from cxrdist.seeds import Purpose, stream
-from cxrdist.stats.auroc import RankedPairs, macro, rank_pairs
+from cxrdist.stats.averages import average, micro_statistic, support_statistic
+from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.resample import MapFunction, Statistic, Units, full_sample, jackknife, redraw
 
-MapFunction = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""The builtin `map`, an executor's or a cluster's: calls a function on each item and yields the results in order."""
+Average = Literal["macro", "micro", "weighted"]
+MACRO, MICRO, WEIGHTED = "macro", "micro", "weighted"
+"""Names of averages over findings, where a finding's name would stand."""
+AVERAGES = (MACRO, MICRO, WEIGHTED)
 
-REDRAWS_PER_CALL = 50
-"""Redraws worked out together in one call of the mapped function: some megabytes for tens of thousands of images."""
+Column = tuple[str, str, str]
+"""(model, metric, finding or average)."""
 
 
 @dataclass(frozen=True)
 class Redraws:
-    """Bootstrap distribution of the AUROC; the last column of everything is the macro mean over findings."""
+    """Every column on the full sample and in every redraw; all columns share the redraws."""
 
-    point: dict[str, np.ndarray]
-    """Model -> (K + 1,) AUROC on the full sample; NaN where a finding has one class."""
-    theta: dict[str, np.ndarray]
-    """Model -> (R, K + 1); rows are independent redraws of patients, shared by all models."""
-    undefined: np.ndarray
-    """(K + 1,) number of redraws in which a class was absent (last: of any finding in the mean), for all models."""
-    n_patients: int
-
-    @property
-    def n_resamples(self) -> int:
-        """Number of redraws, R."""
-        return len(next(iter(self.theta.values())))
+    point: dict[Column, float]
+    """On the full sample; NaN where undefined."""
+    theta: dict[Column, np.ndarray]
+    """(R,) in each redraw; NaN where undefined."""
+    without: dict[Column, np.ndarray]
+    """(P,) with each unit left out; empty unless asked for."""
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """All a worker needs: plain arrays, so that it pickles small."""
+class Sample:
+    """What all models were asked: images, what is true of them, and what is redrawn."""
 
-    ranked: list[list[RankedPairs | None]]  # S x K; None where the full sample has one class
-    patient_of_image: np.ndarray  # (N,) in [0, P)
-    n_patients: int
-    seed: int
+    findings: tuple[str, ...]
+    targets: np.ndarray
+    """(N, K) of 1, 0, NaN for masked."""
+    units: Units
+
+    def __post_init__(self) -> None:
+        if self.targets.ndim != 2 or not len(self.targets):
+            raise ValueError(f"`targets` must have the shape (N, K) with at least one image, got {self.targets.shape}.")
+        if self.targets.shape[1] != len(self.findings):
+            raise ValueError(f"`findings` must be {self.targets.shape[1]} names, got {len(self.findings)}.")
+        if np.shape(self.units.of_image) != self.targets.shape[:1]:
+            got = np.shape(self.units.of_image)
+            raise ValueError(f"`units` must be of {len(self.targets)} images, got the shape {got}.")
 
 
-def redraw_counts(n_patients: int, redraw: int, seed: int) -> np.ndarray:
-    """Return (P,) how often each patient is drawn in redraw number `redraw`; the sum is P."""
-    rng = stream(seed, Purpose.BOOTSTRAP, redraw)
-    return np.bincount(rng.integers(0, n_patients, n_patients), minlength=n_patients)
-
-
-def bootstrap_auroc(
-    targets: np.ndarray,
+def bootstrap(
+    sample: Sample,
     scores: Mapping[str, np.ndarray],
-    clusters: np.ndarray,
     *,
+    metrics: Sequence[str] = ("auroc",),
+    averages: Sequence[Average] = ("macro",),
+    thresholds: Mapping[str, np.ndarray] | None = None,
     n_resamples: int,
     seed: int,
+    leave_out: bool = False,
     map: MapFunction = map,
 ) -> Redraws:
-    """Return the AUROC of every model and finding on the full sample and in each redraw.
+    """Return every metric of every model on every finding and average, on the full sample and in each redraw.
+
+    Averages are over the findings whose metric is defined on the full sample for every model.  A redraw in which one
+    of them is not (it lost a class) has no average: the mean of the rest would mix means over different findings, and
+    one easy rare finding that comes and goes would shift the whole interval.
 
     Args:
-        targets: (N, K) of 1, 0, NaN for masked.
-        scores: Model -> (N, K), higher means more likely present.
-        clusters: (N,) patient of each image; patients are numbered in the sorted order of these ids.
+        sample: What is true, and what is redrawn.
+        scores: Model -> (N, K) probabilities.
+        metrics: Names of `METRICS`.
+        averages: Of `AVERAGES`.
+        thresholds: Model -> (K,), for metrics at a threshold; NaN: undefined.
         n_resamples: R.
-        seed: Redraw r comes from ``stream(seed, Purpose.BOOTSTRAP, r)``.
-        map: Where to work: the builtin, or one with its order of results.
+        seed: Redraw r is a pure function of (seed, r).
+        leave_out: Whether to work out `Redraws.without` as well, as much work as P redraws.
+        map: Where to work.
 
     Raises:
-        ValueError: If shapes or values are wrong, or `n_resamples` is below 1.
+        ValueError: If shapes or values are wrong.
     """
-    targets = np.asarray(targets, dtype=np.float64)
-    _check_shapes(targets, scores, clusters, n_resamples)
-    patients, patient_of_image = np.unique(clusters, return_inverse=True)
-    both_classes = (targets == 1).any(axis=0) & (targets == 0).any(axis=0)
-    ranked = [
-        [rank_pairs(targets[:, k], matrix[:, k]) if both_classes[k] else None for k in range(targets.shape[1])]
-        for matrix in (np.asarray(values, dtype=np.float64) for values in scores.values())
-    ]
-    once = np.ones((len(targets), 1), dtype=np.int64)
-    plan = _Plan(ranked, patient_of_image.astype(np.int64), len(patients), seed)
-    calls = [
-        range(first, min(first + REDRAWS_PER_CALL, n_resamples)) for first in range(0, n_resamples, REDRAWS_PER_CALL)
-    ]
-    theta = np.concatenate(list(map(partial(_redraws_of_call, plan), calls)), axis=1)  # (S, R, K)
-    theta = np.concatenate([theta, macro(theta, both_classes)[..., None]], axis=-1)
-    full = _auroc_under(plan, once)[:, 0]
-    full = np.concatenate([full, macro(full, both_classes)[..., None]], axis=-1)
-    return Redraws(
-        point=dict(zip(scores, full, strict=True)),
-        theta=dict(zip(scores, theta, strict=True)),
-        undefined=np.isnan(theta[0]).sum(axis=0),
-        n_patients=len(patients),
-    )
+    _check(sample, scores, n_resamples)
+    statistics: dict[Column, Statistic] = {}
+    for model, matrix in scores.items():
+        for metric in metrics:
+            at = thresholds[model] if thresholds is not None and METRICS[metric].needs_threshold else None
+            for k, finding in enumerate(sample.findings):
+                statistics[model, metric, finding] = METRICS[metric].prepare(
+                    sample.targets[:, k], matrix[:, k], sample.units, None if at is None else float(at[k])
+                )
+            if MICRO in averages:
+                statistics[model, metric, MICRO] = micro_statistic(
+                    METRICS[metric], sample.targets, matrix, sample.units, at
+                )
+    supports = [support_statistic(sample.targets[:, k], sample.units) for k in range(len(sample.findings))]
+    everything = [*statistics.values(), *(supports if WEIGHTED in averages else [])]
+    full = full_sample(everything, sample.units)[None]
+    included = _included(dict(zip(statistics, full[0], strict=False)), sample.findings, scores, metrics)
+
+    def columns(values: np.ndarray) -> dict[Column, np.ndarray]:
+        found = {column: values[:, i] for i, column in enumerate(statistics)}
+        support = values[:, len(statistics) :] if WEIGHTED in averages else None
+        for model in scores:
+            for metric in metrics:
+                matrix = np.stack([found[model, metric, finding] for finding in sample.findings], axis=-1)
+                for kind in averages:
+                    if kind != "micro":
+                        found[model, metric, kind] = average(matrix, kind, support, included=included[metric])
+        return found
+
+    drawn = redraw(everything, sample.units, n_resamples=n_resamples, seed=seed, map=map)
+    left_out = columns(jackknife(everything, sample.units, map=map)) if leave_out else {}
+    return Redraws({name: float(value[0]) for name, value in columns(full).items()}, columns(drawn), left_out)
 
 
-def average(redraws: Redraws, groups: Mapping[str, Sequence[str]]) -> Redraws:
-    """Return `redraws` with each group of models (the seeds of a strategy) replaced by the mean of their AUROCs.
+def rare_strata(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return strata of patients by the rarest finding that each has, for `Units.strata`.
 
-    The mean is taken inside each redraw, so the interval is that of the mean over these seeds.
+    A patient belongs to the rarest (by patients) of the findings that any of its images shows; those without any are
+    one stratum.  So every redraw has about as many patients of a rare finding as the sample.  A finding that would
+    make a stratum of one patient makes none, as a stratum of one cannot vary.
+
+    Args:
+        ids: (N,) patient of each image.
+        targets: (N, K) of 1, 0, NaN for masked.
     """
-    return Redraws(
-        point={
-            name: np.mean([redraws.point[member] for member in members], axis=0) for name, members in groups.items()
-        },
-        theta={
-            name: np.mean([redraws.theta[member] for member in members], axis=0) for name, members in groups.items()
-        },
-        undefined=redraws.undefined,
-        n_patients=redraws.n_patients,
-    )
+    names, of_image = np.unique(ids, return_inverse=True)
+    shows = np.zeros((len(names), targets.shape[1]), dtype=bool)
+    np.logical_or.at(shows, of_image, targets == 1)
+    stratum = np.full(len(names), -1)
+    for k in np.argsort(-shows.sum(axis=0), kind="stable"):  # the rarest last, so that it has its way
+        if shows[:, k].sum() > 1:
+            stratum[shows[:, k]] = k
+    for k in np.unique(stratum):
+        if np.count_nonzero(stratum == k) == 1:
+            stratum[stratum == k] = -1
+    return tuple(np.flatnonzero(stratum == k) for k in np.unique(stratum))
 
 
-def _redraws_of_call(plan: _Plan, redraws: Sequence[int]) -> np.ndarray:
-    """Return (S, len(redraws), K)."""
-    counts = np.stack([redraw_counts(plan.n_patients, redraw, plan.seed) for redraw in redraws], axis=1)  # (P, B)
-    return _auroc_under(plan, counts[plan.patient_of_image])
+def _included(
+    point: Mapping[Column, float], findings: Sequence[str], models: Mapping[str, np.ndarray], metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return (K,) for each metric: whether it is defined on the full sample for every model."""
+    return {
+        metric: np.array([all(not np.isnan(point[model, metric, finding]) for model in models) for finding in findings])
+        for metric in metrics
+    }
 
 
-def _auroc_under(plan: _Plan, weights: np.ndarray) -> np.ndarray:
-    """Return (S, B, K) under each column of the (N, B) image weights."""
-    n_findings = len(plan.ranked[0])
-    values = np.full((len(plan.ranked), weights.shape[1], n_findings), np.nan)
-    for model, findings in enumerate(plan.ranked):
-        for k, pairs in enumerate(findings):
-            if pairs is not None:
-                values[model, :, k] = pairs.auroc(weights)
-    return values
-
-
-def _check_shapes(
-    targets: np.ndarray, scores: Mapping[str, np.ndarray], clusters: np.ndarray, n_resamples: int
-) -> None:
+def _check(sample: Sample, scores: Mapping[str, np.ndarray], n_resamples: int) -> None:
     if n_resamples < 1:
         raise ValueError(f"`n_resamples` must be 1 or more, got {n_resamples}.")
-    if targets.ndim != 2 or not len(targets):
-        raise ValueError(f"`targets` must have the shape (N, K) with at least one image, got {targets.shape}.")
     if not scores:
         raise ValueError("`scores` must hold at least one model, got none.")
     for name, values in scores.items():
-        if np.shape(values) != targets.shape:
+        if np.shape(values) != sample.targets.shape:
             raise ValueError(
-                f"`scores` must have the shape {targets.shape} of `targets`, got {np.shape(values)} [{name}]."
+                f"`scores` must have the shape {sample.targets.shape} of `targets`, got {np.shape(values)} [{name}]."
             )
-    if np.shape(clusters) != targets.shape[:1]:
-        raise ValueError(f"`clusters` must have the shape ({len(targets)},), got {np.shape(clusters)}.")

@@ -1,320 +1,344 @@
-"""Compare models on the same images: AUROC with interval, differences with interval, p, q and DeLong's p.
+"""Compare models on the same images: metrics with intervals, paired differences with p, and p adjusted over families.
 
-Shapes: N images, K findings, R redraws.  A model may be several prediction files (its seeds): its AUROC is then the
-mean of theirs, taken inside each redraw.
+Shapes: N images, K findings, R redraws, P patients.  A model may be several prediction files (its training seeds): its
+value is then the mean of theirs, taken inside each redraw.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from cxrdist.errors import UsageError, unknown
-from cxrdist.stats.bootstrap import MapFunction, Redraws, average, bootstrap_auroc
-from cxrdist.stats.delong import DeLong, delong_test
-from cxrdist.stats.families import benjamini_hochberg
-from cxrdist.stats.inference import paired_test
-from cxrdist.stats.intervals import percentile_interval
-from cxrdist.stats.predictions import Predictions, align
-
-MACRO = "macro"
-"""Name of the mean over findings, where a finding's name would stand."""
-
-FEW_POSITIVES = 10
-"""Below so many positive (or negative) images an interval is named as shaky."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One model's AUROC on one finding, or the macro mean."""
-
-    model: str
-    finding: str
-    value: float
-    low: float
-    high: float
-    by_member: tuple[float, ...]
-    """The AUROC of each prediction file (seed) of the model."""
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation between the files (seeds); NaN with fewer than two."""
-        return float(np.std(self.by_member, ddof=1)) if len(self.by_member) > 1 else float("nan")
+from cxrdist.stats.beside import Pair
+from cxrdist.stats.bootstrap import AVERAGES, Column, Redraws, Sample, bootstrap, rare_strata
+from cxrdist.stats.comparison import Comparison, Difference, Estimate, FindingCount
+from cxrdist.stats.families import Adjustment, max_t
+from cxrdist.stats.families import adjust as adjust_family
+from cxrdist.stats.files import Files, Groups, by_label, labels_of, stacked, validation_thresholds
+from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
+from cxrdist.stats.intervals import Interval, interval
+from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.options import StatisticsOptions
+from cxrdist.stats.predictions import Predictions, align, check_patients
+from cxrdist.stats.resample import MapFunction, Units, whole_units
+from cxrdist.stats.seeds import combine_seeds
+from cxrdist.stats.subgroups import SubgroupPlan, SubgroupRow, compare_subgroups
 
 
 @dataclass(frozen=True)
-class Difference:
-    """AUROC of `model` minus that of `reference` on one finding, or the macro mean."""
+class _Number:
+    """One metric of one model, or a difference of two, on one finding or average."""
 
-    model: str
-    reference: str
-    finding: str
-    value: float
-    low: float
-    high: float
-    p: float
-    q: float
-    """Benjamini-Hochberg within the family: all macro differences are one, all per-finding differences another."""
-    standard_error: float
-    """Standard deviation of the redraws."""
-    delong: DeLong | None
-    """Clustered like the bootstrap; None for the macro mean."""
+    theta: np.ndarray
+    """(R,) in each redraw."""
+    point: float
+    """On the full sample."""
+    without: np.ndarray | None
+    """(P,) with each unit left out, where an interval asks for it."""
+
+    def __sub__(self, other: "_Number") -> "_Number":
+        without = None if self.without is None or other.without is None else self.without - other.without
+        return _Number(self.theta - other.theta, self.point - other.point, without)
 
 
 @dataclass(frozen=True)
-class FindingCount:
-    """How much there is to judge a finding by."""
+class _Work:
+    """What the numbers of one comparison are made from; a label is one file of a model."""
 
-    finding: str
-    positive: int
-    negative: int
-    masked: int
-    redraws_undefined: int
-    """Redraws in which one class was absent; they are left out of this finding's interval."""
-
-    @property
-    def one_class(self) -> bool:
-        """Whether no AUROC exists; such a finding is left out of the macro mean."""
-        return not (self.positive and self.negative)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result of `compare`."""
-
-    models: tuple[str, ...]
-    reference: str | None
-    counts: tuple[FindingCount, ...]
-    estimates: tuple[Estimate, ...]
-    differences: tuple[Difference, ...]
-    dropped: dict[str, tuple[str, ...]]
-    """File -> findings left out because not all files have them."""
-    n_images: int
-    n_patients: int
-    n_resamples: int
-    cluster: str
-    alpha: float
-    seed: int
-    macro_redraws_undefined: int
-    """Redraws in which a finding of the macro mean had one class only; they are left out of its interval."""
-
-    def estimate(self, model: str, finding: str = MACRO) -> Estimate:
-        """Return one estimate; `KeyError` if there is none."""
-        for estimate in self.estimates:
-            if (estimate.model, estimate.finding) == (model, finding):
-                return estimate
-        raise KeyError(f"{model}, {finding}")
-
-    def difference(self, model: str, finding: str = MACRO, reference: str | None = None) -> Difference | None:
-        """Return the difference of `model` to `reference` (default: the comparison's), or None if not compared."""
-        to = reference or self.reference
-        found = (d for d in self.differences if (d.model, d.reference, d.finding) == (model, to, finding))
-        return next(found, None)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one flat row per model and finding: for tables."""
-        return [{**asdict(e), "by_member": list(e.by_member), "spread": e.spread} for e in self.estimates]
-
-    def difference_rows(self) -> list[dict[str, Any]]:
-        """Return one flat row per difference: for tables."""
-        flat = [{**asdict(d), "delong_p": d.delong.p if d.delong else math.nan} for d in self.differences]
-        return [{name: value for name, value in row.items() if name != "delong"} for row in flat]
-
-    def warnings(self) -> list[str]:
-        """Return a sentence for everything that weakens the numbers."""
-        sentences = []
-        for count in self.counts:
-            if count.one_class:
-                what = "positive" if count.negative else "negative"
-                what = "labelled" if not count.positive and not count.negative else what
-                sentences.append(f"{count.finding}: no {what} image, so no AUROC; left out of the macro mean.")
-                continue
-            fewer = min(count.positive, count.negative)
-            if fewer < FEW_POSITIVES:
-                what = "positive" if count.positive <= count.negative else "negative"
-                sentences.append(
-                    f"{count.finding}: only {fewer} {what} image{'s' * (fewer != 1)}; read its interval with care."
-                )
-            if count.redraws_undefined:
-                sentences.append(
-                    f"{count.finding}: {count.redraws_undefined} of {self.n_resamples} redraws held one class only and "
-                    "are left out of its interval."
-                )
-        if self.macro_redraws_undefined:
-            lost = f"{self.macro_redraws_undefined} of {self.n_resamples} redraws"
-            sentences.append(
-                f"Mean over findings: {lost} lacked a class of one finding and are left out of its interval."
-            )
-        sentences += [f"{name}: {', '.join(k)} left out; not in every file." for name, k in self.dropped.items()]
-        return sentences
-
-    def to_json(self) -> str:
-        """Return everything as JSON; undefined numbers are null."""
-        return json.dumps(_json_ready({**asdict(self), "warnings": self.warnings()}), indent=2, allow_nan=False)
+    groups: Groups
+    files: dict[str, Predictions]
+    sample: Sample
+    thresholds: dict[str, np.ndarray]
+    """Label -> (K,); empty if no metric needs them."""
+    by_file: dict[Column, float]
+    """(label, metric, finding) -> value on the full sample."""
+    numbers: dict[Column, _Number]
+    """(model, metric, finding) -> its files made one."""
+    train_seeds: Mapping[str, Sequence[int]]
+    options: StatisticsOptions
+    map: MapFunction
 
 
 def compare(
-    predictions: Mapping[str, Predictions | Sequence[Predictions]],
+    predictions: Mapping[str, Files],
     *,
     reference: str | None = None,
-    n_resamples: int = 1000,
-    cluster: Literal["patient_id", "none"] = "patient_id",
-    alpha: float = 0.05,
-    seed: int = 0,
+    validation: Mapping[str, Files] | None = None,
+    train_seeds: Mapping[str, Sequence[int]] | None = None,
+    options: StatisticsOptions | None = None,
     map: MapFunction = map,
 ) -> Comparison:
-    """Return AUROC and differences of models that predicted the same images.
+    """Return metrics and differences of models that predicted the same images.
 
     Args:
-        predictions: Model -> its prediction file, or its files (one per seed).
+        predictions: Model -> its prediction file on the test split, or its files.
         reference: Model that all others are compared with; None compares every pair.
-        n_resamples: Redraws of the bootstrap.
-        cluster: What is drawn: patients with all their images, or single images.
-        alpha: Intervals have confidence level 1 - `alpha`.
-        seed: Of the redraws.
+        validation: Model -> its predictions on the validation split, as many files, for metrics at a threshold.
+        train_seeds: Model -> the training seed of each of its files; models with the same seeds draw the same ones
+            where seeds are redrawn.
+        options: What is worked out, and how.
         map: Where to work out the redraws.
 
     Raises:
-        UsageError: If a setting is wrong.
-        UserError: If the files' images, patients or labels differ.
+        UsageError: If a setting is wrong, or the files' images, patients or labels differ.
     """
-    _check_settings(predictions, reference, n_resamples, cluster, alpha)
-    members = {name: [one] if isinstance(one, Predictions) else list(one) for name, one in predictions.items()}
-    groups = {name: [_label(name, i, files) for i in range(len(files))] for name, files in members.items()}
-    aligned = align({label: one for name in members for label, one in zip(groups[name], members[name], strict=True)})
+    options = options or StatisticsOptions()
+    if not predictions:
+        raise UsageError("A comparison must have at least one model, got none.")
+    if reference is not None and reference not in predictions:
+        raise UsageError(unknown("`reference`", reference, predictions))
+    groups = labels_of(predictions)
+    aligned = align(by_label(groups, predictions))
     base = next(iter(aligned.predictions.values()))
-    if MACRO in base.findings:
-        raise UsageError(
-            f"A finding must not be named {MACRO!r}, the word for the mean over findings. Rename its columns."
-        )
-    clusters = base.patient_id if cluster == "patient_id" else base.image_id
-    scores = {label: one.scores for label, one in aligned.predictions.items()}
-    single = bootstrap_auroc(base.targets, scores, clusters, n_resamples=n_resamples, seed=seed, map=map)
-    redraws = average(single, groups)
-    names = (*base.findings, MACRO)
-    pairs = [(name, reference) for name in members if name != reference] if reference else _pairs(list(members))
+    check_patients(base, options.cluster)
+    sample = Sample(base.findings, base.targets, _units(base, options))
+    thresholds = validation_thresholds(groups, validation, base, options)
+    redraws = bootstrap(
+        sample,
+        {label: one.scores for label, one in aligned.predictions.items()},
+        metrics=options.metrics,
+        averages=options.averages,
+        thresholds=thresholds,
+        n_resamples=options.n_resamples,
+        seed=options.seed,
+        leave_out=options.interval == "bca",
+        map=map,
+    )
+    seeds = train_seeds or {}
+    numbers = _combined(redraws, groups, seeds, options)
+    work = _Work(groups, aligned.predictions, sample, thresholds, redraws.point, numbers, seeds, options, map)
+    names = (*base.findings, *options.averages)
+    models = list(predictions)
+    pairs = [(name, reference) for name in models if name != reference] if reference else _pairs(models)
     comparison = Comparison(
-        models=tuple(members),
+        models=tuple(models),
         reference=reference,
-        counts=tuple(_count(base, k, single) for k in range(len(base.findings))),
+        counts=tuple(_count(base, k) for k in range(len(base.findings))),
         estimates=tuple(
-            _estimate(name, k, finding, groups, single, redraws, alpha)
-            for name in members
-            for k, finding in enumerate(names)
+            _estimate(work, name, metric, finding) for name in models for metric in options.metrics for finding in names
         ),
         differences=tuple(
-            _difference(pair, k, finding, redraws, alpha, _delong(pair, k, groups, aligned.predictions, clusters))
+            _difference(work, pair, metric, finding)
             for pair in pairs
-            for k, finding in enumerate(names)
+            for metric in options.metrics
+            for finding in names
         ),
+        subgroups=_subgroups(work, base),
         dropped=aligned.dropped,
         n_images=len(base),
         n_patients=len(np.unique(base.patient_id)),
-        n_resamples=n_resamples,
-        cluster=cluster,
-        alpha=alpha,
-        seed=seed,
-        macro_redraws_undefined=int(single.undefined[-1]),
+        options=options,
     )
     return adjust([comparison])[0]
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return `comparisons` with q set over all of them: macro differences are one family, per-finding another.
+    """Return `comparisons` with q set over all of them.
 
-    A report over several datasets declares its families over all of them, so it calls this once more with all.
+    Of each metric, the differences of averages are one family, those of findings another.  A report over several
+    datasets declares its families over all of them, so it calls this once more with all; their options must agree.
     """
     everything = [(i, j, d) for i, one in enumerate(comparisons) for j, d in enumerate(one.differences)]
+    families: dict[tuple[str, bool], list[tuple[int, int, Difference]]] = {}
+    for i, j, d in everything:
+        families.setdefault((d.metric, d.finding in AVERAGES), []).append((i, j, d))
     changed = [list(one.differences) for one in comparisons]
-    for is_macro in (True, False):
-        family = [entry for entry in everything if (entry[2].finding == MACRO) == is_macro]
-        q = benjamini_hochberg(np.array([d.p for _, _, d in family]))
-        for (i, j, d), adjusted in zip(family, q, strict=True):
-            changed[i][j] = replace(d, q=float(adjusted))
+    for family in families.values():
+        q = _adjusted([d for _, _, d in family], comparisons[0].options.correction)
+        for (i, j, d), value in zip(family, q, strict=True):
+            changed[i][j] = replace(d, q=float(value))
     return [replace(one, differences=tuple(new)) for one, new in zip(comparisons, changed, strict=True)]
 
 
-def _estimate(
-    name: str, k: int, finding: str, groups: Mapping[str, list[str]], single: Redraws, redraws: Redraws, alpha: float
-) -> Estimate:
-    bounds = percentile_interval(redraws.theta[name][:, k], confidence_level=1 - alpha)
-    by_member = tuple(float(single.point[label][k]) for label in groups[name])
-    return Estimate(name, finding, float(redraws.point[name][k]), bounds.low, bounds.high, by_member)
+def _subgroups(work: _Work, base: Predictions) -> tuple[SubgroupRow, ...]:
+    """Return the rows of every column asked for, of the metric asked for first."""
+    options = work.options
+    columns = {}
+    for name in options.subgroups:
+        if name not in base.extra:
+            raise UsageError(unknown("A subgroup column", name, base.extra) if base.extra else _no_columns(name))
+        columns[name] = base.extra[name]
+    if not columns:
+        return ()
+    metric = METRICS[options.metrics[0]]
+    plan = SubgroupPlan(
+        n_resamples=options.n_resamples,
+        seed=options.seed,
+        metric=metric,
+        thresholds=stacked(work.thresholds, work.groups) if metric.needs_threshold else None,
+        confidence_level=1 - options.alpha,
+        method=options.interval,
+        minimum=options.subgroup_minimum,
+        combine=lambda model, theta, point: combine_seeds(
+            theta,
+            point,
+            hierarchical=options.hierarchical,
+            seed=options.seed,
+            strategy=model,
+            train_seeds=work.train_seeds.get(model),
+        ),
+    )
+    scores = stacked({label: one.scores for label, one in work.files.items()}, work.groups)
+    sample = work.sample
+    rows = compare_subgroups(
+        sample.targets,
+        scores,
+        sample.findings,
+        columns,
+        sample.units,
+        plan=plan,
+        patients=base.patient_id,
+        map=work.map,
+    )
+    return tuple(rows)
 
 
-def _difference(
-    pair: tuple[str, str], k: int, finding: str, redraws: Redraws, alpha: float, delong: DeLong | None
-) -> Difference:
-    model, reference = pair
-    delta = redraws.theta[model][:, k] - redraws.theta[reference][:, k]
-    bounds = percentile_interval(delta, confidence_level=1 - alpha)
-    defined = delta[~np.isnan(delta)]
-    return Difference(
+def _no_columns(name: str) -> str:
+    return (
+        f"A subgroup column must be in the prediction files, got {name!r} and files with ids, labels and probabilities "
+        "alone. Add the column."
+    )
+
+
+def _adjusted(family: Sequence[Difference], correction: Adjustment | Literal["max_t"]) -> np.ndarray:
+    p = np.array([d.p for d in family])
+    if correction != "max_t":
+        return adjust_family(p, correction)
+    # max-T is symmetric and p is not, so where redraws are skewed it could fall below the p beside it.
+    return np.maximum(p, max_t(np.stack([d.redraws for d in family], axis=1), np.array([d.value for d in family])))
+
+
+def _units(base: Predictions, options: StatisticsOptions) -> Units:
+    ids = base.patient_id if options.cluster == "patient_id" else base.image_id
+    units = whole_units(ids)
+    return replace(units, strata=rare_strata(ids, base.targets)) if options.stratified else units
+
+
+def _combined(
+    redraws: Redraws,
+    groups: Groups,
+    train_seeds: Mapping[str, Sequence[int]],
+    options: StatisticsOptions,
+) -> dict[Column, _Number]:
+    """Return every number of every model, its files made one."""
+    columns = [(metric, finding) for label, metric, finding in redraws.point if label == next(iter(redraws.point))[0]]
+    found: dict[Column, _Number] = {}
+    for model, labels in groups.items():
+        of_file = [[(label, *column) for column in columns] for label in labels]
+        theta, point = combine_seeds(
+            _stack(redraws.theta, of_file),
+            np.array([[redraws.point[column] for column in row] for row in of_file]),
+            hierarchical=options.hierarchical,
+            seed=options.seed,
+            strategy=model,
+            train_seeds=train_seeds.get(model),
+        )
+        without = _stack(redraws.without, of_file).mean(axis=1) if redraws.without else None
+        for i, column in enumerate(columns):
+            left_out = None if without is None else without[:, i]
+            found[model, *column] = _Number(theta[:, i], float(point[i]), left_out)
+    return found
+
+
+def _stack(values: Mapping[Column, np.ndarray], of_file: Sequence[Sequence[Column]]) -> np.ndarray:
+    """Return (R, S, C)."""
+    return np.stack([np.stack([values[column] for column in row], axis=-1) for row in of_file], axis=1)
+
+
+def _estimate(work: _Work, model: str, metric: str, finding: str) -> Estimate:
+    number = work.numbers[model, metric, finding]
+    bounds = _interval(work, number)
+    return Estimate(
         model=model,
-        reference=reference,
+        metric=metric,
         finding=finding,
-        value=float(redraws.point[model][k] - redraws.point[reference][k]),
+        value=number.point,
+        low=bounds.low,
+        high=bounds.high,
+        by_member=tuple(work.by_file[label, metric, finding] for label in work.groups[model]),
+        threshold=_threshold(work, model, metric, finding),
+        redraws_undefined=int(np.isnan(number.theta).sum()),
+    )
+
+
+def _interval(work: _Work, number: _Number) -> Interval:
+    return interval(
+        number.theta,
+        method=work.options.interval,
+        confidence_level=1 - work.options.alpha,
+        point=number.point,
+        jackknife=number.without,
+    )
+
+
+def _threshold(work: _Work, model: str, metric: str, finding: str) -> float:
+    if not METRICS[metric].needs_threshold or finding in AVERAGES:
+        return math.nan
+    k = work.sample.findings.index(finding)
+    return float(np.mean([work.thresholds[label][k] for label in work.groups[model]]))
+
+
+def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -> Difference:
+    ours, theirs = (work.numbers[model, metric, finding] for model in pair)
+    difference = ours - theirs
+    options, delta, bounds = work.options, difference.theta, _interval(work, difference)
+    defined = delta[~np.isnan(delta)]
+    beside = _beside(work, pair, finding)
+    return Difference(
+        model=pair[0],
+        reference=pair[1],
+        metric=metric,
+        finding=finding,
+        value=difference.point,
         low=bounds.low,
         high=bounds.high,
         p=paired_test(delta),
         q=math.nan,
         standard_error=float(np.std(defined, ddof=1)) if len(defined) > 1 else math.nan,
-        delong=delong,
+        delong=beside.delong(metric) if beside else None,
+        p_permutation=beside.permutation(metric, options.permutations, options.seed, work.map) if beside else math.nan,
+        p_mcnemar=beside.mcnemar(metric, _limits(work, pair, finding)) if beside else math.nan,
+        p_non_inferior=_non_inferior(delta, metric, options.margin),
+        p_equivalent=math.nan if options.margin is None else equivalence(delta, options.margin),
+        redraws=delta,
     )
 
 
-def _delong(
-    pair: tuple[str, str],
-    k: int,
-    groups: Mapping[str, list[str]],
-    files: Mapping[str, Predictions],
-    clusters: np.ndarray,
-) -> DeLong | None:
-    first, second = (np.stack([files[label].scores for label in groups[name]]) for name in pair)
-    if k == first.shape[-1]:
+def _non_inferior(delta: np.ndarray, metric: str, margin: float | None) -> float:
+    """Return the p-value that the model is worse by the margin; NaN for a metric that has no worse direction."""
+    sign = {"higher": 1, "lower": -1}.get(METRICS[metric].better)
+    return math.nan if margin is None or sign is None else non_inferiority(sign * delta, margin)
+
+
+def _beside(work: _Work, pair: tuple[str, str], finding: str) -> Pair | None:
+    """Return two models' files on one finding; None for an average, which has no such tests."""
+    if finding in AVERAGES:
         return None
-    targets = files[groups[pair[0]][0]].targets[:, k]
-    return delong_test(targets, first[..., k], second[..., k], clusters)
+    k = work.sample.findings.index(finding)
+    first, second = (np.stack([work.files[label].scores[:, k] for label in work.groups[name]]) for name in pair)
+    clustered = work.options.cluster == "patient_id"
+    return Pair(work.sample.targets[:, k], first, second, work.sample.units, clustered)
 
 
-def _count(base: Predictions, k: int, redraws: Redraws) -> FindingCount:
+def _limits(work: _Work, pair: tuple[str, str], finding: str) -> tuple[float, float] | None:
+    """Return the thresholds of two models' first files; None where no metric needs any."""
+    if not work.thresholds:
+        return None
+    k = work.sample.findings.index(finding)
+    first, second = (float(work.thresholds[work.groups[name][0]][k]) for name in pair)
+    return first, second
+
+
+def _count(base: Predictions, k: int) -> FindingCount:
     target = base.targets[:, k]
     positive, negative = int((target == 1).sum()), int((target == 0).sum())
-    undefined = int(redraws.undefined[k]) if positive and negative else 0
-    return FindingCount(base.findings[k], positive, negative, len(target) - positive - negative, undefined)
+    return FindingCount(base.findings[k], positive, negative, len(target) - positive - negative)
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:
     """Return every pair, later against earlier, so that the first named is the reference where it takes part."""
     return [(second, first) for first, second in combinations(names, 2)]
-
-
-def _label(name: str, index: int, files: Sequence[Predictions]) -> str:
-    return name if len(files) == 1 else f"{name} (file {index + 1})"
-
-
-def _check_settings(
-    predictions: Mapping[str, Any], reference: str | None, n_resamples: int, cluster: str, alpha: float
-) -> None:
-    if not predictions:
-        raise UsageError("A comparison must have at least one model, got none.")
-    if reference is not None and reference not in predictions:
-        raise UsageError(unknown("`reference`", reference, predictions))
-    if n_resamples < 1:
-        raise UsageError(f"`n_resamples` must be 1 or more, got {n_resamples}.")
-    if cluster not in ("patient_id", "none"):
-        raise UsageError(unknown("`cluster`", cluster, ("patient_id", "none")))
-    if not 0 < alpha < 1:
-        raise UsageError(f"`alpha` must be in (0, 1), got {alpha}.")
-
-
-def _json_ready(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json_ready(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

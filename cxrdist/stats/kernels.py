@@ -262,6 +262,3 @@ def typed(counts: np.ndarray) -> np.ndarray:
 def writable(array: np.ndarray) -> np.ndarray:
     """Return the array contiguous and writable: a read-only one (Ray's) would be compiled for anew."""
     return np.require(array, requirements=("C", "W"))
-
-
-_compiled, _own, _typed = compiled, writable, typed

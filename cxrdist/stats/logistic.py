@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from cxrdist.stats.kernels import _compiled, _own, _typed
+from cxrdist.stats.kernels import compiled, typed, writable
 
 MAX_STEPS = 1000
 """Newton's steps (five to eight are usual)."""
@@ -33,7 +33,7 @@ def fit_slopes(
         positive: (n,) bool.
         start: (2,) where to begin, best near the answer; NaN to begin without a slope.
     """
-    return _slopes(_own(_typed(counts)), _own(unit), _own(logit), _own(positive), _own(start))
+    return _slopes(writable(typed(counts)), writable(unit), writable(logit), writable(positive), writable(start))
 
 
 def fit_intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -41,10 +41,10 @@ def fit_intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, posi
 
     NaN where a class has no weight: then a is infinite.  Arguments as of `fit_slopes`.
     """
-    return _intercepts(_own(_typed(counts)), _own(unit), _own(logit), _own(positive))
+    return _intercepts(writable(typed(counts)), writable(unit), writable(logit), writable(positive))
 
 
-@_compiled
+@compiled
 def _held(counts, unit, logit, positive, b, weights, x, y):  # type: ignore[no-untyped-def]
     """Copy the images with weight in column b to the front of the last three; return how many."""
     m = 0
@@ -55,7 +55,7 @@ def _held(counts, unit, logit, positive, b, weights, x, y):  # type: ignore[no-u
     return m
 
 
-@_compiled
+@compiled
 def _overlap(x, y):  # type: ignore[no-untyped-def]
     least, most = np.full(2, np.inf), np.full(2, -np.inf)
     for i in range(len(x)):
@@ -64,7 +64,7 @@ def _overlap(x, y):  # type: ignore[no-untyped-def]
     return bool(least[1] < most[0] and least[0] < most[1])
 
 
-@_compiled
+@compiled
 def _climb(weights, x, y, centre, scale, a, b):  # type: ignore[no-untyped-def]
     """Return a and b of centred and scaled logits by Newton's steps, and whether those came to rest.
 
@@ -111,7 +111,7 @@ def _climb(weights, x, y, centre, scale, a, b):  # type: ignore[no-untyped-def]
     return a, b, False
 
 
-@_compiled
+@compiled
 def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
     """Return a and b by Newton's steps from `start`, or, where those lead nowhere, from the model without a slope."""
     # Centred and scaled, so that the two equations stay apart when logits lie close together.
@@ -133,7 +133,7 @@ def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
     return (a - b * centre / scale, b / scale) if found else (math.nan, math.nan)
 
 
-@_compiled
+@compiled
 def _in_the_large(weights, x, y):  # type: ignore[no-untyped-def]
     """Return a by Newton's steps, or by halving a bracket that holds it where one would leave that."""
     seen, total, least, most = 0.0, 0.0, np.inf, -np.inf
@@ -166,7 +166,7 @@ def _in_the_large(weights, x, y):  # type: ignore[no-untyped-def]
     return math.nan
 
 
-@_compiled
+@compiled
 def _slopes(counts, unit, logit, positive, start):  # type: ignore[no-untyped-def]
     n, lanes = len(unit), counts.shape[1]
     found = np.full((2, lanes), np.nan)
@@ -178,7 +178,7 @@ def _slopes(counts, unit, logit, positive, start):  # type: ignore[no-untyped-de
     return found
 
 
-@_compiled
+@compiled
 def _intercepts(counts, unit, logit, positive):  # type: ignore[no-untyped-def]
     n, lanes = len(unit), counts.shape[1]
     found = np.full(lanes, np.nan)

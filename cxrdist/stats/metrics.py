@@ -16,8 +16,9 @@ from cxrdist.stats.calibration import (
     log_loss_statistic,
 )
 from cxrdist.stats.labelled import point
+from cxrdist.stats.meanings import MEANINGS
 from cxrdist.stats.precision import average_precision_statistic
-from cxrdist.stats.rates import rate_statistic
+from cxrdist.stats.rates import RATES, rate_statistic
 from cxrdist.stats.resample import Statistic, Units
 
 Prepare = Callable[[np.ndarray, np.ndarray, Units, float | None], Statistic]
@@ -69,88 +70,26 @@ def _without_threshold(
 
 def _of_scores(
     name: str,
-    title: str,
-    meaning: str,
     statistic: Callable[[np.ndarray, np.ndarray, Units], Any],
     better: Literal["higher", "lower", "target"],
     target: float | None = None,
 ) -> Metric:
-    return Metric(name, title, meaning, better, target, False, partial(_without_threshold, statistic))
+    return Metric(name, *MEANINGS[name], better, target, False, partial(_without_threshold, statistic))
 
 
-def _of_calls(name: str, title: str, meaning: str) -> Metric:
-    return Metric(name, title, meaning, "higher", None, True, partial(rate_statistic, name))
+def _of_calls(name: str) -> Metric:
+    return Metric(name, *MEANINGS[name], "higher", None, True, partial(rate_statistic, name))
 
 
 _ALL = (
-    _of_scores(
-        "auroc",
-        "AUROC",
-        "The chance that an image with the finding scores higher than one without it; 0.5 is guessing, 1 is perfect.",
-        auroc_statistic,
-        "higher",
-    ),
-    _of_scores(
-        "auprc",
-        "AUPRC",
-        "Average precision: how right the calls are, averaged over all findings detected as the threshold falls; "
-        "guessing gives the prevalence.",
-        average_precision_statistic,
-        "higher",
-    ),
-    _of_calls("sensitivity", "Sensitivity", "The share of images with the finding that are called."),
-    _of_calls("specificity", "Specificity", "The share of images without the finding that are not called."),
-    _of_calls("ppv", "PPV", "The share of calls that are right, at the prevalence of this sample."),
-    _of_calls(
-        "npv", "NPV", "The share of images not called that are free of the finding, at this sample's prevalence."
-    ),
-    _of_calls("f1", "F1", "The harmonic mean of sensitivity and PPV; images rightly not called do not count."),
-    _of_calls(
-        "accuracy", "Accuracy", "The share of images called rightly; for a rare finding, never calling does well."
-    ),
-    _of_calls(
-        "balanced_accuracy", "Balanced accuracy", "The mean of sensitivity and specificity; 0.5 is guessing, 1 perfect."
-    ),
-    _of_calls(
-        "mcc", "MCC", "The correlation between calls and truth (Matthews): 1 is perfect, 0 guessing, -1 always wrong."
-    ),
-    _of_scores(
-        "brier",
-        "Brier score",
-        "The mean squared distance of the probability from what was true (1 or 0); 0 is perfect.",
-        brier_statistic,
-        "lower",
-    ),
-    _of_scores(
-        "log_loss",
-        "Log loss",
-        "The mean surprise at what was true, given the probability; being sure and wrong costs most, 0 is perfect.",
-        log_loss_statistic,
-        "lower",
-    ),
-    _of_scores(
-        "ece",
-        "ECE",
-        "The mean gap between predicted probability and observed share, over 15 groups of images of like probability.",
-        ece_statistic,
-        "lower",
-    ),
-    _of_scores(
-        "calibration_slope",
-        "Calibration slope",
-        "Whether probabilities are too extreme (below 1) or too timid (above 1); 1 is right.",
-        calibration_slope_statistic,
-        "target",
-        1.0,
-    ),
-    _of_scores(
-        "calibration_intercept",
-        "Calibration intercept",
-        "Whether probabilities are too high on the whole (below 0) or too low (above 0); 0 is right.",
-        calibration_intercept_statistic,
-        "target",
-        0.0,
-    ),
+    _of_scores("auroc", auroc_statistic, "higher"),
+    _of_scores("auprc", average_precision_statistic, "higher"),
+    *(_of_calls(name) for name in RATES),
+    _of_scores("brier", brier_statistic, "lower"),
+    _of_scores("log_loss", log_loss_statistic, "lower"),
+    _of_scores("ece", ece_statistic, "lower"),
+    _of_scores("calibration_slope", calibration_slope_statistic, "target", 1.0),
+    _of_scores("calibration_intercept", calibration_intercept_statistic, "target", 0.0),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -26,7 +26,7 @@ import numpy as np
 
 from cxrdist.errors import UsageError
 from cxrdist.stats.auroc import SortedAuroc, auroc_statistic
-from cxrdist.stats.kernels import _compiled
+from cxrdist.stats.kernels import compiled
 from cxrdist.stats.resample import TOGETHER, MapFunction, Units
 
 CONVENTION = "tayebi2024"
@@ -284,7 +284,7 @@ def _redrawn(
     )
 
 
-@_compiled
+@compiled
 def _above_youden(counts, images, positive, begins, ends):  # type: ignore[no-untyped-def]
     """Return (B,) true and false positives among images that score above Youden's threshold, (B,) positives, negatives.
 

@@ -1,0 +1,215 @@
+"""A comparison for readers: tables for the terminal, the page and LaTeX, one long table for csv."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cxrdist.report.analysis import DatasetResult, StudyResult
+from cxrdist.report.cells import ReportOptions
+from cxrdist.report.tables import NONE, Table, Text, interval, number, probability, signed, title_of
+from cxrdist.stats.bootstrap import AVERAGES, MACRO
+from cxrdist.stats.comparison import Comparison, Difference
+from cxrdist.stats.meanings import STATEMENTS
+from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.subgroups import SubgroupRow
+
+CORRECTIONS = {
+    "bh": "Benjamini-Hochberg",
+    "by": "Benjamini-Yekutieli",
+    "holm": "Holm",
+    "max_t": "max-T",
+    "none": "no correction",
+}
+TESTS = {
+    "p_delong": "DeLong p",
+    "p_permutation": "permutation p",
+    "p_mcnemar": "McNemar p",
+    "p_non_inferior": "p non-inferior",
+    "p_equivalent": "p equivalent",
+}
+"""Field of a difference -> heading; a column is shown where any difference has a number."""
+
+CSV_COLUMNS = (
+    "kind", "model", "reference", "metric", "finding", "column", "level", "value", "low", "high", "p", "q",
+    *TESTS, "standard_error", "sd_seeds", "n_files", "threshold", "redraws_undefined", "n_images", "n_patients",
+    "n_positive", "note",
+)  # fmt: skip
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Return a table of estimates per metric, one of differences, and one per subgroup column."""
+    found = [_estimates(comparison, metric) for metric in comparison.options.metrics]
+    if comparison.differences:
+        found.append(_differences(comparison))
+    columns = dict.fromkeys(row.column for row in comparison.subgroups)
+    return found + [_subgroups(comparison, column) for column in columns]
+
+
+def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return every number in full as flat rows of `CSV_COLUMNS`; what does not apply is NaN or empty."""
+    rows = [
+        {"kind": "estimate", **row, "sd_seeds": row["spread"], "n_files": len(row["by_member"])}
+        for row in comparison.rows()
+    ]
+    rows += [{"kind": "difference", **row} for row in comparison.difference_rows()]
+    for one in comparison.subgroups:
+        common = {name: getattr(one, name) for name in CSV_COLUMNS if hasattr(one, name)}
+        rows.append({"kind": "subgroup", **common, "metric": comparison.metric, "p": math.nan})
+        gap = {"metric": comparison.metric, "value": one.gap, "low": one.gap_low, "high": one.gap_high, "p": one.p}
+        rows.append({"kind": "subgroup_gap", **common, **gap})
+    return [{name: row.get(name, "") for name in CSV_COLUMNS} for row in rows]
+
+
+def study_rows(study: StudyResult) -> list[dict[str, Any]]:
+    """Return `csv_rows` of every dataset of a report, with its name."""
+    return [
+        {"dataset": one.name, **row} for one in study.datasets if one.comparison for row in csv_rows(one.comparison)
+    ]
+
+
+def metrics_table(study: StudyResult) -> Table:
+    """Return every metric's average over findings, a row per dataset, metric and strategy."""
+    level = f"{100 * (1 - study.options.alpha):g} %"
+    rows = []
+    for one in study.datasets:
+        for metric in one.comparison.options.metrics if one.comparison else ():
+            for strategy in study.strategies:
+                rows += [_metric_row(one, metric, strategy, study.options)] if strategy not in one.missing else []
+    columns = ("Dataset", "Metric", "Strategy", "Value", f"{level} CI", "Difference", f"{level} CI of it", "p", "q")
+    caption = f"Every metric, macro average over findings, and its difference to {study.options.reference}."
+    return Table("metrics", caption, columns, tuple(rows))
+
+
+def subgroup_tables(study: StudyResult) -> list[Table]:
+    """Return a table per subgroup column, of the macro average, a row per dataset, strategy and level."""
+    found = []
+    for column in study.options.subgroups:
+        rows = [
+            (Text(one.name), *_subgroup(row))
+            for one in study.datasets
+            if one.comparison
+            for row in one.comparison.subgroups
+            if row.column == column and row.finding == MACRO
+        ]
+        caption = f"AUROC by {column}, macro average over findings, and its gap to all other images."
+        found.append(Table(f"by-{column}", caption, ("Dataset", *_subgroup_heads(column, "AUROC")), tuple(rows)))
+    return found
+
+
+def meanings(study: StudyResult) -> list[tuple[str, str]]:
+    """Return the title of each metric of a report and a sentence on what it is."""
+    return [(METRICS[name].title, METRICS[name].meaning) for name in study.options.metrics]
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Return in a sentence each what the numbers of `tables` are."""
+    options = comparison.options
+    level = f"{100 * (1 - options.alpha):g} %"
+    drawn = "patients" if options.cluster == "patient_id" else "images"
+    told = [f"{METRICS[name].title}: {METRICS[name].meaning}" for name in options.metrics]
+    told.append(
+        f"[low, high]: {level} {'BCa' if options.interval == 'bca' else options.interval} interval of "
+        f"{options.n_resamples} redraws of {drawn}, the same for all models."
+    )
+    if comparison.differences:
+        told.append(f"p: {STATEMENTS['p']}")
+        told.append(f"q: {STATEMENTS['q']} Here: {CORRECTIONS[options.correction]}.")
+        rows = comparison.difference_rows()
+        told += [f"{title}: {STATEMENTS[title]}" for name, title in TESTS.items() if _any(rows, name)]
+    if comparison.subgroups:
+        told.append(f"gap to the rest: {STATEMENTS['gap to the rest']}")
+    return told
+
+
+def _estimates(comparison: Comparison, metric: str) -> Table:
+    level = f"{100 * (1 - comparison.options.alpha):g} %"
+    findings = dict.fromkeys(one.finding for one in comparison.estimates)
+    rows = []
+    for finding in findings:
+        cells = [Text(_title(finding))]
+        for model in comparison.models:
+            one = comparison.estimate(model, finding, metric)
+            spread = "" if math.isnan(one.spread) else f" ± {number(one.spread, 4)}"
+            cells.append(Text(f"{number(one.value, 4)}{spread} {_four(one.low, one.high)}"))
+        rows.append(tuple(cells))
+    files = any(len(one.by_member) > 1 for one in comparison.estimates)
+    seeds = " ± standard deviation between files" if files else ""
+    title = METRICS[metric].title
+    return Table(metric, f"{title}{seeds} [{level} interval]", ("finding", *comparison.models), tuple(rows))
+
+
+def _differences(comparison: Comparison) -> Table:
+    level = f"{100 * (1 - comparison.options.alpha):g} %"
+    flat = comparison.difference_rows()
+    tests = [name for name in TESTS if _any(flat, name)]
+    several = len(comparison.options.metrics) > 1
+    rows = []
+    for d, row in zip(comparison.differences, flat, strict=True):
+        cells = [f"{d.model} − {d.reference}", _title(d.finding)]
+        cells += [METRICS[d.metric].title] if several else []
+        cells += [_signed(d.value), _four(d.low, d.high, _signed), _p(d.p), _p(d.q), *(_p(row[name]) for name in tests)]
+        rows.append(tuple(Text(cell, bold=_sure(d, comparison) and i == 2 + several) for i, cell in enumerate(cells)))
+    value = "difference" if several else METRICS[comparison.metric].title
+    heads = ("models", "finding", *(["metric"] if several else []), value, f"{level} interval", "p", "q")
+    caption = f"Differences, two-sided p, q after {CORRECTIONS[comparison.options.correction]}"
+    return Table("differences", caption, (*heads, *(TESTS[name] for name in tests)), tuple(rows))
+
+
+def _subgroups(comparison: Comparison, column: str) -> Table:
+    title = METRICS[comparison.metric].title
+    rows = [_subgroup(one) for one in comparison.subgroups if one.column == column]
+    caption = f"{title} by {column}, and its gap to all other images"
+    return Table(f"by-{column}", caption, _subgroup_heads(column, title), tuple(rows))
+
+
+def _subgroup_heads(column: str, title: str) -> tuple[str, ...]:
+    return ("model", "finding", column, "images", "patients", "positive", title, "gap to the rest", "p")
+
+
+def _subgroup(one: SubgroupRow) -> tuple[Text, ...]:
+    counts = [str(one.n_images), str(one.n_patients), NONE if one.n_positive is None else str(one.n_positive)]
+    if math.isnan(one.value):
+        cells = [one.note or NONE, NONE, NONE]
+    else:
+        gap = NONE if math.isnan(one.gap) else f"{_signed(one.gap)} {_four(one.gap_low, one.gap_high, _signed)}"
+        cells = [f"{number(one.value, 4)} {_four(one.low, one.high)}", gap, _p(one.p)]
+    return tuple(Text(cell) for cell in (one.model, _title(one.finding), one.level, *counts, *cells))
+
+
+def _metric_row(one: DatasetResult, metric: str, strategy: str, options: ReportOptions) -> tuple[Text, ...]:
+    comparison = one.comparison
+    if comparison is None:
+        raise ValueError("a dataset without a comparison has no metrics")
+    value, d = comparison.estimate(strategy, MACRO, metric), comparison.difference(strategy, MACRO, metric=metric)
+    cells = [one.name, METRICS[metric].title, strategy, number(value.value), interval(value.low, value.high)]
+    if d is None:
+        cells += ["reference" if strategy == options.reference else NONE, NONE, NONE, NONE]
+    else:
+        cells += [signed(d.value), interval(d.low, d.high, signed), probability(d.p), probability(d.q)]
+    return tuple(Text(cell, bold=d is not None and d.q < options.alpha and i == 5) for i, cell in enumerate(cells))
+
+
+def _sure(d: Difference, comparison: Comparison) -> bool:
+    return d.q < comparison.options.alpha
+
+
+def _any(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    return any(not math.isnan(row[name]) for row in rows)
+
+
+def _title(finding: str) -> str:
+    if finding in AVERAGES:
+        return f"{finding} average"
+    return title_of(finding)
+
+
+def _four(low: float, high: float, show: Any = None) -> str:
+    return interval(low, high, show or (lambda value: number(value, 4)))
+
+
+def _signed(value: float) -> str:
+    return NONE if math.isnan(value) else f"{value:+.4f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return NONE if math.isnan(value) else "<0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,0 +1,90 @@
+"""The prediction files of each model: one, or one per training seed.  Shapes: N images, K findings, S files."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cxrdist.errors import UsageError
+from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.options import StatisticsOptions
+from cxrdist.stats.predictions import Predictions
+from cxrdist.stats.threshold import choose_threshold
+
+Files = Predictions | Sequence[Predictions]
+"""A model's prediction file, or its files (one per training seed)."""
+
+Groups = dict[str, list[str]]
+"""Model -> labels of its files."""
+
+
+def labels_of(predictions: Mapping[str, Files]) -> Groups:
+    """Return a name for each file of each model: the model's own where it has one file."""
+    groups = {}
+    for name, files in predictions.items():
+        several = len(_listed(files))
+        groups[name] = [name] if several == 1 else [f"{name} (file {i + 1})" for i in range(several)]
+    return groups
+
+
+def by_label(groups: Groups, predictions: Mapping[str, Files]) -> dict[str, Predictions]:
+    """Return every file under its label."""
+    pairs = ((labels, _listed(predictions[name])) for name, labels in groups.items())
+    return {label: one for labels, files in pairs for label, one in zip(labels, files, strict=True)}
+
+
+def stacked(arrays: Mapping[str, np.ndarray], groups: Groups) -> dict[str, np.ndarray]:
+    """Return model -> (S, ...): the arrays of its files."""
+    return {name: np.stack([arrays[label] for label in labels]) for name, labels in groups.items()}
+
+
+def validation_thresholds(
+    groups: Groups, validation: Mapping[str, Files] | None, test: Predictions, options: StatisticsOptions
+) -> dict[str, np.ndarray]:
+    """Return label -> (K,) thresholds, chosen on the file's own validation predictions; empty if none is needed.
+
+    NaN where the validation sample of a finding has one class only.
+
+    Raises:
+        UsageError: If a model has no validation predictions, others than of validation, or not of all findings.
+    """
+    needing = [name for name in options.metrics if METRICS[name].needs_threshold]
+    if not needing:
+        return {}
+    if validation is None or set(validation) != set(groups):
+        given = ", ".join(validation or ()) or "none"
+        raise UsageError(
+            f"Metric `{needing[0]}` must have validation predictions of every model to choose thresholds on, got "
+            f"{given}. A threshold chosen on the test split would flatter every rate reported there."
+        )
+    found = {}
+    for name, labels in groups.items():
+        files = _listed(validation[name])
+        if len(files) != len(labels):
+            raise UsageError(
+                f"{name} must have as many validation files as test files ({len(labels)}), got {len(files)}."
+            )
+        for label, one in zip(labels, files, strict=True):
+            _check_validation(label, one, test)
+            chosen = one.only(test.findings)
+            columns = zip(chosen.targets.T, chosen.scores.T, strict=True)
+            found[label] = np.array([choose_threshold(*column, options.threshold) for column in columns])
+    return found
+
+
+def _check_validation(label: str, one: Predictions, test: Predictions) -> None:
+    shared = set(one.patient_id) & set(test.patient_id)
+    if shared:
+        raise UsageError(
+            f"Validation predictions must be of other patients than the test predictions, got {len(shared)} of the "
+            f"same [{label}]. Predict the validation split."
+        )
+    absent = [finding for finding in test.findings if finding not in one.findings]
+    if absent:
+        raise UsageError(
+            f"Validation predictions must have the findings of the test predictions, got none of {', '.join(absent)} "
+            f"[{label}]."
+        )
+
+
+def _listed(files: Files) -> list[Predictions]:
+    return [files] if isinstance(files, Predictions) else list(files)
