@@ -31,7 +31,7 @@ class MultiLabelLoss(nn.Module):
         self.known_share = known_share
         self.register_buffer("pos_weight", torch.from_numpy(pos_weight.astype(np.float32)), persistent=False)
 
-    def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:  # noqa: N803 - shape suffix
+    def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
         """Return the loss, a scalar.
 
         The sum over known targets is divided by B K times the share known in the whole training set, not by the number
@@ -44,9 +44,9 @@ class MultiLabelLoss(nn.Module):
 
 def multilabel_losses(
     config: LossConfig,
-    logits_BK: torch.Tensor,  # noqa: N803 - shape suffix
-    targets_BK: torch.Tensor,  # noqa: N803 - shape suffix
-    pos_weight_K: torch.Tensor,  # noqa: N803 - shape suffix
+    logits_BK: torch.Tensor,
+    targets_BK: torch.Tensor,
+    pos_weight_K: torch.Tensor,
 ) -> torch.Tensor:
     """Return the loss of each logit, float32 (B, K); what stands at a masked target (NaN) is finite and meaningless."""
     logits = logits_BK.float()

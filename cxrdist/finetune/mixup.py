@@ -27,9 +27,9 @@ def check_mixup(batching: Batching) -> None:
 
 
 def mixup(
-    images_B1SS: torch.Tensor,  # noqa: N803 - shape suffix
-    targets_BK: torch.Tensor,  # noqa: N803 - shape suffix
-    seeds_B: torch.Tensor,  # noqa: N803 - shape suffix
+    images_B1SS: torch.Tensor,
+    targets_BK: torch.Tensor,
+    seeds_B: torch.Tensor,
     alpha: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images float32 in [0, 1] and targets, each ``lambda * own + (1 - lambda) * partner's``.

@@ -34,14 +34,14 @@ class RadiographModel(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def normalise(self, images_B1SS: torch.Tensor) -> torch.Tensor:  # noqa: N803 - shape suffix
+    def normalise(self, images_B1SS: torch.Tensor) -> torch.Tensor:
         """Return (B, 3, S, S) float32, the grey level in every channel; takes uint8, or float32 in [0, 1]."""
         images = images_B1SS.float()
         if not images_B1SS.is_floating_point():
             images = images / torch.iinfo(images_B1SS.dtype).max
         return (images - self.mean) / self.std
 
-    def forward(self, images_B1SS: torch.Tensor) -> torch.Tensor:  # noqa: N803 - shape suffix
+    def forward(self, images_B1SS: torch.Tensor) -> torch.Tensor:
         """Return logits (B, K)."""
         logits_BK: torch.Tensor = self.net(self.normalise(images_B1SS))
         return logits_BK

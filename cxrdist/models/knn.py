@@ -30,7 +30,7 @@ class KnnHead(nn.Module):
     k: torch.Tensor
     temperature: torch.Tensor
 
-    def __init__(self, bank_MD: torch.Tensor, targets_MK: torch.Tensor, *, k: int, temperature: float) -> None:  # noqa: N803 - shape suffix
+    def __init__(self, bank_MD: torch.Tensor, targets_MK: torch.Tensor, *, k: int, temperature: float) -> None:
         """Keep the bank; `targets_MK` in [0, 1], NaN where unknown.
 
         Raises:
@@ -45,7 +45,7 @@ class KnnHead(nn.Module):
         self.register_buffer("k", torch.tensor(k))
         self.register_buffer("temperature", torch.tensor(float(temperature), dtype=torch.float64))
 
-    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:  # noqa: N803 - shape suffix
+    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Return logits (N, K) float32, in full precision under autocast too."""
         with torch.autocast(features_ND.device.type, enabled=False):
             p_NK = knn_predict(
