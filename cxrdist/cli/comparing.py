@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -107,7 +107,7 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         return
     told = _read(_named(validation, "`--validation`")) if validation else None
     with _map(workers, address) as spread:
-        comparison = run(_read(test), reference=reference, validation=told, options=options, map=_with_progress(spread))
+        comparison = run(_read(test), reference=reference, validation=told, options=options, map=spread)
     _write(comparison, json, csv, latex)
     _show(comparison, explain=explain)
 
@@ -168,26 +168,15 @@ def _read(named: dict[str, list[Path]]) -> "dict[str, list[Predictions]]":
 
 @contextmanager
 def _map(workers: int, address: str | None) -> "Iterator[Map]":
-    from cxrdist.dispatch import thread_map
+    from cxrdist.dispatch import shown_map, thread_map
 
     if address is None:
-        yield thread_map(workers)
+        yield shown_map(thread_map(workers), "redraws", unit="blocks")
         return
     from cxrdist.dispatch.cluster import cluster, ray_map
 
     with cluster(address):
-        yield ray_map()
-
-
-def _with_progress(spread: "Map") -> "Map":
-    """Return `spread` with a line of progress for work that takes longer than a moment."""
-    from cxrdist.log import track
-
-    def shown(function: Any, items: Any, /) -> Iterator[Any]:
-        blocks = list(items)
-        return track(spread(function, blocks), "redraws", len(blocks), unit="blocks", patience_s=2.0)
-
-    return shown
+        yield shown_map(ray_map(), "redraws", unit="blocks")
 
 
 def _write(comparison: "Comparison", json: Path | None, csv: Path | None, latex: Path | None) -> None:

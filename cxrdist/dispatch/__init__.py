@@ -17,12 +17,17 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any, Protocol, TypeVar
 
 from cxrdist.errors import UserError
+from cxrdist.log import track
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD_PER_WORKER = 2
 """Items handed out per worker: one at work and one waiting, so that nobody idles and little is lost at the end."""
+
+
+PATIENCE_S = 2.0
+"""Work that is done by then shows no progress."""
 
 
 class Map(Protocol):
@@ -97,6 +102,16 @@ def thread_map(workers: int) -> Map:
             pool.shutdown(cancel_futures=True)
 
     return spread
+
+
+def shown_map(spread: Map, label: str, *, unit: str) -> Map:
+    """Return `spread` with a line of progress for work that takes longer than a moment; it lists the items first."""
+
+    def shown(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        listed = list(items)
+        yield from track(spread(function, listed), label, len(listed), unit=unit, patience_s=PATIENCE_S)
+
+    return shown
 
 
 def _run(pool: Executor, function: Callable[[T], R], items: Iterator[T], ahead: int, *, ordered: bool) -> Iterator[R]:

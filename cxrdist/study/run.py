@@ -1,11 +1,13 @@
 """Running a study: stages, then cells, each a Tune trial; what the ledger has is not run again."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
 from cxrdist.config import read_yaml, write_yaml
+from cxrdist.dispatch import shown_map, thread_map
 from cxrdist.dispatch.cluster import cluster
 from cxrdist.errors import UserError
 from cxrdist.log import Progress, get_logger, progress
@@ -85,9 +87,10 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         for job in plan.cells
     ]
     guards, notes = check_study(study, plan, done), describe_confounds(plan)
+    spread = shown_map(thread_map(os.cpu_count() or 1), "statistics", unit="blocks")
     with writing(out):
         return write_report(
-            cells, out / "report", title=study.title, options=study.statistics, guards=guards, notes=notes
+            cells, out / "report", title=study.title, options=study.statistics, guards=guards, notes=notes, map=spread
         )
 
 
