@@ -16,7 +16,7 @@ from cxrdist.report.cells import read_cell
 from cxrdist.report.guards import check
 from cxrdist.report.tables import Table, Text, latex, markdown
 from cxrdist.report.write import file_names
-from cxrdist.stats.bootstrap import MACRO
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.predictions import Predictions, read_predictions, write_predictions
 from cxrdist.stats.threshold import operating_point, youden_threshold
 

@@ -6,9 +6,10 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from cxrdist.stats.bootstrap import MACRO, Redraws, Sample, bootstrap, rare_strata
+from cxrdist.stats.bootstrap import Redraws, Sample, bootstrap, rare_strata
 from cxrdist.stats.inference import paired_test
 from cxrdist.stats.intervals import percentile_interval
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.resample import Units, redraw, whole_units
 

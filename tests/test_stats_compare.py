@@ -7,12 +7,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxrdist.errors import UsageError
-from cxrdist.stats.bootstrap import MACRO, Sample, bootstrap
+from cxrdist.stats.bootstrap import Sample, bootstrap
 from cxrdist.stats.compare import adjust, compare
 from cxrdist.stats.families import benjamini_hochberg, max_t
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
 from cxrdist.stats.intervals import percentile_interval
 from cxrdist.stats.mcnemar import mcnemar_test
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions
 from cxrdist.stats.resample import whole_units

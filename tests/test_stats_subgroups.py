@@ -8,10 +8,11 @@ from cxrdist.stats.auroc import auroc, auroc_statistic
 from cxrdist.stats.inference import paired_test
 from cxrdist.stats.intervals import interval
 from cxrdist.stats.levels import MOST_LEVELS
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.resample import Units, redraw, whole_units
 from cxrdist.stats.seeds import combine_seeds
-from cxrdist.stats.subgroups import MACRO, SubgroupPlan, compare_subgroups, rows_of, subgroup_masks
+from cxrdist.stats.subgroups import SubgroupPlan, compare_subgroups, rows_of, subgroup_masks
 
 FINDINGS = ("effusion", "edema")
 PLAN = SubgroupPlan(n_resamples=120, seed=5)

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import multilabel_confusion_matrix, roc_curve
 
 from cxrdist.errors import UsageError
-from cxrdist.stats.tayebi2024 import LABEL, MACRO, METRICS, one_sided_p, replicate
+from cxrdist.stats.meanings import MACRO
+from cxrdist.stats.tayebi2024 import LABEL, METRICS, one_sided_p, replicate
 
 FINDINGS = ("effusion", "edema", "nodule")
 

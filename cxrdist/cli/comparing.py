@@ -1,9 +1,9 @@
 """`cxrdist compare`: the statistics alone, on anybody's prediction files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -77,9 +77,9 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     for option, path in (("--json", json), ("--csv", csv), ("--latex", latex)):
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"`{option}` must be in a folder that exists, got {str(path)!r}.")
-    _check("--cluster", cluster, ["patient_id", "none"])
-    _check("--interval", interval, ["percentile", "basic", "bca"])
-    _check("--correction", correction, ["bh", "by", "holm", "max_t", "none"])
+    _check("--cluster", cluster, get_args(Cluster))
+    _check("--interval", interval, get_args(IntervalMethod))
+    _check("--correction", correction, get_args(Correction))
     if not 0 < alpha < 1:
         raise UsageError(f"`--alpha` must be in (0, 1), got {alpha}. Intervals have confidence level 1 - alpha.")
     options = StatisticsOptions.build(
@@ -141,7 +141,7 @@ def _show_replication(
     typer.echo(result.text())
 
 
-def _check(option: str, given: str, known: list[str]) -> None:
+def _check(option: str, given: str, known: Sequence[str]) -> None:
     if given not in known:
         raise UsageError(unknown(f"`{option}`", given, known))
 

@@ -7,9 +7,8 @@ from typing import Any
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.cells import ReportOptions
 from cxrdist.report.tables import NONE, Table, Text, interval, number, probability, signed, title_of
-from cxrdist.stats.bootstrap import AVERAGES, MACRO
 from cxrdist.stats.comparison import Comparison, Difference
-from cxrdist.stats.meanings import STATEMENTS
+from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.subgroups import SubgroupRow
 

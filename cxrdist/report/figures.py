@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.tables import number, title_of
-from cxrdist.stats.bootstrap import MACRO
+from cxrdist.stats.meanings import MACRO
 
 REFERENCE_COLOUR = "#5f6672"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B5A2B")

@@ -14,9 +14,8 @@ from cxrdist.report.cells import Cell, Guard, flatten
 from cxrdist.report.compared import CORRECTIONS, meanings, metrics_table, subgroup_tables
 from cxrdist.report.figures import colours
 from cxrdist.report.tables import MISSING, NONE, best, interval, number, probability, signed, title_of
-from cxrdist.stats.bootstrap import AVERAGES, MACRO
 from cxrdist.stats.comparison import Comparison, Difference
-from cxrdist.stats.meanings import STATEMENTS
+from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS
 
 # Allow-list: what of environment.json may be read by anyone who gets the report.  First words of dotted names.
 SHOWN_FACTS = re.compile(

@@ -11,8 +11,8 @@ from typing import Any
 from cxrdist.findings import titles
 from cxrdist.report.analysis import RATES, DatasetResult, StudyResult
 from cxrdist.report.cells import Guard
-from cxrdist.stats.bootstrap import MACRO
 from cxrdist.stats.comparison import Comparison, Difference, Estimate
+from cxrdist.stats.meanings import MACRO
 
 NONE = "–"
 """What stands where there is no number, so that no cell is blank."""

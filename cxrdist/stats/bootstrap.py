@@ -12,13 +12,11 @@ from typing import Literal
 import numpy as np
 
 from cxrdist.stats.averages import average, micro_statistic, support_statistic
+from cxrdist.stats.meanings import MICRO, WEIGHTED
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.resample import MapFunction, Statistic, Units, full_sample, jackknife, redraw
 
 Average = Literal["macro", "micro", "weighted"]
-MACRO, MICRO, WEIGHTED = "macro", "micro", "weighted"
-"""Names of averages over findings, where a finding's name would stand."""
-AVERAGES = (MACRO, MICRO, WEIGHTED)
 
 Column = tuple[str, str, str]
 """(model, metric, finding or average)."""

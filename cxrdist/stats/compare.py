@@ -14,13 +14,14 @@ import numpy as np
 
 from cxrdist.errors import UsageError, unknown
 from cxrdist.stats.beside import Pair
-from cxrdist.stats.bootstrap import AVERAGES, Column, Redraws, Sample, bootstrap, rare_strata
+from cxrdist.stats.bootstrap import Column, Redraws, Sample, bootstrap, rare_strata
 from cxrdist.stats.comparison import Comparison, Difference, Estimate, FindingCount
 from cxrdist.stats.families import Adjustment, max_t
 from cxrdist.stats.families import adjust as adjust_family
 from cxrdist.stats.files import Files, Groups, by_label, labels_of, stacked, validation_thresholds
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
 from cxrdist.stats.intervals import Interval, interval
+from cxrdist.stats.meanings import AVERAGES
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions, align, check_patients

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cxrdist.errors import unknown
-from cxrdist.stats.bootstrap import AVERAGES, MACRO
 from cxrdist.stats.delong import DeLong
+from cxrdist.stats.meanings import AVERAGES, MACRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.subgroups import SubgroupRow

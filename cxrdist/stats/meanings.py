@@ -1,5 +1,9 @@
 """What the numbers are, in a sentence each, for help texts and reports; no library is loaded for it."""
 
+MACRO, MICRO, WEIGHTED = "macro", "micro", "weighted"
+AVERAGES = (MACRO, MICRO, WEIGHTED)
+"""Names of averages over findings, where a finding's name would stand; no finding may be named so."""
+
 MEANINGS = {
     "auroc": (
         "AUROC",

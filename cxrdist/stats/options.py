@@ -7,8 +7,13 @@ from pydantic import Field, field_validator
 from cxrdist.config import Config
 from cxrdist.errors import UsageError, unknown
 from cxrdist.stats.bootstrap import Average
+from cxrdist.stats.families import Adjustment
+from cxrdist.stats.intervals import IntervalMethod
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.threshold import parse_rule
+
+Cluster = Literal["patient_id", "none"]
+Correction = Literal[Adjustment, "max_t"]
 
 
 class StatisticsOptions(Config):
@@ -20,7 +25,7 @@ class StatisticsOptions(Config):
     """Intervals have confidence level 1 - alpha; an adjusted p below alpha is called a difference."""
     seed: int = Field(0, ge=0)
     """Seed of the redraws."""
-    cluster: Literal["patient_id", "none"] = "patient_id"
+    cluster: Cluster = "patient_id"
     """What a redraw draws: patients with all their images, or single images."""
     stratified: bool = False
     """Draw patients with a rare finding among themselves, so that no redraw loses it."""
@@ -30,9 +35,9 @@ class StatisticsOptions(Config):
     """Averages over findings, each worked out inside every redraw."""
     threshold: str = "youden"
     """How thresholds are chosen on validation predictions: youden, f1, sensitivity=X or specificity=X."""
-    interval: Literal["percentile", "basic", "bca"] = "percentile"
+    interval: IntervalMethod = "percentile"
     """How an interval is made from the redraws."""
-    correction: Literal["bh", "by", "holm", "max_t", "none"] = "bh"
+    correction: Correction = "bh"
     """How p-values are adjusted over a family of tests."""
     margin: float | None = Field(None, gt=0)
     """Margin of non-inferiority and equivalence, in units of the metric; none: not tested."""

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxrdist.errors import UsageError, nearest
+from cxrdist.stats.meanings import AVERAGES
 from cxrdist.stats.prediction_tables import IDS, LONGEST, MISSING, SCORE, TARGET, read_table, shown
 
-AVERAGES = ("macro", "micro", "weighted")
-"""Words that stand where a finding's name would, so no finding may have them for a name."""
 SHOWN = 3
 """How many image ids an error shows."""
 FAULTS_SHOWN = 5

@@ -16,10 +16,10 @@ from cxrdist.errors import UsageError
 from cxrdist.stats.inference import paired_test
 from cxrdist.stats.intervals import Interval, IntervalMethod, interval
 from cxrdist.stats.levels import MISSING, subgroup_masks
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS, Metric
 from cxrdist.stats.resample import MapFunction, Units, full_sample, jackknife, redraw
 
-MACRO = "macro"
 FEWEST = 10
 """Images, and patients, with and without the finding that a number needs, unless told otherwise."""
 

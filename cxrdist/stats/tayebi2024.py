@@ -27,6 +27,7 @@ import numpy as np
 from cxrdist.errors import UsageError
 from cxrdist.stats.auroc import SortedAuroc, auroc_statistic
 from cxrdist.stats.kernels import compiled
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.resample import TOGETHER, MapFunction, Units
 
 CONVENTION = "tayebi2024"
@@ -35,7 +36,6 @@ LABEL = (
     "of images, not of patients; one-sided P with the direction chosen afterwards; standard deviation of the mean over "
     "redraws and labels together; thresholds found on the test sample; P-values not adjusted."
 )
-MACRO = "macro"
 METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 LEVEL = 0.05
 EPSILON = 1e-15
