@@ -19,7 +19,18 @@ from ranks import TIMEOUT_S, fork, forks, wait
 
 from cxrdist.errors import UserError
 from cxrdist.train import watchdog
-from cxrdist.train.heartbeats import Beat, Seen, describe, find_ended, find_hanging, has_ended, identify, note
+from cxrdist.train.heartbeats import (
+    Beat,
+    Board,
+    Seen,
+    Verdict,
+    describe,
+    find_ended,
+    find_hanging,
+    has_ended,
+    identify,
+    note,
+)
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.watchdog import RankLostError, Watchdog, watch
 from cxrdist.world import World
@@ -153,6 +164,34 @@ def test_a_world_of_one_is_not_watched():
         assert alone.explain(RuntimeError("Connection closed by peer")) is None
 
 
+def test_one_rank_leaves_the_mark_of_a_job_where_the_folder_is_shared_and_one_on_each_machine_where_it_is_not(tmp_path):
+    store, machines = dist.HashStore(), [tmp_path / "0", tmp_path / "1"]
+    for machine in machines:
+        machine.mkdir()
+    ranks = [Board(store, rank=rank, world_size=6, folder=machines[rank % 2]) for rank in range(4)]
+    assert [rank.claim() for rank in ranks] == [True, True, False, False]
+    assert Board(store, rank=4, world_size=6).claim() is None
+    assert Board(store, rank=5, world_size=6, folder=tmp_path / "absent").claim() is None
+
+
+def test_the_mark_of_an_earlier_job_silences_nobody_and_goes(tmp_path):
+    for job_number in range(3):
+        boards = [Board(dist.HashStore(), rank=0, world_size=2, folder=tmp_path)]
+        boards.append(Board(boards[0].store.underlying_store, rank=1, world_size=2, folder=tmp_path))
+        assert [board.claim() for board in boards] == [True, False], job_number
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_rank_has_said_without_the_store_no_other_says_with_it(tmp_path):
+    store, verdict = dist.HashStore(), Verdict(0, "hangs", "Rank 0 hangs.", speaker=1)
+    boards = [Board(store, rank=rank, world_size=3, folder=tmp_path) for rank in range(3)]
+    first, later = (Watchdog(World(rank, 3, rank), boards[rank], hang_after=1) for rank in (2, 1))
+    first._alone = True
+    assert first._speaks(verdict)
+    assert not later._speaks(verdict)
+    assert first._speaks(verdict)  # it may find that its main thread never came to print it
+
+
 Ranks = list[tuple[int | None, str]]
 """How each rank ended (None: it had to be killed) and what it said."""
 
@@ -195,15 +234,15 @@ def _be_rank(
         )
         limit = datetime.timedelta(seconds=TIMEOUT_S)
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.world_size, timeout=limit)
-        code = _train(world, act, hang_after, steps)
+        code = _train(world, act, said.parent, hang_after, steps)
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def _train(world: World, act: Callable[[int, int], None], hang_after: float, steps: int) -> int:
+def _train(world: World, act: Callable[[int, int], None], folder: Path, hang_after: float, steps: int) -> int:
     try:
-        with watch(world, hang_after=hang_after) as watched:
+        with watch(world, hang_after=hang_after, folder=folder) as watched:
             try:
                 for step in range(steps):
                     watched.at(step, "step")
@@ -262,6 +301,23 @@ def test_a_rank_that_is_stopped_ends_the_job_with_a_line_that_names_it(tmp_path,
     assert [code for rank, (code, _) in enumerate(ranks) if rank != victim] == [1] * (size - 1)
     (line,) = lines(ranks)
     assert line.startswith(f"Error: Rank {victim} (host {socket.gethostname()}) hangs")
+
+
+@forks
+def test_a_rank_that_concludes_after_another_has_spoken_and_ended_is_silent(tmp_path, monkeypatch):
+    conclude = Watchdog._without_store
+
+    def conclude_last(self: Watchdog) -> Verdict | None:
+        until = time.monotonic() + TIMEOUT_S / 2
+        while self.world.rank == 2 and time.monotonic() < until and not has_ended(self._seen[1].beat):
+            time.sleep(0.05)
+        return conclude(self)
+
+    monkeypatch.setattr(Watchdog, "_without_store", conclude_last)
+    ranks = job(3, befalls(0, signal.SIGSTOP), tmp_path, hang_after=2, stopped=(0,))
+    assert [code for code, _ in ranks[1:]] == [1, 1]
+    (line,) = lines(ranks)
+    assert line.startswith(f"Error: Rank 0 (host {socket.gethostname()}) hangs")
 
 
 @forks

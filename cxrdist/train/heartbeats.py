@@ -8,7 +8,9 @@ import json
 import os
 import socket
 import traceback
+import uuid
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,8 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 STORE_TIMEOUT_S = 10.0
 WAITING = ("torch/distributed", "deepspeed/comm")
 """Where the code of a rank stands that waits for the others."""
+MARK = ".spoken-"
+"""Begins the name of the empty file that says that a job's line has been told."""
 
 How = Literal["ended", "failed", "silent", "hangs", "absent"]
 SAYS: dict[How, str] = {
@@ -166,9 +170,9 @@ def stand(frame: FrameType | None) -> tuple[str, bool]:
 
 
 class Board:
-    """The beats and the verdict of one job, in a store of `torch.distributed`."""
+    """The beats and the verdict of one job, in a store of `torch.distributed`, and its mark in a folder."""
 
-    def __init__(self, store: Any, *, rank: int, world_size: int) -> None:
+    def __init__(self, store: Any, *, rank: int, world_size: int, folder: Path | None = None) -> None:
         # Two trainings in one process group must not read each other's beats; every rank makes the same ones in turn.
         number = store.add(f"cxrdist/watch/{rank}", 1)
         # A connection of its own: a store waits under a lock, and training uses the first one as well.
@@ -179,6 +183,13 @@ class Board:
         self.rank = rank
         self.others = [other for other in range(world_size) if other != rank]
         self.begun: set[int] = set()
+        # The mark is asked for when the store is gone, so its name is agreed on now; a later job has another one.
+        name = f"{MARK}{self.store.compare_set('mark', '', uuid.uuid4().hex).decode()}"
+        self.mark = None if folder is None else folder / name
+        if folder is not None and rank == 0:
+            with suppress(OSError):
+                for old in [path for path in folder.glob(f"{MARK}*") if path.name != name]:
+                    old.unlink()
 
     def exchange(self, beat: Beat) -> dict[int, Beat]:
         """Write this rank's beat; return those of the others that have written one."""
@@ -201,6 +212,21 @@ class Board:
     def count(self, name: str, more: int = 1) -> int:
         """Add to a number that all ranks share, 0 at first, and return it."""
         return int(self.store.add(name, more))
+
+    def claim(self) -> bool | None:
+        """Leave the job's mark; return whether this rank is the first to, and None if it cannot be left.
+
+        It needs no store, and stays when the rank has ended.
+        """
+        if self.mark is None:
+            return None
+        try:
+            self.mark.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:
+            return None
+        return True
 
 
 def _stat(pid: int) -> tuple[str, str]:

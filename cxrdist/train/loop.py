@@ -94,7 +94,7 @@ def train(
         flops = flops_per_image(build_task, source.example, config.precision)
     run = _Run(config, optim, batching, seed, folder, world, device, guard, flops)
     with (
-        watch(world, hang_after=config.hang_after) as watchdog,
+        watch(world, hang_after=config.hang_after, folder=folder.path) as watchdog,
         stop_on_signals() as stop,
         progress(folder.path.name, config.steps, unit="steps", shown=world.is_main) as bar,
         run.opened,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -89,6 +90,10 @@ class Watchdog:
         self._verdict: Verdict | None = None
         self._alone = False
         """Whether the verdict is this rank's alone, for want of a store."""
+        self._chosen: bool | None = None
+        """Whether the line is this rank's to print, once that is known."""
+        self._choosing = threading.RLock()
+        """Kept by the thread that ends the process, so that no other prints the line as well."""
         self._explaining = threading.Event()
         self._timed_out = False
         self._left = False
@@ -215,7 +220,9 @@ class Watchdog:
             verdict = self._verdict
             # Of a rank that has ended this one may still hear by itself; what hung for so long is given up for good.
             if verdict is not None and (verdict.how not in ("ended", "failed") or self._idle(now) >= STUCK_S):
-                self._end(verdict)
+                with self._choosing:
+                    if not self._explaining.is_set():
+                        self._end(verdict)
 
     def _without_store(self) -> Verdict | None:
         """Return what this rank concludes by itself when the store is gone, or does not answer: rank 0 keeps it."""
@@ -227,15 +234,33 @@ class Watchdog:
         if self.world.launcher == "torchrun":  # its agent keeps the store
             sentence = sentence.replace("Rank 0 (host", "Rank 0 or its launcher (host", 1)
         here = {rank: other.beat for rank, other in self._seen.items() if other.beat.place == self._me.place}
-        # Without a store each machine speaks for itself: by the lowest of its ranks that lives.
+        # Where no mark can be left either, each machine speaks for itself: by the lowest of its ranks that lives.
         speaker = min((rank for rank, beat in here.items() if rank and not has_ended(beat)), default=self.world.rank)
         return Verdict(0, how, sentence, speaker)
 
     def _speaks(self, verdict: Verdict) -> bool:
         """Return whether the line is this rank's to print: one rank's alone, even if the chosen one has died since."""
+        with self._choosing:
+            if self._chosen is None:
+                chosen = verdict.speaker == self.world.rank if self._alone else self._agree_to_speak(verdict)
+                # Of those without a store, one may have spoken and ended long before another comes to conclude.
+                self._chosen = self._claim(chosen) if chosen or self._alone else False
+            return self._chosen
+
+    def _claim(self, otherwise: bool) -> bool:
+        """Return whether this rank is the first to leave the mark; `otherwise` if the folder does not answer."""
+        answer: list[bool | None] = [None]
+
+        def ask() -> None:
+            assert self.board is not None
+            answer[0] = self.board.claim()
+
+        _within(SPEAK_S, ask)
+        return otherwise if answer[0] is None else answer[0]
+
+    def _agree_to_speak(self, verdict: Verdict) -> bool:
+        """Return whether the ranks that have the store leave the line to this one."""
         answer = [verdict.speaker == self.world.rank]
-        if self._alone:
-            return answer[0]
 
         def ask() -> None:
             assert self.board is not None
@@ -271,10 +296,11 @@ class Watchdog:
         No exception reaches a thread inside such a call, and `sys.exit` here would end only this thread: hence
         `os._exit`.  Nothing is lost by it: a checkpoint counts when it is whole, and locks go with the process.
         """
-        if self._speaks(verdict):
-            _within(2.0, lambda: print(f"Error: {verdict.sentence}", file=sys.stderr, flush=True))
-        _within(2.0, sys.stdout.flush)
-        os._exit(1)
+        with self._choosing:
+            if self._speaks(verdict):
+                _within(2.0, lambda: print(f"Error: {verdict.sentence}", file=sys.stderr, flush=True))
+            _within(2.0, sys.stdout.flush)
+            os._exit(1)
 
     def _end_unless_clean(self, verdict: Verdict) -> None:
         """End a process that has its reason and still waits for the lost rank while it closes the process group."""
@@ -312,7 +338,7 @@ class Watchdog:
 
 
 @contextmanager
-def watch(world: World, store: Any = None, *, hang_after: float) -> Iterator[Watchdog]:
+def watch(world: World, store: Any = None, *, hang_after: float, folder: Path | None = None) -> Iterator[Watchdog]:
     """Watch over the ranks of `world` during the block; every rank enters it together with the others.
 
     Args:
@@ -320,13 +346,16 @@ def watch(world: World, store: Any = None, *, hang_after: float) -> Iterator[Wat
         store: Where the ranks meet; the process group's own if None.
         hang_after: Seconds without `Watchdog.at` on every rank after which the job is ended.  Collectives should be
             given more time than that, or they fail first.
+        folder: Where the rank that says why the job ends leaves an empty hidden file, for those that conclude later;
+            the next job removes it.  Machines that do not share it print a line each where the store is lost, that
+            is rank 0 or its machine; so may two ranks of one machine if it is None.
     """
     if world.world_size == 1:
         yield Watchdog(world, None, hang_after=hang_after)
         return
     if store is None:
         store = torch.distributed.distributed_c10d._get_default_store()
-    board = Board(store, rank=world.rank, world_size=world.world_size)
+    board = Board(store, rank=world.rank, world_size=world.world_size, folder=folder)
     watchdog = Watchdog(world, board, hang_after=hang_after)
     threads = [threading.Thread(target=work, daemon=True) for work in (watchdog._talk, watchdog._guard)]
     for thread in threads:
