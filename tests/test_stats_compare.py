@@ -258,6 +258,10 @@ def test_subgroups_are_of_the_columns_asked_for():
         ({"metrics": []}, "must name a metric"),
         ({"threshold": "sensitivity=2"}, "sensitivity"),
         ({"margin": -1}, "`margin` must be"),
+        ({"metrics": ["brier", "auroc", "brier"]}, "`metrics` must differ from each other, got brier, auroc, brier"),
+        ({"averages": ["macro", "macro"]}, "`averages` must differ from each other, got macro, macro"),
+        ({"subgroups": ["sex", "sex"]}, "`subgroups` must differ from each other, got sex, sex"),
+        ({"interval": "bca", "hierarchical": True}, "`interval` must be percentile or basic where `hierarchical`"),
     ],
 )
 def test_wrong_settings_are_wrong_usage(settings, sentence):

@@ -1,8 +1,8 @@
 """What a comparison works out, and how: one set of choices for `compare`, the report and a study's `statistics`."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.errors import UsageError, unknown
@@ -58,6 +58,11 @@ class StatisticsOptions(Config):
         for name in names:
             if name not in METRICS:
                 raise ValueError(unknown("", name, METRICS).strip())
+        return names
+
+    @field_validator("metrics", "averages", "subgroups")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise ValueError(f"must differ from each other, got {', '.join(names)}")
         return names
@@ -70,3 +75,13 @@ class StatisticsOptions(Config):
         except UsageError as error:
             raise ValueError(str(error)) from None
         return text
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        # The acceleration of BCa leaves out one patient after the other; a redrawn seed is left out by none.
+        if self.interval == "bca" and self.hierarchical:
+            raise ValueError(
+                "`interval` must be percentile or basic where `hierarchical` is true, got bca, which corrects for "
+                "patients alone."
+            )
+        return self
