@@ -1,11 +1,11 @@
 import csv
-import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from run_folders import FINDINGS, NASTY, make_study, spoil
 from sklearn.metrics import roc_auc_score
 
 from cxrdist.config import write_yaml
@@ -17,51 +17,10 @@ from cxrdist.report.guards import check
 from cxrdist.report.tables import Table, Text, latex, markdown
 from cxrdist.report.write import file_names
 from cxrdist.stats.meanings import MACRO
-from cxrdist.stats.predictions import Predictions, read_predictions, write_predictions
+from cxrdist.stats.predictions import read_predictions
 from cxrdist.stats.threshold import operating_point, youden_threshold
 
-NASTY = "<b>x</b>&|_$y$\\"
 OPTIONS = ReportOptions(reference="random", n_resamples=99)
-FINDINGS = ("effusion", "edema", "mass")
-
-
-def make_predictions(prefix, skill, seed, *, n=90):
-    """Return predictions of which images and labels depend on `prefix` alone; two images per patient."""
-    rng = np.random.default_rng(sum(prefix.encode()))
-    targets = (rng.random((n, 3)) < (0.4, 0.3, 0.2)).astype(float)
-    scores = 1 / (1 + np.exp(-skill * targets - np.random.default_rng(seed).normal(size=targets.shape)))
-    ids = (
-        np.array([f"{prefix}{kind}{i // step:03d}" for i in range(n)], dtype=object)
-        for kind, step in (("i", 1), ("p", 2))
-    )
-    return Predictions(*ids, FINDINGS, targets, scores)
-
-
-def make_cell(root, strategy, dataset, seed, skill, number):
-    """Write one run folder of cell `number` and return its files."""
-    folder = root / "cells" / str(number)
-    for split in ("val", "test"):
-        predictions = make_predictions(f"{dataset}-{split}", skill, 10 * number + (split == "val"))
-        write_predictions(folder / f"predictions/{split}.parquet", predictions)
-    write_yaml({"steps": 40, "train": {"global_batch_size": 8}, "seed": seed}, folder / "config.yaml")
-    environment = {
-        "git_revision": "abc123",
-        "versions": {"torch": "2.9"},
-        "shard_manifests": [{"name": "toy", "sha256": "aa11"}, {"name": "toy", "sha256": "bb22"}],
-        "seed": seed,
-        "home": "/home/somebody",
-        "user": "me",
-    }
-    (folder / "environment.json").write_text(json.dumps(environment))
-    lines = [{"step": s, "kind": "train", "time": 0.0, "loss": 1 / s, "lr": 1e-3} for s in range(1, 41)]
-    lines += [{"step": s, "kind": "val", "time": 0.0, "loss": 0.5, "auroc_macro": 0.7, "auroc": {}} for s in (20, 40)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return CellFiles(strategy, dataset, seed, folder)
-
-
-def make_study(root, strategies=("random", NASTY), datasets=("nih14", "a_b%"), seeds=(0, 1)):
-    grid = [(s, d, k) for d in datasets for s in strategies for k in seeds]
-    return [make_cell(root, s, d, k, 0.4 + 0.8 * strategies.index(s), i) for i, (s, d, k) in enumerate(grid)]
 
 
 def report(cells, out, **settings):
@@ -291,32 +250,25 @@ def guard_now(cells, words):
     return next(guard for guard in check(analyse([read_cell(cell) for cell in cells], OPTIONS)) if words in guard.name)
 
 
-def spoil_test(cell, **changes):
-    path = cell.folder / "predictions/test.parquet"
-    good = read_predictions(path)
-    fields = {name: getattr(good, name) for name in ("image_id", "patient_id", "findings", "targets", "scores")}
-    write_predictions(path, Predictions(**fields | {name: change(good) for name, change in changes.items()}))
-
-
 def spoil_yaml(cell, name, value):
     write_yaml({"steps": 40, "global_batch_size": 8, "seed": cell.seed} | {name: value}, cell.folder / "config.yaml")
 
 
 @pytest.mark.parametrize(
-    ("guard", "spoil", "detail"),
+    ("guard", "break_rule", "detail"),
     [
-        ("disjoint", lambda c: spoil_test(c, patient_id=lambda p: p.image_id * 0 + "nih14-valp001"), "1 patient in"),
-        ("same test images", lambda c: spoil_test(c, targets=lambda p: 1 - p.targets), "must have the same labels as"),
-        ("same test images", lambda c: spoil_test(c, image_id=lambda p: p.image_id + "x"), "90 missing"),
-        ("Thresholds", lambda c: (c.folder / "predictions/val.parquet").unlink(), "no validation predictions for ours"),
+        ("disjoint", lambda c: spoil(c, patient_id=lambda p: p.image_id * 0 + "nih14-valp001"), "1 patient in"),
+        ("same test images", lambda c: spoil(c, targets=lambda p: 1 - p.targets), "must have the same labels as"),
+        ("same test images", lambda c: spoil(c, image_id=lambda p: p.image_id + "x"), "90 missing"),
+        ("Thresholds", lambda c: (c.folder / "predictions/val.parquet").unlink(), "No validation predictions for ours"),
         ("budget", lambda c: spoil_yaml(c, "steps", 80), "seed 0 saw 640 training images"),
         ("budget", lambda c: spoil_yaml(c, "global_batch_size", None), "not recorded for ours on nih14"),
         ("Seeds", lambda c: spoil_yaml(c, "seed", 5), "ours on nih14, seed 0: recorded 5"),
     ],
 )  # fmt: skip
-def test_guard_fails_when_its_rule_is_broken(tmp_path, guard, spoil, detail):
+def test_guard_fails_when_its_rule_is_broken(tmp_path, guard, break_rule, detail):
     cells = make_study(tmp_path, strategies=("random", "ours"), datasets=("nih14",), seeds=(0,))
-    spoil(cells[1])
+    break_rule(cells[1])
     failed = guard_now(cells, guard)
     assert not failed.passed
     assert detail in failed.detail
@@ -344,7 +296,7 @@ def test_guard_fails_when_delong_and_bootstrap_disagree(tmp_path, monkeypatch):
 
 def test_incomparable_files_give_a_page_without_numbers_that_says_why(tmp_path):
     cells = make_study(tmp_path, strategies=("random", "ours"), datasets=("nih14",), seeds=(0,))
-    spoil_test(cells[1], targets=lambda p: 1 - p.targets)
+    spoil(cells[1], targets=lambda p: 1 - p.targets)
     page, rows = report(cells, tmp_path / "report")
     assert "No comparison." in page
     assert "must have the same labels as random" in page

@@ -1,6 +1,7 @@
 """The statistics of a report: comparison, thresholds and rates per dataset, the families of tests over all."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,10 +10,12 @@ from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.report.cells import Cell, ReportOptions
 from cxrdist.stats.compare import adjust, compare
 from cxrdist.stats.comparison import Comparison
+from cxrdist.stats.files import Groups, by_label, labels_of, validation_thresholds
+from cxrdist.stats.levels import subgroup_masks
 from cxrdist.stats.metrics import METRICS
-from cxrdist.stats.predictions import Predictions
+from cxrdist.stats.predictions import Predictions, align
 from cxrdist.stats.resample import MapFunction
-from cxrdist.stats.threshold import choose_threshold, operating_point, roc_curve
+from cxrdist.stats.threshold import operating_point, roc_curve
 
 RATES = ("threshold", "sensitivity", "specificity", "ppv", "npv", "accuracy", "f1")
 
@@ -38,8 +41,15 @@ class DatasetResult:
     """None if no strategy has predictions, or if they cannot be compared (`fault`)."""
     fault: str
     """Why there is no comparison; empty if there is one."""
+    misaligned: str
+    """Why the strategies' test files are not of the same images, patients and labels; empty if they are."""
+    no_rates: str
+    """Why no threshold could be taken from validation, so that no rate is given; empty if there are thresholds."""
     rates: dict[tuple[str, str], dict[str, float]]
-    """(strategy, finding) -> rates on test at the validation threshold, mean over seeds; NaN where undefined."""
+    """(strategy, finding) -> rates on test at the validation threshold, mean over seeds; NaN where undefined.
+
+    Empty without thresholds (`no_rates`).
+    """
     curves: dict[tuple[str, str], RocLine]
     """(strategy, finding) -> ROC curve on test, mean over seeds."""
     warnings: tuple[str, ...]
@@ -93,45 +103,96 @@ def _dataset(
     done = {strategy: _finished(cells, strategy) for strategy in strategies}
     missing, warnings = _missing(name, cells, done, seeds)
     files = {strategy: [cell.test for cell in ours if cell.test] for strategy, ours in done.items() if ours}
-    comparison, fault = None, "" if files else "No strategy has test predictions."
-    if files:
-        try:
-            comparison = _compare(done, files, options, map)
-        except UserError as error:
-            fault = str(error)
+    result = DatasetResult(name, tuple(cells), missing, None, "", "", "", {}, {}, ())
+    if not files:
+        return replace(result, fault="No strategy has test predictions.", warnings=tuple(warnings))
+    groups = labels_of(files)
+    try:
+        base = next(iter(align(by_label(groups, files)).predictions.values()))
+    except UserError as error:
+        return replace(result, fault=str(error), misaligned=str(error), warnings=tuple(warnings))
+    thresholds, no_rates = _thresholds(groups, done, base, options)
+    subgroups, dropped = _subgroups(base, options)
+    warnings += [f"No sensitivity, specificity or other rate is given. {no_rates}"] if no_rates else []
+    warnings += dropped
+    kept = tuple(metric for metric in options.metrics if thresholds or not METRICS[metric].needs_threshold)
+    asked = options.model_copy(update={"metrics": kept, "subgroups": subgroups})
+    try:
+        comparison = _compare(done, files, asked, map)
+    except UserError as error:
+        return replace(result, fault=str(error), no_rates=no_rates, warnings=tuple(warnings))
+    warnings += comparison.warnings()
+    if comparison.reference is None:
+        warnings.append(f"The reference {options.reference} is missing, so no difference is given.")
     rates: dict[tuple[str, str], dict[str, float]] = {}
     curves: dict[tuple[str, str], RocLine] = {}
-    if comparison:
-        warnings += comparison.warnings()
-        if comparison.reference is None:
-            warnings.append(f"The reference {options.reference} is missing, so no difference is given.")
-        for strategy in files:
-            for count in comparison.counts:
-                rates[strategy, count.finding] = _mean_rates(done[strategy], count.finding, options.threshold)
-                line = _mean_curve([cell.test for cell in done[strategy] if cell.test], count.finding)
-                if line:
-                    curves[strategy, count.finding] = line
-    return DatasetResult(name, tuple(cells), missing, comparison, fault, rates, curves, tuple(warnings))
+    for strategy, ours in files.items():
+        for count in comparison.counts:
+            finding = count.finding
+            if thresholds:
+                limits = [thresholds[label][base.findings.index(finding)] for label in groups[strategy]]
+                rates[strategy, finding] = _rates(comparison, strategy, ours, finding, limits)
+            line = _mean_curve(ours, finding)
+            if line:
+                curves[strategy, finding] = line
+    return replace(
+        result, comparison=comparison, no_rates=no_rates, rates=rates, curves=curves, warnings=tuple(warnings)
+    )
+
+
+def _thresholds(
+    groups: Groups, done: Mapping[str, Sequence[Cell]], base: Predictions, options: ReportOptions
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return label -> (K,) thresholds; or none, for any strategy, and why.
+
+    What needs no threshold is given all the same.
+    """
+    lacking = [cell.label for strategy in groups for cell in done[strategy] if not cell.val]
+    if lacking:
+        return {}, f"No validation predictions for {', '.join(lacking)}."
+    validation = {strategy: [cell.val for cell in done[strategy] if cell.val] for strategy in groups}
+    try:
+        # The findings' table has rates whichever metrics are asked for.
+        rates = options.model_copy(update={"metrics": ("sensitivity",)})
+        return validation_thresholds(groups, validation, base, rates), ""
+    except UserError as error:
+        return {}, str(error)
+
+
+def _subgroups(base: Predictions, options: ReportOptions) -> tuple[tuple[str, ...], list[str]]:
+    """Return the columns by which this dataset can be parted, and a sentence for each other that was asked for."""
+    kept, dropped = [], []
+    for name in options.subgroups:
+        try:
+            if name in base.extra:
+                subgroup_masks(base.extra[name], name)
+                kept.append(name)
+            else:
+                dropped.append(f"No subgroups by {name}: the prediction files have no such column.")
+        except UserError as error:
+            dropped.append(f"No subgroups by {name}. {error}")
+    return tuple(kept), dropped
 
 
 def _compare(
-    done: dict[str, list[Cell]], files: dict[str, list[Predictions]], options: ReportOptions, map: MapFunction
+    done: Mapping[str, Sequence[Cell]],
+    files: Mapping[str, Sequence[Predictions]],
+    options: ReportOptions,
+    map: MapFunction,
 ) -> Comparison:
-    reference = options.reference if options.reference in files else None
-    validation = {strategy: [cell.val for cell in done[strategy] if cell.val] for strategy in files}
-    if any(len(validation[strategy]) < len(files[strategy]) for strategy in files):
-        # A guard names the file that is not there; what needs no threshold is given all the same.
-        kept = tuple(name for name in options.metrics if not METRICS[name].needs_threshold)
-        options, validation = options.model_copy(update={"metrics": kept}), {}
+    """Return the comparison of the strategies in `files`; without the reference, it has no differences."""
+    compared = options.reference in files
+    # Every pair would be compared without a reference; so it is the first, whose few differences are thrown away.
+    reference = options.reference if compared else next(iter(files))
     comparison = compare(
         files,
         reference=reference,
-        validation=validation,
-        train_seeds={strategy: [cell.files.seed for cell in done[strategy] if cell.test] for strategy in files},
-        options=options,
+        validation={strategy: [cell.val for cell in done[strategy] if cell.val] for strategy in files},
+        train_seeds={strategy: [cell.files.seed for cell in done[strategy]] for strategy in files},
+        options=options if compared else options.model_copy(update={"permutations": 0}),
         map=map,
     )
-    return comparison if reference else replace(comparison, differences=())
+    return comparison if compared else replace(comparison, reference=None, differences=(), options=options)
 
 
 def _finished(cells: Sequence[Cell], strategy: str) -> list[Cell]:
@@ -162,18 +223,23 @@ def _missing(
     return missing, sentences
 
 
-def _mean_rates(cells: Sequence[Cell], finding: str, rule: str) -> dict[str, float]:
-    by_seed = []
-    for cell in cells:
-        threshold = float("nan")
-        if cell.val and finding in cell.val.findings:
-            threshold = choose_threshold(*_column(cell.val, finding), rule)
-        if cell.test is None or np.isnan(threshold):
-            by_seed.append(dict.fromkeys(RATES, float("nan")))
-            continue
-        point = operating_point(*_column(cell.test, finding), threshold)
-        by_seed.append({rate: getattr(point, rate) for rate in RATES})
-    return {rate: float(np.mean([one[rate] for one in by_seed])) for rate in RATES}
+def _rates(
+    comparison: Comparison,
+    strategy: str,
+    files: Sequence[Predictions],
+    finding: str,
+    thresholds: Sequence[float],
+) -> dict[str, float]:
+    """Return each rate of one strategy, mean over its files: the comparison's number where that was asked for."""
+    points = [operating_point(*_column(one, finding), limit) for one, limit in zip(files, thresholds, strict=True)]
+    found = {}
+    for rate in RATES:
+        if rate in comparison.options.metrics:
+            found[rate] = comparison.estimate(strategy, finding, rate).value
+        else:
+            values = [getattr(point, rate) for point in points]
+            found[rate] = math.nan if np.isnan(thresholds).any() else float(np.mean(values))
+    return found
 
 
 def _mean_curve(files: Sequence[Predictions], finding: str) -> RocLine | None:

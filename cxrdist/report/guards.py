@@ -23,7 +23,7 @@ def check(study: StudyResult) -> list[Guard]:
         _guard("Patients of validation and test are disjoint", _per_dataset(study, _shared_patients), _sizes(study)),
         _guard(
             "All strategies are judged on the same test images, patients and labels",
-            _per_dataset(study, lambda one: one.fault if _has_results(one) else ""),
+            _per_dataset(study, lambda one: one.misaligned),
             _agreement(study),
         ),
         _guard(
@@ -103,8 +103,7 @@ def _agreement(study: StudyResult) -> str:
 
 
 def _without_threshold(one: DatasetResult) -> str:
-    lacking = [cell.label for cell in one.cells if cell.test and not cell.val]
-    return f"no validation predictions for {', '.join(lacking)}; no rates are given there" if lacking else ""
+    return f"no rates are given there. {one.no_rates}" if one.no_rates else ""
 
 
 def _budget(cell: Cell) -> tuple[int, int] | None:

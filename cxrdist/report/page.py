@@ -195,8 +195,8 @@ def _cell(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -
         few = len(estimate.by_member) < len(study.seeds)
         below += [f"only {len(estimate.by_member)} of {len(study.seeds)} seeds"] if few else []
     else:
-        rates = one.rates[strategy, finding]
-        below = [f"{number(rates['sensitivity'], 2)} / {number(rates['specificity'], 2)}"]
+        rates = one.rates.get((strategy, finding))
+        below = [f"{number(rates['sensitivity'], 2)} / {number(rates['specificity'], 2)}"] if rates else []
     return {
         "value": number(estimate.value) + spread,
         "interval": interval(estimate.low, estimate.high),
