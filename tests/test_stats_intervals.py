@@ -103,6 +103,37 @@ def test_acceleration_of_tiny_influences_keeps_its_digits():
     assert acceleration(outlier) == pytest.approx(1 / 6, rel=1e-2)
 
 
+def test_acceleration_of_one_stratum_of_all_is_that_without_strata():
+    left = np.random.default_rng(8).exponential(size=40)
+    assert acceleration(left, (np.arange(40),)) == acceleration(left)
+    assert acceleration(left, (np.arange(40)[::-1],)) == pytest.approx(acceleration(left), rel=1e-12)
+
+
+def test_acceleration_within_strata_is_that_of_a_difference_of_two_samples():
+    # The mean of one sample less that of another: influences are deviations from its mean (Davison & Hinkley 5.3.2).
+    rng = np.random.default_rng(9)
+    x, y = rng.exponential(size=30), 5 + rng.normal(size=12)
+    left = np.r_[without_each(x, np.mean) - y.mean(), x.mean() - without_each(y, np.mean)]
+    dx, dy = (x - x.mean()) / 30, -(y - y.mean()) / 12
+    expected = (np.sum(dx**3) + np.sum(dy**3)) / (6 * (np.sum(dx**2) + np.sum(dy**2)) ** 1.5)
+    strata = (np.arange(30), np.arange(30, 42))
+    assert acceleration(left, strata) == pytest.approx(expected, rel=1e-10)
+    theta = rng.normal(size=99)
+    bounds = interval(theta, method="bca", point=0.0, jackknife=left, strata=strata)
+    assert bounds != interval(theta, method="bca", point=0.0, jackknife=left)
+
+
+def test_how_far_strata_lie_apart_does_not_matter_to_the_acceleration():
+    left, strata = np.random.default_rng(10).exponential(size=30), (np.arange(20), np.arange(20, 30))
+    apart = left + np.r_[np.zeros(20), np.full(10, 7.0)]
+    assert acceleration(apart, strata) == pytest.approx(acceleration(left, strata), rel=1e-9)
+    assert abs(acceleration(apart) - acceleration(left)) > 0.01
+    alone = np.r_[left, 100.0]
+    assert acceleration(alone, (*strata, np.array([30]))) == acceleration(left, strata)
+    holed = np.r_[left, np.nan]
+    assert acceleration(holed, (strata[0], np.arange(20, 31))) == acceleration(left, strata)
+
+
 def test_bca_where_the_point_is_outside_all_redraws_is_undefined():
     # As with the calibration error, which every redraw raises: no bias correction reaches such a point.
     theta = np.linspace(0.1, 0.2, 99)

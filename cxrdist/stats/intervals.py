@@ -4,6 +4,7 @@ All three are of Efron & Tibshirani 1993 (chapters 13, 14) and Davison & Hinkley
 `scipy.stats.bootstrap` on the same redraws.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -37,6 +38,7 @@ def interval(
     confidence_level: float = 0.95,
     point: float | None = None,
     jackknife: np.ndarray | None = None,
+    strata: Sequence[np.ndarray] = (),
 ) -> Interval:
     """Return the two-sided interval of a number from its redraws.
 
@@ -54,6 +56,7 @@ def interval(
         confidence_level: In (0, 1).
         point: The number on the sample as it is; needed by basic and BCa.
         jackknife: (P,) the number with one unit left out; needed by BCa, see `acceleration`.
+        strata: Those that the redraws were drawn in, as `Units.strata`; only BCa asks.
 
     Raises:
         ValueError: If `method` is unknown, what it needs is missing, or `confidence_level` is outside (0, 1).
@@ -73,7 +76,7 @@ def interval(
     tails = np.array([(1 - confidence_level) / 2, 1 - (1 - confidence_level) / 2])
     if method == "bca" and np.ptp(defined) > 0:
         assert point is not None and jackknife is not None
-        tails = _corrected(tails, defined, point, acceleration(jackknife))
+        tails = _corrected(tails, defined, point, acceleration(jackknife, strata))
         if np.isnan(tails).any():
             return UNDEFINED
     low, high = np.quantile(defined, tails)
@@ -92,20 +95,32 @@ def percentile_interval(theta: np.ndarray, *, confidence_level: float = 0.95) ->
     return interval(theta, confidence_level=confidence_level)
 
 
-def acceleration(jackknife: np.ndarray) -> float:
+def acceleration(jackknife: np.ndarray, strata: Sequence[np.ndarray] = ()) -> float:
     """Return BCa's acceleration, a sixth of the skewness of the (P,) values with one unit left out, in [-1/6, 1/6].
 
-    Units without which the number is undefined (the only positive patient) are left out.  0, that is no correction,
-    where fewer than two values are left or they do not differ: a statistic that no single unit moves.
-    Efron & Tibshirani 1993, equation 14.15.
+    With `strata` the influence of a unit is what it does beside the others of its stratum, since how many units a
+    stratum has never varies; a stratum of one has none.  Units without which the number is undefined (the only positive
+    patient) are left out.  0, that is no correction, where no two values of a stratum are left or they do not differ: a
+    statistic that no single unit moves.  Efron & Tibshirani 1993, equation 14.15; Davison & Hinkley 1997, 5.3.2 for
+    strata, with ``(n - 1) (mean without - without)`` of n units for a unit's empirical influence.
+
+    Args:
+        jackknife: (P,).
+        strata: Units of each stratum, arrays of numbers in [0, P); empty: one stratum of all.
     """
     values = np.asarray(jackknife, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) < 2 or np.ptp(values) <= ROUNDING * np.abs(values).max():
+    known = ~np.isnan(values)
+    largest = np.abs(values[known]).max(initial=0.0)
+    influence = []
+    for units in strata or (np.arange(len(values)),):
+        one = values[units][known[units]]
+        if len(one) > 1 and np.ptp(one) > ROUNDING * largest:
+            influence.append((one.mean() - one) * ((len(one) - 1) / len(one)))
+    if not influence:
         return 0.0
-    influence = values.mean() - values
-    influence /= np.abs(influence).max()  # the skewness has no scale; cubes of 1e-5 and less lose nothing this way
-    return float(np.sum(influence**3) / (6 * np.sum(influence**2) ** 1.5))
+    pooled = np.concatenate(influence)
+    pooled /= np.abs(pooled).max()  # the skewness has no scale; cubes of 1e-5 and less lose nothing this way
+    return float(np.sum(pooled**3) / (6 * np.sum(pooled**2) ** 1.5))
 
 
 def _corrected(tails: np.ndarray, defined: np.ndarray, point: float, accelerated: float) -> np.ndarray:
