@@ -3,6 +3,8 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
@@ -162,6 +164,24 @@ def test_a_finding_of_few_patients_is_in_every_stratified_redraw():
     assert plain.min() == 0
     assert (kept == 3).all()
     assert (stratified.draw(range(100), 0).sum(axis=0) == 60).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 4), st.floats(0, 1))
+def test_strata_hold_every_patient_once_and_never_one_alone(seed, patients, findings, prevalence):
+    rng = np.random.default_rng(seed)
+    ids = np.r_[np.arange(patients), rng.integers(0, patients, 5)]
+    targets = (rng.random((len(ids), findings)) < prevalence).astype(float)
+    targets[rng.random(targets.shape) < 0.1] = np.nan
+    strata = rare_strata(ids, targets)
+    assert sorted(np.concatenate(strata)) == list(range(patients))
+    assert min(len(one) for one in strata) > 1 or patients == 1
+
+
+def test_one_patient_without_a_finding_among_four_with_joins_them():
+    targets = np.array([[1.0], [1], [1], [1], [0]])
+    (one,) = rare_strata(np.arange(5), targets)
+    assert sorted(one) == [0, 1, 2, 3, 4]
 
 
 def test_redraws_draw_each_patient_once_on_average():

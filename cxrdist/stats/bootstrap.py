@@ -123,8 +123,8 @@ def rare_strata(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return strata of patients by the rarest finding that each has, for `Units.strata`.
 
     A patient belongs to the rarest (by patients) of the findings that any of its images shows; those without any are
-    one stratum.  So every redraw has about as many patients of a rare finding as the sample.  A finding that would
-    make a stratum of one patient makes none, as a stratum of one cannot vary.
+    one stratum.  So every redraw has about as many patients of a rare finding as the sample.  A stratum of one patient
+    could not vary: a finding that would make one makes none, and a patient left over alone joins the largest.
 
     Args:
         ids: (N,) patient of each image.
@@ -140,6 +140,9 @@ def rare_strata(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, ...]:
     for k in np.unique(stratum):
         if np.count_nonzero(stratum == k) == 1:
             stratum[stratum == k] = -1
+    present, sizes = np.unique(stratum, return_counts=True)
+    if len(present) > 1 and sizes[0] == 1:  # only the first, those without a finding, may still be one
+        stratum[stratum == present[0]] = present[np.argmax(sizes)]
     return tuple(np.flatnonzero(stratum == k) for k in np.unique(stratum))
 
 
