@@ -13,6 +13,9 @@ from typing import Protocol, runtime_checkable
 from cxrdist.errors import UserError
 
 KEPT = "Interrupted. What is finished stays; the same command goes on from there, that of a run with --resume auto."
+NOTHING_KEPT = "Interrupted. Nothing of it is kept; the same command begins anew."
+AT_ONCE = ("bench", "compare", "datasets", "plan", "power")
+"""Commands that keep nothing before their end."""
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EIO,
     errno.ENAMETOOLONG, errno.EMFILE, errno.ESTALE, errno.EEXIST,
@@ -51,8 +54,13 @@ def end_with_sentence(command: Callable[[], int | None], arguments: Sequence[str
             raise
         return _tell(2 if isinstance(error, _UsageSaid) else 1, sentence)
     if code == 128 + signal.SIGINT:  # typer's answer to an interrupt
-        return _tell(128 + (signals or [signal.SIGINT])[0], KEPT)
+        return _tell(128 + (signals or [signal.SIGINT])[0], _interrupted(arguments))
     return code or 0
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return NOTHING_KEPT if command in AT_ONCE else KEPT
 
 
 def _tell(code: int, sentence: str) -> int:
