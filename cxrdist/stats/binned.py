@@ -25,39 +25,81 @@ def equal_mass_error(
 
 
 @compiled
+def _sum_rows(total, counts, unit, first, last):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        u = unit[i]
+        for b in range(len(total)):
+            total[b] += counts[u, b]
+
+
+@compiled
+def _any_beyond(below, weight, n_bins, limit):  # type: ignore[no-untyped-def]
+    """Return whether the middle of the group lies beyond the bin of the one before it in any lane.
+
+    Lanes differ in where that is, so it is asked of all of them at once: a branch in each would end vectorisation.
+    """
+    beyond = 0
+    for b in range(len(below)):
+        beyond |= np.int64(n_bins * (2 * below[b] + weight[b]) >= limit[b])
+    return beyond != 0
+
+
+@compiled
+def _close_bins(below, weight, n_bins, limit, total, bin_of_last, gap, error):  # type: ignore[no-untyped-def]
+    """Close the bin of the group before in lanes where this one lies beyond it; `limit` is 2 total (bin + 1)."""
+    for b in range(len(below)):
+        twice_middle = n_bins * (2 * below[b] + weight[b])
+        if twice_middle >= limit[b]:
+            error[b] += abs(gap[b])
+            gap[b] = 0.0
+            while twice_middle >= limit[b]:
+                bin_of_last[b] += 1
+                # The last bin is closed above: rounding of float weights must not open one more.
+                limit[b] = 2 * total[b] * (bin_of_last[b] + 1) if bin_of_last[b] < n_bins - 1 else np.inf
+
+
+@compiled
 def _error(counts, unit, scores, positive, n_bins):  # type: ignore[no-untyped-def]
     lanes = counts.shape[1]
     total = np.zeros(lanes)
-    for i in range(len(unit)):
-        for b in range(lanes):
-            total[b] += counts[unit[i], b]
+    _sum_rows(total, counts, unit, 0, len(unit))
     error = np.zeros(lanes)
     below = np.zeros(lanes)  # weight of all groups done
     bin_of_last = np.zeros(lanes)
+    limit = 2 * total if n_bins > 1 else np.full(lanes, np.inf)
     gap = np.zeros(lanes)  # sum of p - y in the bin of the last group
     weight = np.zeros(lanes)  # of the group under way
     present = np.zeros(lanes)  # the part of it with the finding
-    for i in range(len(unit)):
+    end = 0
+    while end < len(unit):
+        first, end = end, end + 1
+        while end < len(unit) and scores[end] == scores[first]:
+            end += 1
+        score, u = scores[first], unit[first]
         for b in range(lanes):
-            weight[b] += counts[unit[i], b]
-        if positive[i]:
+            weight[b] = counts[u, b]
+        if end > first + 1:
             for b in range(lanes):
-                present[b] += counts[unit[i], b]
-        if i + 1 < len(unit) and scores[i + 1] == scores[i]:
-            continue
-        for b in range(lanes):
-            if weight[b] > 0:
-                twice_middle = n_bins * (2 * below[b] + weight[b])
-                if twice_middle >= 2 * total[b] * (bin_of_last[b] + 1):
-                    error[b] += abs(gap[b])
-                    gap[b] = 0.0
-                    # The last bin is closed above: rounding of float weights must not open one more.
-                    while bin_of_last[b] < n_bins - 1 and twice_middle >= 2 * total[b] * (bin_of_last[b] + 1):
-                        bin_of_last[b] += 1
-                gap[b] += weight[b] * scores[i] - present[b]
-                below[b] += weight[b]
-                weight[b] = 0.0
                 present[b] = 0.0
+            for i in range(first, end):
+                if positive[i]:
+                    _sum_rows(present, counts, unit, i, i + 1)
+            _sum_rows(weight, counts, unit, first + 1, end)
+        # A group without weight may close a bin as well: the next one with weight lies further up and would close it.
+        if _any_beyond(below, weight, n_bins, limit):
+            _close_bins(below, weight, n_bins, limit, total, bin_of_last, gap, error)
+        if end > first + 1:
+            for b in range(lanes):
+                gap[b] += weight[b] * score - present[b]
+                below[b] += weight[b]
+        elif positive[first]:
+            for b in range(lanes):
+                gap[b] += weight[b] * score - weight[b]
+                below[b] += weight[b]
+        else:
+            for b in range(lanes):
+                gap[b] += weight[b] * score
+                below[b] += weight[b]
     for b in range(lanes):
         error[b] = (error[b] + abs(gap[b])) / total[b] if total[b] > 0 else np.nan
     return error
