@@ -9,17 +9,21 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cxrdist.errors import UsageError
 from cxrdist.stats.bootstrap import Sample, bootstrap
 from cxrdist.stats.compare import adjust, compare
+from cxrdist.stats.delong import delong_test
 from cxrdist.stats.families import benjamini_hochberg, max_t
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
-from cxrdist.stats.intervals import percentile_interval
+from cxrdist.stats.intervals import interval, percentile_interval
 from cxrdist.stats.mcnemar import mcnemar_test
 from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.options import StatisticsOptions
+from cxrdist.stats.permutation import permutation_test
 from cxrdist.stats.predictions import Predictions
 from cxrdist.stats.resample import whole_units
 from cxrdist.stats.threshold import choose_threshold
 
 FINDINGS = ("effusion", "edema", "mass")
+KEPT = {"correction": "max_t"}
+"""With it, differences keep their redraws."""
 
 
 def make_predictions(skill=1.0, *, seed=0, n=120, patients=50):
@@ -134,9 +138,11 @@ def test_one_class_and_rare_findings_are_named_and_json_is_strict():
     result = compare(files, reference="a", options=options(n_resamples=50))
     text = "\n".join(result.warnings())
     assert "effusion: no positive image, so no AUROC; left out of the averages." in text
-    assert "mass: only 1 positive image; read its interval with care." in text
-    assert "mass: AUROC was undefined in" in text
-    assert "of 50 redraws lacked a class of one finding" in text
+    assert "mass: only 1 positive patient; read its interval with care." in text
+    lost = result.estimate("a", "mass").redraws_undefined
+    out = f"undefined in {lost} of 50 redraws, which are left out of the interval"
+    assert f"mass: AUROC was {out}: they lost a class." in text
+    assert f"Macro AUROC was {out}: mass had none there." in text
     read = json.loads(result.to_json())
     assert read["warnings"] == result.warnings()
     row = next(d for d in read["differences"] if d["finding"] == "effusion")
@@ -174,7 +180,10 @@ def test_rates_are_at_the_thresholds_of_validation_and_calls_are_tested_by_mcnem
         (None, "must have validation predictions of every model to choose thresholds on, got none"),
         ({"a": make_validation()}, "got a"),
         ({"a": make_predictions(), "b": make_validation()}, "must be of other patients than the test predictions"),
-        ({"a": make_validation(), "b": make_validation().only(["mass"])}, r"got none of effusion, edema \[b\]"),
+        (
+            {"a": make_validation(), "b": replace(make_validation(), findings=("x", "y", "z"))},
+            r"got none of effusion, edema, mass \[b\]",
+        ),
         (
             {"a": [make_validation()] * 2, "b": make_validation()},
             r"as many validation files as test files \(1\), got 2",
@@ -190,7 +199,7 @@ def test_a_threshold_never_comes_from_the_test_split(validation, sentence):
 def test_a_margin_is_a_loss_in_the_metric_s_own_direction():
     files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
     metrics = ["auroc", "brier", "calibration_slope"]
-    result = compare(files, reference="a", options=options(n_resamples=50, margin=0.05, metrics=metrics))
+    result = compare(files, reference="a", options=options(n_resamples=50, margin=0.05, metrics=metrics, **KEPT))
     for metric, sign in (("auroc", 1), ("brier", -1)):
         d = result.difference("b", "mass", metric=metric)
         assert d.p_non_inferior == non_inferiority(sign * d.redraws, 0.05)
@@ -272,3 +281,260 @@ def test_wrong_settings_are_wrong_usage(settings, sentence):
 def test_a_reference_that_is_no_model_is_wrong_usage():
     with pytest.raises(UsageError, match=r"`reference` must be one of ours, theirs, got 'our'\. Did you mean 'ours'"):
         compare({"ours": make_predictions(), "theirs": make_predictions(seed=1)}, reference="our")
+
+
+def other_bits(first, second):
+    """Return the fields of two comparisons' rows that differ in any bit."""
+    rows = ((one.rows() + one.difference_rows(), [vars(row) for row in one.subgroups]) for one in (first, second))
+    return [(ours, theirs) for ours, theirs in zip(*rows, strict=True) if repr(ours) != repr(theirs)]
+
+
+def test_the_order_in_which_files_are_named_changes_no_bit():
+    seeds, chosen = (
+        (7, 3, 11),
+        options(
+            n_resamples=40, hierarchical=True, metrics=["auroc", "f1"], subgroups=["sex"], averages=["macro", "micro"]
+        ),
+    )
+    plain, mirrored = (
+        compare(
+            {"ours": [make_predictions(seed=i) for i in order], "theirs": make_predictions(seed=1)},
+            validation={"ours": [make_validation(seed=i) for i in order], "theirs": make_validation(seed=1)},
+            train_seeds={"ours": order},
+            options=chosen,
+        )
+        for order in (seeds, seeds[::-1])
+    )
+    assert other_bits(plain, mirrored) == []
+    assert plain.train_seeds == mirrored.train_seeds == {"ours": (3, 7, 11)}
+    jackknives = (
+        compare(
+            {"ours": [make_predictions(seed=i) for i in order]},
+            train_seeds={"ours": order},
+            options=options(n_resamples=40, interval="bca"),
+        )
+        for order in (seeds, seeds[::-1])
+    )
+    assert other_bits(*jackknives) == []
+
+
+def test_models_of_the_same_seeds_are_paired_by_seed():
+    skills = (0.0, 1.0, 2.0)  # what the seed decides, it decides for both
+    files = {
+        name: [make_predictions(skill + more, seed=i) for i, skill in enumerate(skills)]
+        for name, more in (("a", 0.0), ("b", 0.3))
+    }
+    chosen = options(n_resamples=200, hierarchical=True)
+    paired, unpaired = (
+        compare(files, reference="a", train_seeds=seeds, options=chosen)
+        for seeds in ({"a": (0, 1, 2), "b": (0, 1, 2)}, {"a": (0, 1, 2), "b": (3, 4, 5)})
+    )
+    widths = [one.difference("b").high - one.difference("b").low for one in (paired, unpaired)]
+    assert widths[0] < 0.6 * widths[1]
+    sentence = "b and a: not known to have the same training seeds, so not paired by seed."
+    assert sentence in unpaired.warnings() and sentence not in paired.warnings()
+    assert "a: 3 files, so the spread between seeds is in its interval, but told too small." in paired.warnings()
+    alone = compare({"a": files["a"][0]}, options=chosen)
+    assert alone.warnings() == ["a: one file, so no spread between seeds is in its interval."]
+    for one in (paired, unpaired):
+        d = one.difference("b")
+        assert d.standard_error > d.standard_error_patients > 0
+    plain = compare(files, reference="a", train_seeds=paired.train_seeds, options=options(n_resamples=200))
+    d = plain.difference("b")
+    assert d.standard_error == d.standard_error_patients == paired.difference("b").standard_error_patients
+
+
+@pytest.mark.parametrize("given", [(0, 1), (0, 0, 1)])
+def test_seeds_that_do_not_fit_the_files_are_refused(given):
+    with pytest.raises(ValueError, match="`train_seeds` must be 3 different numbers"):
+        compare({"a": [make_predictions()] * 3}, train_seeds={"a": given}, options=options(n_resamples=2))
+
+
+def test_ten_positive_images_of_one_patient_are_few():
+    base = make_predictions()
+    targets = np.zeros_like(base.targets)
+    targets[:, 0] = np.arange(len(base)) % 2
+    targets[:10, 1] = 1
+    targets[:40, 2] = 1
+    patient = base.patient_id.copy()
+    patient[:10] = "one"
+    files = {"a": replace(base, targets=targets, patient_id=patient)}
+    count = compare(files, options=options(n_resamples=2)).counts[1]
+    assert (count.positive, count.positive_patients) == (10, 1)
+    assert count.negative_patients == len(set(patient[10:]))
+    by_patient, by_image = (
+        [
+            note
+            for note in compare(files, options=options(n_resamples=2, cluster=cluster)).warnings()
+            if "read its interval with care" in note
+        ]
+        for cluster in ("patient_id", "none")
+    )
+    assert by_patient == ["edema: only 1 positive patient (10 images); read its interval with care."]
+    assert by_image == []
+
+
+def test_an_undefined_number_names_the_model_and_the_reason():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    shy = files["b"].scores.copy()
+    shy[:, 2] /= 1000
+    shy[0, 2] = 1.0  # all that is called: in a third of the redraws nothing is
+    files["b"] = replace(files["b"], scores=shy)
+    validation = {name: make_validation(seed=i) for i, name in enumerate("ab")}
+    result = compare(files, validation=validation, options=options(n_resamples=60, metrics=["auroc", "ppv", "mcc"]))
+    undefined = result.estimate("b", "mass", "ppv").redraws_undefined
+    assert undefined > 0 and result.estimate("a", "mass", "ppv").redraws_undefined == 0
+    text = "\n".join(result.warnings())
+    out = f"of b was undefined in {undefined} of 60 redraws, which are left out of the interval: "
+    assert f"mass: PPV {out}in them no image was called." in text
+    assert f"mass: MCC {out}in them all images were called, or none." in text
+    assert f"Macro PPV, MCC {out.replace('was', 'were')}mass had none there." in text
+    assert "AUROC" not in text
+    shy[0, 2] = 0.0
+    nothing = compare(files, validation=validation, options=options(n_resamples=20, metrics=["auroc", "ppv"]))
+    sentence = "mass: PPV of b is undefined, as no image was called; left out of the averages for all models."
+    assert nothing.warnings() == [sentence]
+    assert nothing.estimate("a", metric="ppv").value == pytest.approx(
+        np.mean([nothing.estimate("a", finding, "ppv").value for finding in FINDINGS[:2]])
+    )
+
+
+def test_a_lost_class_is_told_from_other_reasons():
+    base = make_predictions(seed=1)
+    targets = base.targets.copy()
+    targets[:, 2] = 0
+    few = [int(np.flatnonzero(base.patient_id == name)[0]) for name in sorted(set(base.patient_id))[:3]]
+    targets[few, 2] = 1
+    scores = base.scores.copy()
+    order = np.argsort(np.argsort(scores[:, 2]))
+    scores[:, 2] = 0.2 + 0.5 * order / len(order)
+    scores[few, 2] = (0.9, 0.91, 0.1)  # without the third, the classes are parted
+    files = {"a": replace(base, targets=targets, scores=scores)}
+    result = compare(files, options=options(n_resamples=200, metrics=["calibration_slope"], averages=[]))
+    one = result.estimate("a", "mass")
+    assert 0 < one.redraws_one_class < one.redraws_undefined < 200
+    rest = one.redraws_undefined - one.redraws_one_class
+    told = (
+        f"mass: Calibration slope was undefined in {one.redraws_undefined} of 200 redraws, which are left out of the "
+        f"interval: {one.redraws_one_class} lost a class; in {rest} the probabilities parted the classes without "
+        "overlap. The interval of the slope is cut: those left out are the steepest."
+    )
+    assert told in result.warnings()
+
+
+def test_a_finding_that_validation_lacks_has_no_threshold_and_is_named():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    validation = {"a": make_validation(), "b": make_validation(seed=1).only(["mass", "edema"])}
+    result = compare(files, validation=validation, options=options(n_resamples=9, metrics=["f1", "ppv", "auroc"]))
+    told = (
+        "effusion: F1, PPV of b are undefined, as the validation predictions lack the finding or a class of it, so "
+        "there is no threshold; left out of the averages for all models."
+    )
+    assert result.warnings() == [told]
+    assert np.isnan(result.estimate("b", "effusion", "f1").threshold)
+    assert not np.isnan([result.estimate("b", "mass", "f1").value, result.estimate("b", metric="f1").value]).any()
+    assert not np.isnan(result.estimate("a", "effusion", "f1").value)
+
+
+def test_numbers_with_a_target_have_no_average_in_which_they_would_cancel():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    chosen = options(n_resamples=20, metrics=["calibration_slope", "auroc"], averages=["macro", "micro", "weighted"])
+    result = compare(files, options=chosen)
+    for average in ("macro", "weighted"):
+        assert np.isnan(result.estimate("a", average).value)
+        assert result.difference("b", average, "a") is None
+        assert result.difference("b", average, "a", "auroc") is not None
+    assert not np.isnan(result.difference("b", "micro", "a").q)
+    told = "Calibration slope: no average over findings, in which values on either side of 1 would cancel."
+    assert told in result.warnings()
+
+
+def test_families_of_other_corrections_or_redraws_are_not_adjusted_together():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    base = compare(files, options=options(n_resamples=9))
+    for name, settings in (("correction", {"n_resamples": 9, "correction": "by"}), ("n_resamples", {"n_resamples": 8})):
+        with pytest.raises(ValueError, match=f"`{name}` must be one for a family"):
+            adjust([base, compare(files, options=options(**settings))])
+
+
+def test_redraws_of_differences_are_kept_for_max_t_alone():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    sizes = {
+        correction: {
+            d.redraws.size for d in compare(files, options=options(n_resamples=9, correction=correction)).differences
+        }
+        for correction in ("bh", "max_t")
+    }
+    assert sizes == {"bh": {0}, "max_t": {9}}
+
+
+def test_delong_s_standard_error_is_told():
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    result = compare(files, options=options(n_resamples=9))
+    by_finding = {row["finding"]: row["delong_standard_error"] for row in result.difference_rows()}
+    assert np.isnan(by_finding[MACRO])
+    units = whole_units(files["a"].patient_id)
+    for k, finding in enumerate(FINDINGS):
+        columns = (files[name].scores[:, k] for name in "ba")
+        expected = delong_test(files["a"].targets[:, k], *columns, units.of_image)
+        assert (
+            by_finding[finding] == expected.standard_error == result.difference("b", finding, "a").delong.standard_error
+        )
+
+
+def test_bca_bounds_are_those_of_the_jackknife_written_out():
+    one = make_predictions(0.5)
+    result = compare({"a": one}, options=options(n_resamples=199, interval="bca", seed=3))
+    units = whole_units(one.patient_id)
+    sample = Sample(FINDINGS, one.targets, units)
+    theta = bootstrap(sample, {"a": one.scores}, n_resamples=199, seed=3).theta["a", "auroc", "mass"]
+    left_out = []
+    for patient in range(units.n):
+        kept = units.of_image != patient
+        left_out.append(roc_auc_score(one.targets[kept, 2], one.scores[kept, 2]))
+    estimate = result.estimate("a", "mass")
+    expected, without = (
+        interval(theta, method="bca", point=estimate.value, jackknife=np.array(jackknife))
+        for jackknife in (left_out, np.zeros(units.n))
+    )
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert abs(expected.low - without.low) > 1e-6
+
+
+def test_stratified_redraws_keep_a_rare_finding():
+    base = make_predictions()
+    targets = base.targets.copy()
+    targets[:, 2] = 0
+    rare = [int(np.flatnonzero(base.patient_id == name)[0]) for name in sorted(set(base.patient_id))[:2]]
+    targets[rare, 2] = 1
+    files = {"a": replace(base, targets=targets)}
+    plain, stratified = (
+        compare(files, options=options(n_resamples=100, stratified=one)).estimate("a", "mass").redraws_undefined
+        for one in (False, True)
+    )
+    assert plain > 5
+    assert stratified == 0
+
+
+def test_the_permutation_test_swaps_patients_not_images():
+    one, other = make_predictions(0.3, n=60, patients=40), make_predictions(1.2, n=60, patients=40, seed=1)
+    many = np.repeat(np.arange(60), 6)  # a patient's six images are alike
+    ids = {"image_id": np.array([f"i{i:03d}" for i in range(360)], dtype=object)}
+    files = {
+        name: replace(each.rows(many), **ids, patient_id=each.image_id[many])
+        for name, each in (("a", one), ("b", other))
+    }
+    by_patient, by_image = (
+        compare(files, options=options(n_resamples=2, permutations=999, cluster=cluster)).difference("b", "edema", "a")
+        for cluster in ("patient_id", "none")
+    )
+    expected = permutation_test(
+        one.targets[:, 1],
+        other.scores[None, :, 1],
+        one.scores[None, :, 1],
+        whole_units(one.image_id),
+        n_permutations=999,
+        seed=0,
+    )
+    assert by_patient.p_permutation == pytest.approx(expected, abs=0.05)
+    assert by_image.p_permutation < by_patient.p_permutation / 2

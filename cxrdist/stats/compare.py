@@ -7,27 +7,27 @@ value is then the mean of theirs, taken inside each redraw.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 
 from cxrdist.errors import UsageError, unknown
+from cxrdist.stats.adjusted import adjust
 from cxrdist.stats.beside import Pair
 from cxrdist.stats.bootstrap import Column, Redraws, Sample, bootstrap, rare_strata
 from cxrdist.stats.comparison import Comparison, Difference, Estimate, FindingCount
-from cxrdist.stats.families import Adjustment, max_t
-from cxrdist.stats.families import adjust as adjust_family
-from cxrdist.stats.files import Files, Groups, by_label, labels_of, stacked, validation_thresholds
+from cxrdist.stats.files import Files, Groups, by_label, by_seed, labels_of, stacked, validation_thresholds
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
 from cxrdist.stats.intervals import Interval, interval
-from cxrdist.stats.meanings import AVERAGES
+from cxrdist.stats.meanings import AVERAGES, MICRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions, align, check_patients
 from cxrdist.stats.resample import MapFunction, Units, whole_units
 from cxrdist.stats.seeds import combine_seeds
 from cxrdist.stats.subgroups import SubgroupPlan, SubgroupRow, compare_subgroups
+from cxrdist.stats.undefined import lacking, without_class
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class _Number:
     """On the full sample."""
     without: np.ndarray | None
     """(P,) with each unit left out, where an interval asks for it."""
+    patients: np.ndarray
+    """(R,) in each redraw of patients alone; `theta` itself where no seeds are redrawn."""
 
     def __sub__(self, other: "_Number") -> "_Number":
         without = None if self.without is None or other.without is None else self.without - other.without
-        return _Number(self.theta - other.theta, self.point - other.point, without)
+        delta = self.theta - other.theta
+        patients = delta if self.patients is self.theta else self.patients - other.patients
+        return _Number(delta, self.point - other.point, without, patients)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class _Work:
     """(label, metric, finding) -> value on the full sample."""
     numbers: dict[Column, _Number]
     """(model, metric, finding) -> its files made one."""
+    lost: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Finding -> (R,) redraws that lost a class, by target; empty if every number has all its redraws."""
     train_seeds: Mapping[str, Sequence[int]]
     options: StatisticsOptions
     map: MapFunction
@@ -79,8 +85,8 @@ def compare(
         predictions: Model -> its prediction file on the test split, or its files.
         reference: Model that all others are compared with; None compares every pair.
         validation: Model -> its predictions on the validation split, as many files, for metrics at a threshold.
-        train_seeds: Model -> the training seed of each of its files; models with the same seeds draw the same ones
-            where seeds are redrawn.
+        train_seeds: Model -> the training seed of each of its files, by which they are sorted; models with the same
+            seeds draw the same ones where seeds are redrawn.
         options: What is worked out, and how.
         map: Where to work out the redraws.
 
@@ -92,6 +98,7 @@ def compare(
         raise UsageError("A comparison must have at least one model, got none.")
     if reference is not None and reference not in predictions:
         raise UsageError(unknown("`reference`", reference, predictions))
+    predictions, validation, seeds = by_seed(predictions, validation, train_seeds or {})
     groups = labels_of(predictions)
     aligned = align(by_label(groups, predictions))
     base = next(iter(aligned.predictions.values()))
@@ -109,16 +116,18 @@ def compare(
         leave_out=options.interval == "bca",
         map=map,
     )
-    seeds = train_seeds or {}
     numbers = _combined(redraws, groups, seeds, options)
-    work = _Work(groups, aligned.predictions, sample, thresholds, redraws.point, numbers, seeds, options, map)
+    lost = {}
+    if any(np.isnan(one.theta).any() and not math.isnan(one.point) for one in numbers.values()):
+        lost = without_class(sample, n_resamples=options.n_resamples, seed=options.seed, map=map)
+    work = _Work(groups, aligned.predictions, sample, thresholds, redraws.point, numbers, lost, seeds, options, map)
     names = (*base.findings, *options.averages)
     models = list(predictions)
     pairs = [(name, reference) for name in models if name != reference] if reference else _pairs(models)
     comparison = Comparison(
         models=tuple(models),
         reference=reference,
-        counts=tuple(_count(base, k) for k in range(len(base.findings))),
+        counts=tuple(FindingCount.of(base, k) for k in range(len(base.findings))),
         estimates=tuple(
             _estimate(work, name, metric, finding) for name in models for metric in options.metrics for finding in names
         ),
@@ -127,32 +136,16 @@ def compare(
             for pair in pairs
             for metric in options.metrics
             for finding in names
+            if _has_number(metric, finding)
         ),
         subgroups=_subgroups(work, base),
         dropped=aligned.dropped,
         n_images=len(base),
         n_patients=len(np.unique(base.patient_id)),
+        train_seeds=seeds,
         options=options,
     )
     return adjust([comparison])[0]
-
-
-def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return `comparisons` with q set over all of them.
-
-    Of each metric, the differences of averages are one family, those of findings another.  A report over several
-    datasets declares its families over all of them, so it calls this once more with all; their options must agree.
-    """
-    everything = [(i, j, d) for i, one in enumerate(comparisons) for j, d in enumerate(one.differences)]
-    families: dict[tuple[str, bool], list[tuple[int, int, Difference]]] = {}
-    for i, j, d in everything:
-        families.setdefault((d.metric, d.finding in AVERAGES), []).append((i, j, d))
-    changed = [list(one.differences) for one in comparisons]
-    for family in families.values():
-        q = _adjusted([d for _, _, d in family], comparisons[0].options.correction)
-        for (i, j, d), value in zip(family, q, strict=True):
-            changed[i][j] = replace(d, q=float(value))
-    return [replace(one, differences=tuple(new)) for one, new in zip(comparisons, changed, strict=True)]
 
 
 def _subgroups(work: _Work, base: Predictions) -> tuple[SubgroupRow, ...]:
@@ -205,14 +198,6 @@ def _no_columns(name: str) -> str:
     )
 
 
-def _adjusted(family: Sequence[Difference], correction: Adjustment | Literal["max_t"]) -> np.ndarray:
-    p = np.array([d.p for d in family])
-    if correction != "max_t":
-        return adjust_family(p, correction)
-    # max-T is symmetric and p is not, so where redraws are skewed it could fall below the p beside it.
-    return np.maximum(p, max_t(np.stack([d.redraws for d in family], axis=1), np.array([d.value for d in family])))
-
-
 def _units(base: Predictions, options: StatisticsOptions) -> Units:
     ids = base.patient_id if options.cluster == "patient_id" else base.image_id
     units = whole_units(ids)
@@ -230,18 +215,23 @@ def _combined(
     found: dict[Column, _Number] = {}
     for model, labels in groups.items():
         of_file = [[(label, *column) for column in columns] for label in labels]
-        theta, point = combine_seeds(
+        together = partial(
+            combine_seeds,
             _stack(redraws.theta, of_file),
             np.array([[redraws.point[column] for column in row] for row in of_file]),
-            hierarchical=options.hierarchical,
             seed=options.seed,
             strategy=model,
             train_seeds=train_seeds.get(model),
         )
+        theta, point = together(hierarchical=options.hierarchical)
+        patients = together(hierarchical=False)[0] if options.hierarchical else None
         without = _stack(redraws.without, of_file).mean(axis=1) if redraws.without else None
         for i, column in enumerate(columns):
             left_out = None if without is None else without[:, i]
-            found[model, *column] = _Number(theta[:, i], float(point[i]), left_out)
+            drawn = theta[:, i]
+            found[model, *column] = _Number(
+                drawn, float(point[i]), left_out, drawn if patients is None else patients[:, i]
+            )
     return found
 
 
@@ -251,8 +241,14 @@ def _stack(values: Mapping[Column, np.ndarray], of_file: Sequence[Sequence[Colum
 
 
 def _estimate(work: _Work, model: str, metric: str, finding: str) -> Estimate:
+    labels = work.groups[model]
+    if not _has_number(metric, finding):
+        nothing = (math.nan,) * len(labels)
+        return Estimate(model, metric, finding, math.nan, math.nan, math.nan, nothing, math.nan, 0, 0)
     number = work.numbers[model, metric, finding]
     bounds = _interval(work, number)
+    undefined = np.isnan(number.theta)
+    lost = work.lost.get(finding)
     return Estimate(
         model=model,
         metric=metric,
@@ -260,10 +256,16 @@ def _estimate(work: _Work, model: str, metric: str, finding: str) -> Estimate:
         value=number.point,
         low=bounds.low,
         high=bounds.high,
-        by_member=tuple(work.by_file[label, metric, finding] for label in work.groups[model]),
+        by_member=tuple(work.by_file[label, metric, finding] for label in labels),
         threshold=_threshold(work, model, metric, finding),
-        redraws_undefined=int(np.isnan(number.theta).sum()),
+        redraws_undefined=int(undefined.sum()),
+        redraws_one_class=0 if lost is None else int((undefined & lacking(metric, lost)).sum()),
     )
+
+
+def _has_number(metric: str, finding: str) -> bool:
+    """Return whether an average of the metric says anything: values around a target cancel (0.5 and 1.5 are not 1)."""
+    return finding not in AVERAGES or finding == MICRO or METRICS[metric].target is None
 
 
 def _interval(work: _Work, number: _Number) -> Interval:
@@ -273,6 +275,7 @@ def _interval(work: _Work, number: _Number) -> Interval:
         confidence_level=1 - work.options.alpha,
         point=number.point,
         jackknife=number.without,
+        strata=work.sample.units.strata,
     )
 
 
@@ -287,7 +290,6 @@ def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -
     ours, theirs = (work.numbers[model, metric, finding] for model in pair)
     difference = ours - theirs
     options, delta, bounds = work.options, difference.theta, _interval(work, difference)
-    defined = delta[~np.isnan(delta)]
     beside = _beside(work, pair, finding)
     return Difference(
         model=pair[0],
@@ -299,14 +301,20 @@ def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -
         high=bounds.high,
         p=paired_test(delta),
         q=math.nan,
-        standard_error=float(np.std(defined, ddof=1)) if len(defined) > 1 else math.nan,
+        standard_error=_deviation(delta),
+        standard_error_patients=_deviation(difference.patients),
         delong=beside.delong(metric) if beside else None,
         p_permutation=beside.permutation(metric, options.permutations, options.seed, work.map) if beside else math.nan,
         p_mcnemar=beside.mcnemar(metric, _limits(work, pair, finding)) if beside else math.nan,
         p_non_inferior=_non_inferior(delta, metric, options.margin),
         p_equivalent=math.nan if options.margin is None else equivalence(delta, options.margin),
-        redraws=delta,
+        redraws=delta if options.correction == "max_t" else np.empty(0),
     )
+
+
+def _deviation(redraws: np.ndarray) -> float:
+    defined = redraws[~np.isnan(redraws)]
+    return float(np.std(defined, ddof=1)) if len(defined) > 1 else math.nan
 
 
 def _non_inferior(delta: np.ndarray, metric: str, margin: float | None) -> float:
@@ -332,12 +340,6 @@ def _limits(work: _Work, pair: tuple[str, str], finding: str) -> tuple[float, fl
     k = work.sample.findings.index(finding)
     first, second = (float(work.thresholds[work.groups[name][0]][k]) for name in pair)
     return first, second
-
-
-def _count(base: Predictions, k: int) -> FindingCount:
-    target = base.targets[:, k]
-    positive, negative = int((target == 1).sum()), int((target == 0).sum())
-    return FindingCount(base.findings[k], positive, negative, len(target) - positive - negative)
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -2,21 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from cxrdist.errors import unknown
 from cxrdist.stats.delong import DeLong
-from cxrdist.stats.meanings import AVERAGES, MACRO
+from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.notes import FEW_POSITIVES, notes  # noqa: F401 - the report judges by the same number
 from cxrdist.stats.options import StatisticsOptions
+from cxrdist.stats.predictions import Predictions
 from cxrdist.stats.subgroups import SubgroupRow
-
-FEW_POSITIVES = 10
-"""Below so many positive (or negative) images an interval is named as shaky."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,9 @@ class Estimate:
     threshold: float
     """Mean over the files of what validation gave; NaN for a metric without threshold, and for averages."""
     redraws_undefined: int
-    """Redraws in which the metric was undefined (most often a class was absent); the interval leaves them out."""
+    """Redraws in which the metric was undefined; the interval leaves them out."""
+    redraws_one_class: int
+    """Of these, redraws that lost a class of the finding which the metric needs: the same for all models."""
 
     @property
     def spread(self) -> float:
@@ -59,6 +58,8 @@ class Difference:
     """`p` adjusted over its family: all averages are one, all findings another."""
     standard_error: float
     """Standard deviation of the redraws."""
+    standard_error_patients: float
+    """That of redraws of patients alone; `standard_error` is another where seeds are redrawn too."""
     delong: DeLong | None
     """Clustered like the bootstrap; None for averages and metrics other than the AUROC."""
     p_permutation: float
@@ -70,7 +71,7 @@ class Difference:
     p_equivalent: float
     """That the two differ by the margin or more; NaN without a margin."""
     redraws: np.ndarray = field(repr=False, compare=False)
-    """(R,) the difference in each redraw, for tests over a family."""
+    """(R,) the difference in each redraw where the family's test is over them (max-T), else (0,)."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,25 @@ class FindingCount:
 
     finding: str
     positive: int
+    """Images."""
     negative: int
     masked: int
+    positive_patients: int
+    """Patients with a positive image."""
+    negative_patients: int
+    """Patients with a negative image, among them those who have a positive one as well."""
+
+    @classmethod
+    def of(cls, predictions: Predictions, k: int) -> "FindingCount":
+        """Return the counts of finding `k`."""
+        target = predictions.targets[:, k]
+        positive, negative = int((target == 1).sum()), int((target == 0).sum())
+        patients = (len(set(predictions.patient_id[target == label])) for label in (1, 0))
+        return cls(predictions.findings[k], positive, negative, len(target) - positive - negative, *patients)
 
     @property
     def one_class(self) -> bool:
-        """Whether no AUROC exists; such a finding is left out of the averages."""
+        """Whether all labelled images are alike, so that no AUROC exists."""
         return not (self.positive and self.negative)
 
 
@@ -102,6 +116,8 @@ class Comparison:
     """File -> findings left out because not all files have them."""
     n_images: int
     n_patients: int
+    train_seeds: dict[str, tuple[int, ...]]
+    """Model -> the training seeds of its files, ascending as these are; those that are known."""
     options: StatisticsOptions
 
     @property
@@ -131,49 +147,17 @@ class Comparison:
     def difference_rows(self) -> list[dict[str, Any]]:
         """Return one flat row per difference: for tables."""
         names = [one.name for one in fields(Difference) if one.name not in ("delong", "redraws")]
-        return [
-            {**{name: getattr(d, name) for name in names}, "p_delong": d.delong.p if d.delong else math.nan}
-            for d in self.differences
-        ]
+        nothing = DeLong(math.nan, math.nan, math.nan)
+        rows = []
+        for d in self.differences:
+            delong = d.delong or nothing
+            row = {name: getattr(d, name) for name in names}
+            rows.append({**row, "p_delong": delong.p, "delong_standard_error": delong.standard_error})
+        return rows
 
     def warnings(self) -> list[str]:
         """Return a sentence for everything that weakens the numbers."""
-        sentences = []
-        for count in self.counts:
-            if count.one_class:
-                what = "positive" if count.negative else "negative"
-                what = "labelled" if not count.positive and not count.negative else what
-                sentences.append(f"{count.finding}: no {what} image, so no AUROC; left out of the averages.")
-                continue
-            fewer = min(count.positive, count.negative)
-            if fewer < FEW_POSITIVES:
-                what = "positive" if count.positive <= count.negative else "negative"
-                sentences.append(
-                    f"{count.finding}: only {fewer} {what} image{'s' * (fewer != 1)}; read its interval with care."
-                )
-        sentences += self._undefined()
-        sentences += [f"{name}: {', '.join(k)} left out; not in every file." for name, k in self.dropped.items()]
-        return sentences
-
-    def _undefined(self) -> Iterable[str]:
-        of = f"of {self.options.n_resamples} redraws"
-        one_class = {count.finding for count in self.counts if count.one_class}
-        most: dict[tuple[str, str], int] = {}
-        for one in self.estimates:
-            if one.redraws_undefined and one.finding not in one_class:
-                key = one.metric, one.finding
-                most[key] = max(most.get(key, 0), one.redraws_undefined)
-        for (metric, finding), count in most.items():
-            title = METRICS[metric].title
-            if count == self.options.n_resamples:
-                yield f"{finding}: {title} is undefined."
-            elif finding in AVERAGES:
-                yield (
-                    f"{finding.capitalize()} {title}: {count} {of} lacked a class of one finding and are left out of "
-                    "its interval."
-                )
-            else:
-                yield f"{finding}: {title} was undefined in {count} {of}, which are left out of its interval."
+        return notes(self)
 
     def to_json(self) -> str:
         """Return everything as JSON; undefined numbers are null."""
@@ -182,6 +166,7 @@ class Comparison:
             "reference": self.reference,
             "n_images": self.n_images,
             "n_patients": self.n_patients,
+            "train_seeds": self.train_seeds,
             "options": self.options.tree(),
             "counts": [asdict(one) for one in self.counts],
             "estimates": self.rows(),
@@ -192,11 +177,6 @@ class Comparison:
             "warnings": self.warnings(),
         }
         return json.dumps(_json_ready(facts), indent=2, allow_nan=False)
-
-
-def check_reference(reference: str | None, models: Iterable[str]) -> str:
-    """Return a sentence if `reference` is none of `models`, else nothing."""
-    return "" if reference is None or reference in models else unknown("`reference`", reference, models)
 
 
 def _json_ready(value: Any) -> Any:

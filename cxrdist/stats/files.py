@@ -1,5 +1,6 @@
 """The prediction files of each model: one, or one per training seed.  Shapes: N images, K findings, S files."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,35 @@ Files = Predictions | Sequence[Predictions]
 
 Groups = dict[str, list[str]]
 """Model -> labels of its files."""
+
+
+def by_seed(
+    predictions: Mapping[str, Files],
+    validation: Mapping[str, Files] | None,
+    train_seeds: Mapping[str, Sequence[int]],
+) -> tuple[dict[str, Files], dict[str, Files] | None, dict[str, tuple[int, ...]]]:
+    """Return all three with the files of each model by ascending training seed, where its seeds are known.
+
+    Sums over files are then made in one order, so that the order in which files are named changes no bit.
+
+    Raises:
+        ValueError: If the seeds of a model are not as many different ones as it has files.
+    """
+    tests, told, seeds = dict(predictions), None if validation is None else dict(validation), {}
+    for name, given in train_seeds.items():
+        if name not in tests:
+            continue
+        files = _listed(tests[name])
+        if len(given) != len(files) or len(set(given)) != len(files):
+            raise ValueError(
+                f"`train_seeds` must be {len(files)} different numbers, one per file, got {list(given)} [{name}]."
+            )
+        order = sorted(range(len(files)), key=given.__getitem__)
+        seeds[name] = tuple(int(given[i]) for i in order)
+        tests[name] = [files[i] for i in order]
+        if told is not None and name in told and len(_listed(told[name])) == len(files):
+            told[name] = [_listed(told[name])[i] for i in order]
+    return tests, told, seeds
 
 
 def labels_of(predictions: Mapping[str, Files]) -> Groups:
@@ -42,10 +72,10 @@ def validation_thresholds(
 ) -> dict[str, np.ndarray]:
     """Return label -> (K,) thresholds, chosen on the file's own validation predictions; empty if none is needed.
 
-    NaN where the validation sample of a finding has one class only.
+    NaN where a validation file does not have a finding, or one class of it only.
 
     Raises:
-        UsageError: If a model has no validation predictions, others than of validation, or not of all findings.
+        UsageError: If a model has no validation predictions, others than of validation, or of none of the findings.
     """
     needing = [name for name in options.metrics if METRICS[name].needs_threshold]
     if not needing:
@@ -65,9 +95,7 @@ def validation_thresholds(
             )
         for label, one in zip(labels, files, strict=True):
             _check_validation(label, one, test)
-            chosen = one.only(test.findings)
-            columns = zip(chosen.targets.T, chosen.scores.T, strict=True)
-            found[label] = np.array([choose_threshold(*column, options.threshold) for column in columns])
+            found[label] = np.array([_threshold(one, finding, options.threshold) for finding in test.findings])
     return found
 
 
@@ -78,12 +106,18 @@ def _check_validation(label: str, one: Predictions, test: Predictions) -> None:
             f"Validation predictions must be of other patients than the test predictions, got {len(shared)} of the "
             f"same [{label}]. Predict the validation split."
         )
-    absent = [finding for finding in test.findings if finding not in one.findings]
-    if absent:
+    if not set(test.findings) & set(one.findings):
         raise UsageError(
-            f"Validation predictions must have the findings of the test predictions, got none of {', '.join(absent)} "
-            f"[{label}]."
+            "Validation predictions must have the findings of the test predictions, got none of "
+            f"{', '.join(test.findings)} [{label}]."
         )
+
+
+def _threshold(one: Predictions, finding: str, rule: str) -> float:
+    if finding not in one.findings:
+        return math.nan
+    k = one.findings.index(finding)
+    return choose_threshold(one.targets[:, k], one.scores[:, k], rule)
 
 
 def _listed(files: Files) -> list[Predictions]:
