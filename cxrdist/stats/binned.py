@@ -59,6 +59,13 @@ def _close_bins(below, weight, n_bins, limit, total, bin_of_last, gap, error):  
 
 
 @compiled
+def _add_gap(gap, below, weight, present, score):  # type: ignore[no-untyped-def]
+    for b in range(len(gap)):
+        gap[b] += weight[b] * score - present[b]
+        below[b] += weight[b]
+
+
+@compiled
 def _error(counts, unit, scores, positive, n_bins):  # type: ignore[no-untyped-def]
     lanes = counts.shape[1]
     total = np.zeros(lanes)
@@ -75,31 +82,16 @@ def _error(counts, unit, scores, positive, n_bins):  # type: ignore[no-untyped-d
         first, end = end, end + 1
         while end < len(unit) and scores[end] == scores[first]:
             end += 1
-        score, u = scores[first], unit[first]
-        for b in range(lanes):
-            weight[b] = counts[u, b]
-        if end > first + 1:
-            for b in range(lanes):
-                present[b] = 0.0
-            for i in range(first, end):
-                if positive[i]:
-                    _sum_rows(present, counts, unit, i, i + 1)
-            _sum_rows(weight, counts, unit, first + 1, end)
+        weight[:] = counts[unit[first]]
+        _sum_rows(weight, counts, unit, first + 1, end)
+        present[:] = 0.0
+        for i in range(first, end):
+            if positive[i]:
+                _sum_rows(present, counts, unit, i, i + 1)
         # A group without weight may close a bin as well: the next one with weight lies further up and would close it.
         if _any_beyond(below, weight, n_bins, limit):
             _close_bins(below, weight, n_bins, limit, total, bin_of_last, gap, error)
-        if end > first + 1:
-            for b in range(lanes):
-                gap[b] += weight[b] * score - present[b]
-                below[b] += weight[b]
-        elif positive[first]:
-            for b in range(lanes):
-                gap[b] += weight[b] * score - weight[b]
-                below[b] += weight[b]
-        else:
-            for b in range(lanes):
-                gap[b] += weight[b] * score
-                below[b] += weight[b]
+        _add_gap(gap, below, weight, present, scores[first])
     for b in range(lanes):
         error[b] = (error[b] + abs(gap[b])) / total[b] if total[b] > 0 else np.nan
     return error
