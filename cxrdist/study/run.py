@@ -87,11 +87,16 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         for job in plan.cells
     ]
     guards, notes = check_study(study, plan, done), describe_confounds(plan)
-    spread = shown_map(thread_map(os.cpu_count() or 1), "statistics", unit="blocks")
+    spread = shown_map(thread_map(_cores()), "statistics", unit="blocks")
     with writing(out):
         return write_report(
             cells, out / "report", title=study.title, options=study.statistics, guards=guards, notes=notes, map=spread
         )
+
+
+def _cores() -> int:
+    """Return the cores this process may use: a job of a cluster has a share of its machine (Linux; elsewhere all)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ledger(out: Path) -> Ledger:
