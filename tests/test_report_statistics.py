@@ -1,13 +1,25 @@
 """What a report's numbers are: of which files, under which thresholds, and what a fault in one part leaves whole."""
 
+import csv
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from run_folders import FINDINGS, make_study, spoil
+from scipy.stats import false_discovery_control
 
-from cxrdist.report import ReportOptions
+from cxrdist.report import ReportOptions, write_report
 from cxrdist.report.analysis import analyse
 from cxrdist.report.cells import read_cell
 from cxrdist.report.guards import check
+from cxrdist.report.others import metric_blocks, metrics_table, verdict
+from cxrdist.report.tables import interval, number, probability, signed
+from cxrdist.stats.compare import compare
+from cxrdist.stats.meanings import AVERAGES, MACRO
+from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.predictions import read_predictions
+from cxrdist.study.run import _cores
 
 OPTIONS = ReportOptions(reference="random", n_resamples=29, metrics=("auroc", "sensitivity", "brier"))
 STRATEGIES = ("random", "ours")
@@ -43,7 +55,7 @@ VALIDATION_FAULTS = {
         ),
         "of other patients than the test predictions",
     ),
-    "a lacking finding": (lambda cell: spoil(cell, "val", **keep_findings(2)), "got none of mass"),
+    "other findings": (lambda cell: spoil(cell, "val", findings=lambda p: ("a", "b", "c")), "got none of effusion"),
     "no file": (
         lambda cell: (cell.folder / "predictions/val.parquet").unlink(),
         "No validation predictions for ours on nih14, seed 0.",
@@ -71,6 +83,18 @@ def test_fault_of_validation_costs_the_rates_of_its_dataset_and_nothing_else(tmp
     assert guards[names_of("same test images", guards)]
     assert not guards[names_of("Thresholds", guards)]
     assert guards[names_of("disjoint", guards)] == (fault != "a shared patient")
+
+
+def test_finding_that_validation_lacks_costs_the_rates_of_that_finding(tmp_path):
+    cells = make_study(tmp_path, strategies=STRATEGIES, datasets=("nih14",), seeds=(0,))
+    before = result_of(cells).datasets[0]
+    spoil(cells[1], "val", **keep_findings(2))
+    after = result_of(cells).datasets[0]
+    assert all(math.isnan(value) for value in after.rates["ours", "mass"].values())
+    for key in before.rates.keys() - {("ours", "mass")}:
+        assert after.rates[key] == before.rates[key]
+    assert after.comparison.estimate("ours", "mass") == before.comparison.estimate("ours", "mass")
+    assert any("mass" in warning and "ensitivity" in warning for warning in after.warnings)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +150,201 @@ def test_missing_reference_leaves_the_estimates_and_no_difference(tmp_path):
     assert one.comparison.differences == ()
     assert one.comparison.options.permutations == 9
     assert one.comparison.estimates == tuple(e for e in whole.estimates if e.model != "random")
+
+
+def one_skilled_other_not(tmp_path, datasets=("nih14",)):
+    """Return cells whose `ours` is better by the AUROC and worse by the Brier score, surely."""
+    cells = make_study(tmp_path, strategies=STRATEGIES, datasets=datasets, seeds=(0,))
+    for cell in cells:
+        if cell.strategy == "random":
+            spoil(cell, scores=lambda p: np.clip(p.targets.mean() + 0.001 * p.scores, 0, 1))
+        else:
+            spoil(cell, scores=lambda p: 0.9 + 0.05 * p.targets + 0.01 * p.scores)
+    return cells
+
+
+def test_better_and_worse_are_told_by_the_metric_and_not_by_the_sign(tmp_path):
+    study = result_of(one_skilled_other_not(tmp_path), metrics=("auroc", "brier"), n_resamples=99)
+    comparison = study.datasets[0].comparison
+    auroc, brier = (comparison.difference("ours", metric=metric) for metric in ("auroc", "brier"))
+    assert auroc.value > 0 and brier.value > 0 and max(auroc.q, brier.q) < 0.05
+    assert (verdict(auroc, comparison), verdict(brier, comparison)) == ("better", "worse")
+    rows = [[cell.text for cell in row] for row in metrics_table(study).rows]
+    assert [row[2] for row in rows] == ["higher", "higher", "lower", "lower"]
+    assert rows[1][6] == f"{auroc.value:+.3f} (better)"
+    assert rows[3][6] == f"{brier.value:+.3f} (worse)"
+    assert [row[4].bold for row in metrics_table(study).rows] == [False, True, True, False]
+    (block,) = metric_blocks(study)
+    (row,) = block["rows"]
+    assert (row["title"], row["note"]) == ("Brier score", "lower is better")
+    assert row["cells"][1]["tone"] == "down strong"
+    assert row["cells"][1]["below"][1].endswith("▼ worse")
+
+
+def test_difference_of_a_metric_with_a_right_value_is_neither_better_nor_worse(tmp_path):
+    study = result_of(one_skilled_other_not(tmp_path), metrics=("auroc", "calibration_intercept"), n_resamples=99)
+    comparison = study.datasets[0].comparison
+    d = comparison.difference("ours", "effusion", metric="calibration_intercept")
+    assert verdict(replace(d, q=0.01), comparison) == "differs"
+    assert verdict(replace(d, q=0.2), comparison) == verdict(replace(d, q=math.nan), comparison) == ""
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_average_that_does_not_exist_is_a_dash(tmp_path, drop):
+    study = result_of(make_study(tmp_path, STRATEGIES, ("nih14",), (0,)), metrics=("auroc", "brier"))
+    one = study.datasets[0]
+    gone = [replace(e, value=math.nan, low=math.nan, high=math.nan) for e in one.comparison.estimates]
+    kept = [e for e in gone if (e.metric, e.finding) != ("brier", MACRO)] if drop else gone
+    comparison = replace(one.comparison, estimates=tuple(kept), differences=())
+    study = replace(study, datasets=(replace(one, comparison=comparison),))
+    assert {cell["value"] for block in metric_blocks(study) for row in block["rows"] for cell in row["cells"]} == {"–"}
+    assert {row[4].text for row in metrics_table(study).rows} == {"–"}
+
+
+def rows_of_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def cells_of_markdown(path):
+    """Return the rows of a Markdown table as column -> text without emphasis."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    head, _, *body = [
+        [cell.strip().replace("*", "").replace("\\", "") for cell in line[1:-1].split(" | ")] for line in lines
+    ]
+    return [dict(zip(head, row, strict=True)) for row in body]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Return cells, options and folder of a report with everything asked for."""
+    root = tmp_path_factory.mktemp("full")
+    cells = make_study(root, STRATEGIES, DATASETS, (0, 1))
+    options = OPTIONS.model_copy(
+        update={"metrics": ("auroc", "specificity", "brier"), "subgroups": ("sex",), "subgroup_minimum": 2}
+        | {"hierarchical": True, "averages": ("macro", "weighted")}
+    )
+    write_report([*cells], root / "report", title="Full", options=options)
+    return cells, options, root / "report"
+
+
+def compared(cells, dataset, options):
+    """Return the comparison of one dataset, straight from its files; q over this dataset alone."""
+    ours = [cell for cell in cells if cell.dataset == dataset]
+
+    def files(split):
+        return {
+            name: [read_predictions(c.folder / f"predictions/{split}.parquet") for c in ours if c.strategy == name]
+            for name in STRATEGIES
+        }
+
+    seeds = {name: [cell.seed for cell in ours if cell.strategy == name] for name in STRATEGIES}
+    return compare(files("test"), reference="random", validation=files("val"), train_seeds=seeds, options=options)
+
+
+def test_statistics_csv_holds_the_numbers_of_the_files(full):
+    cells, options, out = full
+    rows = rows_of_csv(out / "statistics.csv")
+    for dataset in DATASETS:
+        mine = [row for row in rows if row["dataset"] == dataset]
+        # Redraws of the training seeds follow from their numbers: without them these intervals would be others.
+        expected = compared(cells, dataset, options)
+        estimates = [row for row in mine if row["kind"] == "estimate"]
+        assert len(estimates) == len(expected.estimates) == 2 * 3 * (len(FINDINGS) + 2)
+        for row in estimates:
+            one = expected.estimate(row["model"], row["finding"], row["metric"])
+            assert [float(row[name]) for name in ("value", "low", "high")] == [one.value, one.low, one.high]
+            assert int(row["n_files"]) == 2
+        differences = [row for row in mine if row["kind"] == "difference"]
+        assert len(differences) == len(expected.differences) > 0
+        for row in differences:
+            d = expected.difference(row["model"], row["finding"], metric=row["metric"])
+            assert [float(row[name]) for name in ("value", "low", "high", "p")] == [d.value, d.low, d.high, d.p]
+        groups = [row for row in mine if row["kind"] == "subgroup"]
+        assert len(groups) == len(expected.subgroups) == 2 * 2 * (len(FINDINGS) + 1)
+        for row, one in zip(groups, expected.subgroups, strict=True):
+            assert (row["level"], row["model"], row["finding"]) == (one.level, one.model, one.finding)
+            assert float(row["value"]) == one.value
+
+
+def test_q_of_every_metric_is_over_all_datasets(full):
+    _, _, out = full
+    differences = [row for row in rows_of_csv(out / "statistics.csv") if row["kind"] == "difference"]
+    for metric in ("auroc", "specificity", "brier"):
+        for average in (True, False):
+            family = [row for row in differences if row["metric"] == metric and (row["finding"] in AVERAGES) == average]
+            assert {row["dataset"] for row in family} == set(DATASETS)
+            q = false_discovery_control([float(row["p"]) for row in family])
+            assert [float(row["q"]) for row in family] == pytest.approx(list(q))
+
+
+def test_tables_for_readers_round_the_numbers_of_the_csv(full):
+    _, _, out = full
+    rows = rows_of_csv(out / "statistics.csv")
+    titles = {METRICS[name].title: name for name in METRICS}
+    table = cells_of_markdown(out / "metrics.md")
+    assert len(table) == 2 * 3 * 2 * 2
+    for row in table:
+        title, _, average = row["Metric"].partition(", ")
+        key = (row["Dataset"], row["Strategy"], titles[title], average or MACRO)
+        found = {
+            one["kind"]: one for one in rows if (one["dataset"], one["model"], one["metric"], one["finding"]) == key
+        }
+        assert row["Value"] == number(float(found["estimate"]["value"]))
+        bounds = (float(found["estimate"][name]) for name in ("low", "high"))
+        assert row["95 % CI"] == interval(*bounds)
+        if row["Strategy"] == "ours":
+            assert row["Difference"].split(" ")[0] == signed(float(found["difference"]["value"]))
+            assert row["q"] == probability(float(found["difference"]["q"]))
+        else:
+            assert row["Difference"] == "reference"
+    by_sex = cells_of_markdown(out / "by-sex.md")
+    assert len(by_sex) == 2 * 2 * 2
+    for row in by_sex:
+        key = (row["Dataset"], row["Strategy"], row["sex"], MACRO)
+        found = {
+            one["kind"]: one for one in rows if (one["dataset"], one["model"], one["level"], one["finding"]) == key
+        }
+        assert row["AUROC"] == number(float(found["subgroup"]["value"]))
+        assert row["Gap to the rest"] == signed(float(found["subgroup_gap"]["value"]))
+        assert row["Images"] == found["subgroup"]["n_images"]
+    for name in ("metrics", "by-sex"):
+        assert (out / f"{name}.tex").read_text(encoding="utf-8").count(r" \\") == 1 + len(
+            cells_of_markdown(out / f"{name}.md")
+        )
+
+
+def test_page_shows_other_metrics_and_subgroups_by_dataset(full):
+    _, _, out = full
+    page = (out / "index.html").read_text(encoding="utf-8")
+    rows = rows_of_csv(out / "statistics.csv")
+    shown = page[page.index('<section id="metrics">') : page.index('<section id="training">')]
+    for row in rows:
+        what = (row["kind"], row["metric"])
+        if row["finding"] == MACRO and row["kind"] in ("estimate", "subgroup") and what != ("estimate", "auroc"):
+            assert number(float(row["value"])) in shown
+    for dataset in DATASETS:
+        assert f"<h3>{dataset}</h3>" in shown
+        assert f"<h3>{dataset}, by sex</h3>" in shown
+
+
+def test_hierarchical_intervals_also_hold_the_choice_of_seeds(tmp_path):
+    cells = make_study(tmp_path, STRATEGIES, ("nih14",), (0, 1))
+    spoil(cells[3], scores=lambda p: 1 - p.scores)  # one seed of ours is as bad as can be
+    flat, both = (result_of(cells, metrics=("auroc",), hierarchical=drawn) for drawn in (False, True))
+    widths = [e.high - e.low for one in (flat, both) for e in [one.datasets[0].comparison.estimate("ours")]]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_statistics_take_the_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    assert _cores() == 3
+
+
+def test_column_named_as_no_file_can_be_is_written_all_the_same(tmp_path):
+    cells = make_study(tmp_path, STRATEGIES, ("nih14",), (0,))
+    for cell in cells:
+        spoil(cell, extra=lambda p: {"../view / position": p.extra["sex"]})
+    options = OPTIONS.model_copy(update={"subgroups": ("../view / position",), "subgroup_minimum": 2})
+    write_report(cells, tmp_path / "report", title="T", options=options)
+    assert (tmp_path / "report/by-view-position.md").is_file()

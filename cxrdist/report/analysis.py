@@ -8,7 +8,8 @@ import numpy as np
 
 from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.report.cells import Cell, ReportOptions
-from cxrdist.stats.compare import adjust, compare
+from cxrdist.stats.adjusted import adjust
+from cxrdist.stats.compare import compare
 from cxrdist.stats.comparison import Comparison
 from cxrdist.stats.files import Groups, by_label, labels_of, validation_thresholds
 from cxrdist.stats.levels import subgroup_masks

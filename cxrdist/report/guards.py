@@ -8,7 +8,7 @@ import numpy as np
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard
-from cxrdist.stats.comparison import FEW_POSITIVES
+from cxrdist.stats.notes import FEW_POSITIVES
 
 SE_RATIO = (2 / 3, 3 / 2)
 """Bootstrap over DeLong standard error of a difference: outside, one of the two is wrong or the sample too small."""

@@ -11,8 +11,9 @@ import jinja2
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard, flatten
-from cxrdist.report.compared import CORRECTIONS, meanings, metrics_table, subgroup_tables
+from cxrdist.report.compared import CORRECTIONS, meanings
 from cxrdist.report.figures import colours
+from cxrdist.report.others import metric_blocks, subgroup_blocks
 from cxrdist.report.tables import MISSING, NONE, best, interval, number, probability, signed, title_of
 from cxrdist.stats.comparison import Comparison, Difference
 from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS
@@ -52,8 +53,9 @@ def render(
         guards=guards,
         failed=sum(not guard.passed for guard in guards),
         datasets=[_dataset(study, one) for one in study.datasets],
-        metrics=metrics_table(study),
-        subgroups=subgroup_tables(study),
+        strategies=study.strategies,
+        metrics=metric_blocks(study),
+        subgroups=subgroup_blocks(study),
         **_methods(study),
         notes=notes,
         figures={name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in figures.items()},

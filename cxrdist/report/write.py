@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cxrdist.report import compared, tables
+from cxrdist.report import compared, others, tables
 from cxrdist.report.analysis import StudyResult, analyse
 from cxrdist.report.cells import CellFiles, Guard, ReportOptions, read_cell
 from cxrdist.report.figures import draw, to_bytes
@@ -87,8 +87,12 @@ def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> lis
     tables.write_csv(compared.study_rows(study), out / "statistics.csv")
     names = ["headline.csv", "findings.csv", "guards.csv", "statistics.csv"]
     shown = [tables.headline_table(study), tables.finding_table(study), tables.guard_table(guards)]
-    for table in (*shown, compared.metrics_table(study), *compared.subgroup_tables(study)):
-        (out / f"{table.name}.md").write_text(tables.markdown(table), encoding="utf-8")
-        (out / f"{table.name}.tex").write_text(tables.latex(table), encoding="utf-8")
-        names += [f"{table.name}.md", f"{table.name}.tex"]
+    shown += [others.metrics_table(study), *others.subgroup_tables(study)]
+    for stale in (*out.glob("by-*.md"), *out.glob("by-*.tex")):
+        stale.unlink()
+    # A subgroup column may be named as no file can be.
+    for table, file in zip(shown, file_names([table.name for table in shown]), strict=True):
+        (out / f"{file}.md").write_text(tables.markdown(table), encoding="utf-8")
+        (out / f"{file}.tex").write_text(tables.latex(table), encoding="utf-8")
+        names += [f"{file}.md", f"{file}.tex"]
     return names
