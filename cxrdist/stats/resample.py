@@ -4,7 +4,9 @@ Shapes: N images, P units (patients, or images), R redraws, B redraws worked out
 
 A redraw never copies an image: it says how often each unit counts.  Redraw r is a pure function of (seed, r), and a
 statistic works every redraw out by itself in one fixed order; so any map function, any number of workers and any
-grouping of redraws give the same bits.
+grouping of redraws give the same bits.  On processors of unlike kinds AUROC, AUPRC, rates, Brier score and calibration
+error have the same bits as well, being made of sums, products and quotients; log loss, calibration slope and intercept
+take exponentials and logarithms, whose last bit may differ there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
