@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from cxrdist.stats.intervals import Interval, acceleration, interval, percentile_interval
+from cxrdist.stats.intervals import Interval, acceleration, interval, percentile_interval, raised_interval
 
 METHODS = ["percentile", "basic", "bca"]
 
@@ -183,3 +183,16 @@ def test_bca_holds_a_skewed_truth_more_evenly_than_the_percentile_interval():
 def test_wrong_settings_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         interval(np.arange(5.0), **change)
+
+
+def test_raised_interval_is_the_basic_one_of_squares_down_to_zero_and_up_to_the_point():
+    theta = np.linspace(0.3, 0.5, 101)
+    bounds = raised_interval(theta, point=0.4, confidence_level=0.9)
+    low, high = np.quantile(theta**2, [0.05, 0.95])
+    assert bounds.low == pytest.approx(np.sqrt(2 * 0.16 - high))
+    assert bounds.high == pytest.approx(np.sqrt(2 * 0.16 - low))
+    assert raised_interval(theta, point=0.25, confidence_level=0.9) == Interval(0.0, 0.25)
+    holed = np.insert(theta, 3, np.nan)
+    assert raised_interval(holed, point=0.4, confidence_level=0.9) == bounds
+    for nothing in (raised_interval(np.full(3, np.nan), point=0.4), raised_interval(theta, point=np.nan)):
+        assert np.isnan([nothing.low, nothing.high]).all()

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from cxrdist.stats.metrics import METRICS
-from cxrdist.stats.resample import Units, jackknife, redraw, whole_units
+from cxrdist.stats.resample import Units, full_sample, jackknife, redraw, whole_units
 
 THRESHOLD = 0.4
 
@@ -184,3 +184,34 @@ def test_metrics_say_what_they_are():
         assert metric.name == name
         assert metric.meaning.endswith(".")
         assert (metric.target is not None) == (metric.better == "target")
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.5])
+def test_interval_of_the_calibration_error_holds_the_value_and_the_truth(stretch):
+    """Redraws raise the error: percentile intervals of calibrated probabilities mostly lie above it."""
+    studies, n, metric = 40, 600, METRICS["ece"]
+    units = Units(np.arange(n), n)
+    value_held = truth_held = above = 0
+    for study in range(studies):
+        rng = np.random.default_rng([17, study])
+        logit = rng.normal(-1.5, 1.2, n)
+        chance, told = 1 / (1 + np.exp(-logit)), 1 / (1 + np.exp(-stretch * logit))
+        statistic = metric.prepare((rng.random(n) < chance).astype(float), told, units, None)
+        value = full_sample([statistic], units)[0]
+        theta = redraw([statistic], units, n_resamples=200, seed=study)[:, 0]
+        bounds = metric.interval(theta, point=value)
+        value_held += bounds.low <= value <= bounds.high
+        truth_held += bounds.low <= np.abs(chance - told).mean() <= bounds.high
+        above += np.quantile(theta, 0.025) > value
+    assert value_held == studies
+    assert truth_held >= 0.85 * studies
+    assert above > 5 or stretch > 1
+
+
+def test_intervals_stay_within_what_the_metric_can_be():
+    theta = np.linspace(0.8, 1.2, 101)
+    assert METRICS["auroc"].interval(theta, point=0.9).high == 1.0
+    assert METRICS["auroc"].interval(theta - 1, point=0.1).low == 0.0
+    assert METRICS["mcc"].interval(theta - 1, point=0.1).low == pytest.approx(-0.19)
+    assert METRICS["calibration_slope"].interval(theta, point=0.9).high == pytest.approx(1.19)
+    assert np.isnan(METRICS["auroc"].interval(np.full(3, np.nan), point=np.nan).low)

@@ -56,7 +56,8 @@ MEANINGS = {
     ),
     "ece": (
         "ECE",
-        "The mean gap between predicted probability and observed share, over 15 groups of images of like probability.",
+        "The mean gap between predicted probability and observed share, over 15 groups of images of like probability; "
+        "chance alone keeps it above 0.",
     ),
     "calibration_slope": (
         "Calibration slope",

@@ -1,6 +1,7 @@
 """All metrics by name: what they mean to a reader, and how they are prepared for redraws."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from cxrdist.stats.calibration import (
     ece_statistic,
     log_loss_statistic,
 )
+from cxrdist.stats.intervals import Interval, IntervalMethod, interval, raised_interval
 from cxrdist.stats.labelled import point
 from cxrdist.stats.meanings import MEANINGS
 from cxrdist.stats.precision import average_precision_statistic
@@ -38,8 +40,40 @@ class Metric:
     target: float | None
     """The right value where neither higher nor lower is better, else None."""
     needs_threshold: bool
+    bounds: tuple[float, float]
+    """The least and the greatest value that there is."""
+    raised_by_redraws: bool
+    """Whether noise raises it, in the sample and once more in redraws, so that its interval is `raised_interval`."""
     prepare: Prepare
     """``prepare(targets (N,), scores (N,), units, threshold)``; the threshold only counts where it is needed."""
+
+    def interval(
+        self,
+        theta: np.ndarray,
+        *,
+        point: float,
+        method: IntervalMethod = "percentile",
+        confidence_level: float = 0.95,
+        jackknife: np.ndarray | None = None,
+        strata: Sequence[np.ndarray] = (),
+    ) -> Interval:
+        """Return the interval of this metric's value, as of `intervals.interval`, within its `bounds`.
+
+        Where redraws raise the metric, it is `raised_interval` whatever the method.  Differences between models are not
+        for this: in them what redraws add cancels about, and bounds are others.
+        """
+        if self.raised_by_redraws:
+            return raised_interval(theta, point=point, confidence_level=confidence_level)
+        found = interval(
+            theta,
+            method=method,
+            confidence_level=confidence_level,
+            point=point,
+            jackknife=jackknife,
+            strata=strata,
+        )
+        low, high = np.clip([found.low, found.high], *self.bounds)
+        return Interval(float(low), float(high))
 
     def value(
         self,
@@ -73,23 +107,30 @@ def _of_scores(
     statistic: Callable[[np.ndarray, np.ndarray, Units], Any],
     better: Literal["higher", "lower", "target"],
     target: float | None = None,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    raised_by_redraws: bool = False,
 ) -> Metric:
-    return Metric(name, *MEANINGS[name], better, target, False, partial(_without_threshold, statistic))
+    prepare = partial(_without_threshold, statistic)
+    return Metric(name, *MEANINGS[name], better, target, False, bounds, raised_by_redraws, prepare)
 
 
 def _of_calls(name: str) -> Metric:
-    return Metric(name, *MEANINGS[name], "higher", None, True, partial(rate_statistic, name))
+    bounds = (-1.0 if name == "mcc" else 0.0, 1.0)
+    return Metric(name, *MEANINGS[name], "higher", None, True, bounds, False, partial(rate_statistic, name))
 
+
+ANY = (-math.inf, math.inf)
 
 _ALL = (
     _of_scores("auroc", auroc_statistic, "higher"),
     _of_scores("auprc", average_precision_statistic, "higher"),
     *(_of_calls(name) for name in RATES),
     _of_scores("brier", brier_statistic, "lower"),
-    _of_scores("log_loss", log_loss_statistic, "lower"),
-    _of_scores("ece", ece_statistic, "lower"),
-    _of_scores("calibration_slope", calibration_slope_statistic, "target", 1.0),
-    _of_scores("calibration_intercept", calibration_intercept_statistic, "target", 0.0),
+    _of_scores("log_loss", log_loss_statistic, "lower", bounds=(0.0, math.inf)),
+    _of_scores("ece", ece_statistic, "lower", raised_by_redraws=True),
+    _of_scores("calibration_slope", calibration_slope_statistic, "target", 1.0, bounds=ANY),
+    _of_scores("calibration_intercept", calibration_intercept_statistic, "target", 0.0, bounds=ANY),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
