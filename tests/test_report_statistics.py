@@ -336,6 +336,27 @@ def test_hierarchical_intervals_also_hold_the_choice_of_seeds(tmp_path):
     assert widths[1] > 1.5 * widths[0]
 
 
+def test_delong_is_held_against_redraws_of_patients_alone(tmp_path):
+    cells = make_study(tmp_path, STRATEGIES, ("nih14",), (0, 1))
+    spoil(cells[3], scores=lambda p: 1 - p.scores)
+    details = []
+    for drawn in (False, True):
+        study = result_of(cells, metrics=("auroc",), hierarchical=drawn, n_resamples=99)
+        guard = next(guard for guard in check(study) if "DeLong" in guard.name)
+        assert guard.passed
+        details.append(guard.detail)
+    assert details[0] == details[1]
+
+
+def test_delong_is_not_asked_of_findings_with_few_patients(tmp_path):
+    cells = make_study(tmp_path, STRATEGIES, ("nih14",), (0,))
+    for cell in cells:  # as many images as before, of nine patients
+        spoil(cell, patient_id=lambda p: np.array([f"p{i % 9}" for i in range(len(p))], dtype=object))
+    for cluster, found in (("patient_id", "nothing to check"), ("none", "standard errors of")):
+        guard = next(g for g in check(result_of(cells, metrics=("auroc",), cluster=cluster)) if "DeLong" in g.name)
+        assert found in guard.detail
+
+
 def test_statistics_take_the_cores_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     assert _cores() == 3

@@ -8,6 +8,7 @@ import numpy as np
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard
+from cxrdist.stats.comparison import FindingCount
 from cxrdist.stats.notes import FEW_POSITIVES
 
 SE_RATIO = (2 / 3, 3 / 2)
@@ -152,7 +153,8 @@ def _delong(study: StudyResult) -> Guard:
     name = "DeLong's test agrees with the bootstrap"
     ratios = [ratio for one in study.datasets for ratio in _ratios(one)]
     if not ratios:
-        return Guard(name, True, f"nothing to check: no difference with {FEW_POSITIVES} images of each class")
+        unit = "patients" if study.options.cluster == "patient_id" else "images"
+        return Guard(name, True, f"nothing to check: no difference with {FEW_POSITIVES} {unit} of each class")
     outside = sum(not SE_RATIO[0] <= ratio <= SE_RATIO[1] for ratio in ratios)
     detail = (
         f"standard errors of {len(ratios)} differences, bootstrap / DeLong (Obuchowski's clusters): "
@@ -163,14 +165,23 @@ def _delong(study: StudyResult) -> Guard:
 
 
 def _ratios(one: DatasetResult) -> list[float]:
-    if not one.comparison:
+    """Return bootstrap over DeLong, of patients alone: DeLong's formula knows nothing of training seeds."""
+    comparison = one.comparison
+    if not comparison:
         return []
-    enough = {c.finding for c in one.comparison.counts if min(c.positive, c.negative) >= FEW_POSITIVES}
+    enough = {c.finding for c in comparison.counts if _fewer(c, comparison.options.cluster) >= FEW_POSITIVES}
     return [
-        d.standard_error / d.delong.standard_error
-        for d in one.comparison.differences
+        d.standard_error_patients / d.delong.standard_error
+        for d in comparison.differences
         if d.finding in enough and d.delong and d.delong.standard_error > 0
     ]
+
+
+def _fewer(count: FindingCount, cluster: str) -> int:
+    """Return how many patients, or images where those are redrawn, the rarer class has."""
+    if cluster == "patient_id":
+        return min(count.positive_patients, count.negative_patients)
+    return min(count.positive, count.negative)
 
 
 def _s(count: int) -> str:
