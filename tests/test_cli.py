@@ -124,7 +124,7 @@ WRONG = [
     (["compare", "a=a.parquet", "b=b.parquet", "--subgroups", "sex"], 2, "'sex'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--interval", "bcaa"], 2, "Did you mean 'bca'?"),
     (["compare", "a=a.parquet", "b=b.parquet", "--correction", "fdr"], 2, "`--correction` must be one of bh, by"),
-    (["compare", "a=a.parquet", "b=b.parquet", "--margin", "-1"], 2, "`margin` must be"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--margin", "-1"], 2, "`--margin` must be"),
     (["compare", "a=a.parquet", "b=b.parquet", "--convention", "iyer"], 2, "`--convention` must be one of"),
     (["compare", "a=a.parquet", "b=gone.parquet"], 2, "must exist, got 'gone.parquet'"),
     (["compare", "a=a.parquet", "b=b.parquet", "--redraws", "-3"], 2, "Invalid value for '--redraws'"),

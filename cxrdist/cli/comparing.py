@@ -1,9 +1,10 @@
 """`cxrdist compare`: the statistics alone, on anybody's prediction files."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cxrdist.stats.comparison import Comparison
     from cxrdist.stats.options import StatisticsOptions
     from cxrdist.stats.predictions import Predictions
+    from cxrdist.stats.tayebi2024 import Replication
 
 Named = list[str]
 
@@ -29,13 +31,22 @@ EPILOG = "\n".join(
 )
 """Below the options: what each number is."""
 
+OPTION = {"n_resamples": "--redraws"}
+"""Name of a choice -> its option, where that is not called alike."""
+OF_CONVENTION = {"files", "reference", "redraws", "seed", "convention", "workers", "address", "json", "csv"}
+"""Parameters that another study's procedure has a use for."""
+
 
 def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
+    context: typer.Context,
     files: Annotated[
         Named,
         typer.Argument(
             metavar="NAME=FILE...",
-            help="Prediction files, parquet or csv; several files of one name are one model's training seeds.",
+            help=(
+                "Prediction files, parquet or csv; several files of one name are one model's training seeds in the "
+                "order given. Models with equally many files are taken as trained with the same seeds in that order."
+            ),
         ),
     ],
     reference: Annotated[str | None, typer.Option(help="Compare all with this one. Default: every pair.")] = None,
@@ -51,7 +62,7 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     interval: Annotated[str, typer.Option(help="percentile, basic or bca.")] = "percentile",
     correction: Annotated[str, typer.Option(help="Over the family of tests: bh, by, holm, max_t or none.")] = "bh",
     margin: Annotated[float | None, typer.Option(help="Test non-inferiority and equivalence within it.")] = None,
-    hierarchical: Annotated[bool, typer.Option(help="Redraw the training seeds besides the patients.")] = False,
+    hierarchical: Annotated[bool, typer.Option(help="Let intervals hold for other training seeds too.")] = False,
     permutations: Annotated[int, typer.Option(min=0, help="Draws of the paired permutation test; 0: none.")] = 0,
     subgroups: Annotated[str, typer.Option(help="Columns, parted by commas: sex, age, projection ...")] = "",
     alpha: Annotated[float, typer.Option(help="1 - confidence level.")] = 0.05,
@@ -72,7 +83,7 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     """
     from cxrdist.stats.compare import compare as run
     from cxrdist.stats.intervals import IntervalMethod
-    from cxrdist.stats.options import Cluster, Correction, StatisticsOptions
+    from cxrdist.stats.options import Cluster, Correction
 
     test = _named(files, "A file")
     for option, path in (("--json", json), ("--csv", csv), ("--latex", latex)):
@@ -83,7 +94,17 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     _check("--correction", correction, get_args(Correction))
     if not 0 < alpha < 1:
         raise UsageError(f"`--alpha` must be in (0, 1), got {alpha}. Intervals have confidence level 1 - alpha.")
-    options = StatisticsOptions.build(
+    if reference is not None and reference not in test:
+        raise UsageError(unknown("`--reference`", reference, test))
+    if convention is not None:
+        _check("--convention", convention, ["tayebi2024"])
+        _refuse_unused(context, f"--convention {convention}")
+        with _map(workers, address) as spread:
+            replication = _replicate(_read(test), reference, n_resamples=redraws, seed=seed, map=spread)
+        _write({"--json": (json, replication.to_json), "--csv": (csv, lambda: _csv_of(replication))})
+        typer.echo(replication.text())
+        return
+    options = _options(
         {
             "n_resamples": redraws,
             "alpha": alpha,
@@ -99,23 +120,64 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
             "hierarchical": hierarchical,
             "permutations": permutations,
             "subgroups": _parted(subgroups),
-        },
-        where="the command line",
+        }
     )
-    if convention is not None:
-        _check("--convention", convention, ["tayebi2024"])
-        _show_replication(_read(test), reference, options, json)
-        return
     told = _read(_named(validation, "`--validation`")) if validation else None
+    tests = _read(test)
+    seeds = {name: range(len(several)) for name, several in tests.items()}
     with _map(workers, address) as spread:
-        comparison = run(_read(test), reference=reference, validation=told, options=options, map=spread)
-    _write(comparison, json, csv, latex)
+        comparison = run(tests, reference=reference, validation=told, train_seeds=seeds, options=options, map=spread)
+    from cxrdist.report import compared, tables
+
+    _write(
+        {
+            "--json": (json, comparison.to_json),
+            "--csv": (csv, lambda: tables.csv_text(compared.csv_rows(comparison))),
+            "--latex": (latex, lambda: "\n".join(tables.latex(table) for table in compared.tables(comparison))),
+        }
+    )
     _show(comparison, explain=explain)
 
 
-def _show_replication(
-    predictions: "dict[str, list[Predictions]]", reference: str | None, options: "StatisticsOptions", json: Path | None
-) -> None:
+def _options(choices: dict[str, Any]) -> "StatisticsOptions":
+    """Return the choices checked; faults name the option of the command line."""
+    from cxrdist.stats.options import StatisticsOptions
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"`{OPTION.get(name, '--' + name)}`" if name in choices else match[0]
+
+    where = "the command line"
+    try:
+        return StatisticsOptions.build(choices, where=where)
+    except UsageError as error:
+        lines = [line.removesuffix(f" [in {where}]") for line in str(error).splitlines()]
+        raise UsageError("\n".join(re.sub(r"`(\w+)(?:\.\d+)?`", option, line) for line in lines)) from None
+
+
+def _refuse_unused(context: typer.Context, convention: str) -> None:
+    """Refuse the first option given that is without effect under a convention and not as it would be anyway."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name)
+        told = given is not None and given.name in ("COMMANDLINE", "ENVIRONMENT")
+        value = context.params.get(name)
+        if name not in OF_CONVENTION and told and value != parameter.get_default(context):
+            got = "" if value is True else f" {' '.join(value) if isinstance(value, list) else value}"
+            raise UsageError(
+                f"`{convention}` must have no option that it does not use, got `{parameter.opts[0]}{got}`. That "
+                "procedure is fixed; leave the option out."
+            )
+
+
+def _replicate(
+    predictions: "dict[str, list[Predictions]]",
+    reference: str | None,
+    *,
+    n_resamples: int,
+    seed: int,
+    map: "Map",
+) -> "Replication":
     from cxrdist.stats.predictions import align
     from cxrdist.stats.tayebi2024 import replicate
 
@@ -125,21 +187,30 @@ def _show_replication(
             f"`--convention tayebi2024` must have one file per model, as that study trained one, got "
             f"{len(predictions[several[0]])} of {several[0]}."
         )
-    if reference is not None and reference not in predictions:
-        raise UsageError(unknown("`--reference`", reference, predictions))
-    files = align({name: one for name, (one,) in predictions.items()}).predictions
+    aligned = align({name: one for name, (one,) in predictions.items()})
+    for name, findings in aligned.dropped.items():
+        typer.echo(f"Note: {name}: {', '.join(findings)} left out; not in every file.")
+    files = aligned.predictions
     base = next(iter(files.values()))
-    result = replicate(
+    return replicate(
         base.targets,
         {name: one.scores for name, one in files.items()},
         base.findings,
         pairs=[(name, reference) for name in files if name != reference] if reference else None,
-        n_resamples=options.n_resamples,
-        seed=options.seed,
+        n_resamples=n_resamples,
+        seed=seed,
+        map=map,
     )
-    if json is not None:
-        _write_text("--json", json, result.to_json())
-    typer.echo(result.text())
+
+
+def _csv_of(replication: "Replication") -> str:
+    """Return the rows of both kinds as one table; what does not apply is empty."""
+    from cxrdist.report import tables
+
+    rows = [{"kind": "value", **row} for row in replication.rows()]
+    rows += [{"kind": "difference", **row} for row in replication.difference_rows()]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return tables.csv_text([{name: row.get(name, "") for name in columns} for row in rows])
 
 
 def _check(option: str, given: str, known: Sequence[str]) -> None:
@@ -180,14 +251,8 @@ def _map(workers: int, address: str | None) -> "Iterator[Map]":
         yield shown_map(ray_map(), "redraws", unit="blocks")
 
 
-def _write(comparison: "Comparison", json: Path | None, csv: Path | None, latex: Path | None) -> None:
-    from cxrdist.report import compared, tables
-
-    texts = {
-        "--json": (json, comparison.to_json),
-        "--csv": (csv, lambda: tables.csv_text(compared.csv_rows(comparison))),
-        "--latex": (latex, lambda: "\n".join(tables.latex(table) for table in compared.tables(comparison))),
-    }
+def _write(texts: Mapping[str, tuple[Path | None, Callable[[], str]]]) -> None:
+    """Write the text of every option that was given a file."""
     for option, (path, text) in texts.items():
         if path is not None:
             _write_text(option, path, text())

@@ -26,12 +26,16 @@ TESTS = {
     "p_non_inferior": "p non-inferior",
     "p_equivalent": "p equivalent",
 }
-"""Field of a difference -> heading; a column is shown where any difference has a number."""
+"""Field of a difference -> its name; a column is shown where any difference has a number."""
+NOT_ADJUSTED = ("p_non_inferior", "p_equivalent")
+"""Of these, claims of their own, which no q stands beside."""
+CSV_TESTS = {f"{name}_not_adjusted" if name in NOT_ADJUSTED else name: name for name in TESTS}
+"""Column -> field."""
 
 CSV_COLUMNS = (
     "kind", "model", "reference", "metric", "finding", "column", "level", "value", "low", "high", "p", "q",
-    *TESTS, "standard_error", "sd_seeds", "n_files", "threshold", "redraws_undefined", "n_images", "n_patients",
-    "n_positive", "note",
+    *CSV_TESTS, "standard_error", "standard_error_patients", "delong_standard_error", "sd_seeds", "n_files",
+    "threshold", "redraws_undefined", "n_images", "n_patients", "n_positive", "note",
 )  # fmt: skip
 
 
@@ -50,7 +54,9 @@ def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
         {"kind": "estimate", **row, "sd_seeds": row["spread"], "n_files": len(row["by_member"])}
         for row in comparison.rows()
     ]
-    rows += [{"kind": "difference", **row} for row in comparison.difference_rows()]
+    for row in comparison.difference_rows():
+        tests = {column: row[name] for column, name in CSV_TESTS.items()}
+        rows.append({"kind": "difference", **row, **tests})
     for one in comparison.subgroups:
         common = {name: getattr(one, name) for name in CSV_COLUMNS if hasattr(one, name)}
         rows.append({"kind": "subgroup", **common, "metric": comparison.metric, "p": math.nan})
@@ -105,7 +111,7 @@ def sentences(comparison: Comparison) -> list[str]:
     options = comparison.options
     level = f"{100 * (1 - options.alpha):g} %"
     drawn = "patients" if options.cluster == "patient_id" else "images"
-    told = [f"{METRICS[name].title}: {METRICS[name].meaning}" for name in options.metrics]
+    told = [f"{METRICS[name].title} ({better(name)}): {METRICS[name].meaning}" for name in options.metrics]
     told.append(
         f"[low, high]: {level} {'BCa' if options.interval == 'bca' else options.interval} interval of "
         f"{options.n_resamples} redraws of {drawn}, the same for all models."
@@ -114,10 +120,20 @@ def sentences(comparison: Comparison) -> list[str]:
         told.append(f"p: {STATEMENTS['p']}")
         told.append(f"q: {STATEMENTS['q']} Here: {CORRECTIONS[options.correction]}.")
         rows = comparison.difference_rows()
-        told += [f"{title}: {STATEMENTS[title]}" for name, title in TESTS.items() if _any(rows, name)]
+        told += [f"{_heading(name)}: {STATEMENTS[title]}" for name, title in TESTS.items() if _any(rows, name)]
     if comparison.subgroups:
         told.append(f"gap to the rest: {STATEMENTS['gap to the rest']}")
     return told
+
+
+def better(metric: str) -> str:
+    """Return in words which values of a metric are good."""
+    one = METRICS[metric]
+    return f"{one.better} is better" if one.target is None else f"{one.target:g} is right"
+
+
+def _heading(name: str) -> str:
+    return f"{TESTS[name]} (not adjusted)" if name in NOT_ADJUSTED else TESTS[name]
 
 
 def _estimates(comparison: Comparison, metric: str) -> Table:
@@ -129,12 +145,13 @@ def _estimates(comparison: Comparison, metric: str) -> Table:
         for model in comparison.models:
             one = comparison.estimate(model, finding, metric)
             spread = "" if math.isnan(one.spread) else f" ± {number(one.spread, 4)}"
-            cells.append(Text(f"{number(one.value, 4)}{spread} {_four(one.low, one.high)}"))
+            told = f"{number(one.value, 4)}{spread} {_four(one.low, one.high)}"
+            cells.append(Text(NONE if math.isnan(one.value) else told))
         rows.append(tuple(cells))
     files = any(len(one.by_member) > 1 for one in comparison.estimates)
     seeds = " ± standard deviation between files" if files else ""
-    title = METRICS[metric].title
-    return Table(metric, f"{title}{seeds} [{level} interval]", ("finding", *comparison.models), tuple(rows))
+    caption = f"{METRICS[metric].title} ({better(metric)}){seeds} [{level} interval]"
+    return Table(metric, caption, ("finding", *comparison.models), tuple(rows))
 
 
 def _differences(comparison: Comparison) -> Table:
@@ -145,24 +162,24 @@ def _differences(comparison: Comparison) -> Table:
     rows = []
     for d, row in zip(comparison.differences, flat, strict=True):
         cells = [f"{d.model} − {d.reference}", _title(d.finding)]
-        cells += [METRICS[d.metric].title] if several else []
+        cells += [f"{METRICS[d.metric].title} ({better(d.metric)})"] if several else []
         cells += [_signed(d.value), _four(d.low, d.high, _signed), _p(d.p), _p(d.q), *(_p(row[name]) for name in tests)]
         rows.append(tuple(Text(cell, bold=_sure(d, comparison) and i == 2 + several) for i, cell in enumerate(cells)))
-    value = "difference" if several else METRICS[comparison.metric].title
+    value = "difference" if several else f"{METRICS[comparison.metric].title} ({better(comparison.metric)})"
     heads = ("models", "finding", *(["metric"] if several else []), value, f"{level} interval", "p", "q")
     caption = f"Differences, two-sided p, q after {CORRECTIONS[comparison.options.correction]}"
-    return Table("differences", caption, (*heads, *(TESTS[name] for name in tests)), tuple(rows))
+    return Table("differences", caption, (*heads, *(_heading(name) for name in tests)), tuple(rows))
 
 
 def _subgroups(comparison: Comparison, column: str) -> Table:
     title = METRICS[comparison.metric].title
     rows = [_subgroup(one) for one in comparison.subgroups if one.column == column]
-    caption = f"{title} by {column}, and its gap to all other images"
+    caption = f"{title} ({better(comparison.metric)}) by {column}, and its gap to all other images"
     return Table(f"by-{column}", caption, _subgroup_heads(column, title), tuple(rows))
 
 
 def _subgroup_heads(column: str, title: str) -> tuple[str, ...]:
-    return ("model", "finding", column, "images", "patients", "positive", title, "gap to the rest", "p")
+    return ("model", "finding", column, "images", "patients", "positive", title, "gap to the rest", "p (not adjusted)")
 
 
 def _subgroup(one: SubgroupRow) -> tuple[Text, ...]:
@@ -180,7 +197,13 @@ def _metric_row(one: DatasetResult, metric: str, strategy: str, options: ReportO
     if comparison is None:
         raise ValueError("a dataset without a comparison has no metrics")
     value, d = comparison.estimate(strategy, MACRO, metric), comparison.difference(strategy, MACRO, metric=metric)
-    cells = [one.name, METRICS[metric].title, strategy, number(value.value), interval(value.low, value.high)]
+    cells = [
+        one.name,
+        f"{METRICS[metric].title} ({better(metric)})",
+        strategy,
+        number(value.value),
+        interval(value.low, value.high),
+    ]
     if d is None:
         cells += ["reference" if strategy == options.reference else NONE, NONE, NONE, NONE]
     else:

@@ -59,7 +59,7 @@ class Difference:
     standard_error: float
     """Standard deviation of the redraws."""
     standard_error_patients: float
-    """That of redraws of patients alone; `standard_error` is another where seeds are redrawn too."""
+    """That of redraws of patients alone; where seeds vary too, `standard_error` is another, wild with few files."""
     delong: DeLong | None
     """Clustered like the bootstrap; None for averages and metrics other than the AUROC."""
     p_permutation: float

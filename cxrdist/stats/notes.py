@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FEW_POSITIVES = 10
 """With fewer positive (or negative) patients, or images where those are drawn, an interval is named as shaky."""
 FEW_SEEDS = 5
-"""With fewer files, the spread between training seeds is told too small."""
+"""With fewer files, little is known of the spread between training seeds."""
 CUT = 0.05
 """Share of undefined redraws from which the interval of a calibration slope is named as cut."""
 
@@ -138,7 +138,7 @@ def _of_seeds(comparison: "Comparison") -> Iterator[str]:
         if n == 1:
             yield f"{model}: one file, so no spread between seeds is in its interval."
         elif n < FEW_SEEDS:
-            yield f"{model}: {n} files, so the spread between seeds is in its interval, but told too small."
+            yield f"{model}: {n} files, so its interval is wide: few seeds tell little of how far seeds lie apart."
     seeds = comparison.train_seeds
     for model, reference in dict.fromkeys((d.model, d.reference) for d in comparison.differences):
         same = model in seeds and reference in seeds and set(seeds[model]) == set(seeds[reference])

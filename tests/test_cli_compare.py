@@ -1,0 +1,231 @@
+"""`cxrdist compare`: what its options do, as a user sees it."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxrdist.cli.main import run
+from cxrdist.report import compared
+from cxrdist.stats.compare import compare
+from cxrdist.stats.options import StatisticsOptions
+from cxrdist.stats.predictions import Predictions, read_predictions, write_predictions
+from cxrdist.stats.tayebi2024 import replicate
+
+Cli = Callable[..., tuple[int, str, str]]
+SMALL = ("--redraws", 30)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Return a function that runs `compare` in this process: arguments to (exit code, stdout, stderr)."""
+
+    def run_cli(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(["compare", *(str(one) for one in arguments)])
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run_cli
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    """Prediction files of models a, b (each also of a second seed: a2, b2), and of their validation: va, vb."""
+    made = {}
+    for split in ("", "v"):
+        rng = np.random.default_rng(5)
+        patient = rng.integers(0, 40, 120)
+        targets = (rng.random((120, 2)) < 0.4).astype(float)
+        for i, name in enumerate(("a", "b", "a2", "b2")):
+            scores = 1 / (1 + np.exp(-(0.8 * targets + np.random.default_rng(i).normal(size=targets.shape))))
+            path = tmp_path / f"{split}{name}.parquet"
+            ids = np.array([f"{split}i{n:03d}" for n in range(120)], dtype=object)
+            patients = np.array([f"{split}p{n}" for n in patient], dtype=object)
+            sex = {"sex": np.where(patient % 2, "F", "M").astype(object)}
+            write_predictions(path, Predictions(ids, patients, ("effusion", "mass"), targets, scores, sex))
+            made[split + name] = path
+    return made
+
+
+@pytest.fixture
+def two(paths: dict[str, Path]) -> list[str]:
+    return [f"a={paths['a']}", f"b={paths['b']}"]
+
+
+def options(**settings: object) -> StatisticsOptions:
+    return StatisticsOptions.build(settings, where="a test")
+
+
+def test_every_way_out_tells_the_same_numbers(cli, two, paths, tmp_path):
+    out = {name: tmp_path / f"numbers.{name}" for name in ("json", "csv", "tex")}
+    validation = ("--validation", f"a={paths['va']}", "--validation", f"b={paths['vb']}")
+    code, shown, err = cli(
+        *two, *SMALL, *validation, "--metrics", "auroc,f1,brier", "--subgroups", "sex", "--margin", 0.05,
+        "--json", out["json"], "--csv", out["csv"], "--latex", out["tex"], "--explain",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    told = json.loads(out["json"].read_text())
+    with out["csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} == {"estimate", "difference", "subgroup", "subgroup_gap"}
+    for kind, name in (("estimate", "estimates"), ("difference", "differences")):
+        ours = [row for row in rows if row["kind"] == kind]
+        assert len(ours) == len(told[name])
+        for row, number in zip(ours, told[name], strict=True):
+            assert (row["metric"], row["finding"]) == (number["metric"], number["finding"])
+            assert [float(row[field]) for field in ("value", "low", "high")] == [
+                number[field] for field in ("value", "low", "high")
+            ]
+    gap = next(row for row in rows if row["kind"] == "difference" and row["finding"] == "mass")
+    assert float(gap["delong_standard_error"]) > 0 and float(gap["standard_error_patients"]) > 0
+    assert 0 < float(gap["p_non_inferior_not_adjusted"]) <= 1
+    one = next(row for row in told["estimates"] if row["finding"] == "macro" and row["metric"] == "f1")
+    latex = out["tex"].read_text()
+    assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 5
+    for text in (shown, latex):
+        assert f"{one['value']:.4f}" in text
+    words = " ".join(shown.split())
+    assert "AUROC (higher is better)" in words and "Brier score (lower is better)" in words
+    for part in ("p non-inferior (not adjusted): How often", "[low, high]: 95 % percentile interval of 30 redraws of"):
+        assert part in words
+    assert "p non-inferior (not adjusted)" in latex
+
+
+def test_csv_holds_every_number_of_a_comparison_once(paths):
+    models = {name: read_predictions(paths[name]) for name in "ab"}
+    result = compare(models, options=options(n_resamples=9, metrics=["auroc", "calibration_slope"], subgroups=["sex"]))
+    rows = compared.csv_rows(result)
+    assert all(tuple(row) == compared.CSV_COLUMNS for row in rows)
+    keys = [tuple(row[name] for name in ("kind", "model", "reference", "metric", "finding", "level")) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert len(rows) == len(result.estimates) + len(result.differences) + 2 * len(result.subgroups)
+    row = next(
+        row for row in rows if row["kind"] == "subgroup_gap" and row["level"] == "F" and row["finding"] == "mass"
+    )
+    (of_subgroup,) = (one for one in result.subgroups if (one.model, one.level, one.finding) == ("a", "F", "mass"))
+    assert (row["model"], row["value"], row["low"], row["p"]) == (
+        "a",
+        of_subgroup.gap,
+        of_subgroup.gap_low,
+        of_subgroup.p,
+    )
+    slope = next(table for table in compared.tables(result) if table.name == "calibration_slope")
+    assert "(1 is right)" in slope.caption
+    assert [cell.text for cell in slope.rows[-1]] == ["macro average", "–", "–"]
+
+
+def test_files_of_one_name_are_seeds_that_pair_with_those_of_another(cli, paths, tmp_path):
+    files = [f"{name}={paths[f'{name}{more}']}" for name in "ab" for more in ("", "2")]
+    json_file = tmp_path / "numbers.json"
+    code, shown, err = cli(*files, *SMALL, "--hierarchical", "--json", json_file)
+    assert (code, err) == (0, "")
+    told = json.loads(json_file.read_text())
+    assert told["train_seeds"] == {"a": [0, 1], "b": [0, 1]}
+    assert "not paired by seed" not in shown and "± standard deviation between files" in " ".join(shown.split())
+    expected = compare(
+        {name: [read_predictions(paths[name]), read_predictions(paths[f"{name}2"])] for name in "ab"},
+        train_seeds={"a": (0, 1), "b": (0, 1)},
+        options=options(n_resamples=30, hierarchical=True),
+    )
+    assert told == json.loads(expected.to_json())
+    assert "not paired by seed" in cli(*files[:3], *SMALL, "--hierarchical")[1]
+
+
+def test_threads_change_no_bit(cli, two, tmp_path):
+    texts = []
+    for workers in (1, 2):
+        path = tmp_path / f"{workers}.json"
+        assert cli(*two, "--redraws", 200, "--workers", workers, "--json", path)[0] == 0
+        texts.append(path.read_bytes())
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_ray_changes_no_bit(cli, two, tmp_path):
+    texts = []
+    for number, more in enumerate(((), ("--workers", 2), ("--address", "local"))):
+        path = tmp_path / f"{number}.json"
+        code, _, err = cli(*two, "--redraws", 200, *more, "--json", path)
+        assert code == 0, err
+        texts.append(path.read_bytes())
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_another_study_s_convention_tells_its_own_numbers(cli, two, paths, tmp_path):
+    out = {name: tmp_path / f"numbers.{name}" for name in ("json", "csv")}
+    code, shown, err = cli(
+        *two, "--convention", "tayebi2024", "--redraws", 40, "--seed", 3, "--reference", "a", "--workers", 2,
+        "--json", out["json"], "--csv", out["csv"], "--alpha", 0.05,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    files = {name: read_predictions(paths[name]) for name in "ab"}
+    scores = {name: one.scores for name, one in files.items()}
+    base = files["a"]
+    result = replicate(base.targets, scores, base.findings, pairs=[("b", "a")], n_resamples=40, seed=3)
+    assert shown == result.text() + "\n"
+    assert out["json"].read_text() == result.to_json()
+    with out["csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["convention"] for row in rows} == {"tayebi2024"}
+    values = [float(row["mean"]) for row in rows if row["kind"] == "value"]
+    assert values == [one.mean for one in result.values]
+    assert [float(row["p"]) for row in rows if row["kind"] == "difference"] == [one.p for one in result.verdicts]
+
+
+@pytest.mark.parametrize(
+    ("more", "got"),
+    [
+        (("--metrics", "f1"), "`--metrics f1`"),
+        (("--averages", "micro"), "`--averages micro`"),
+        (("--validation", "a=va.parquet"), "`--validation a=va.parquet`"),
+        (("--threshold", "f1"), "`--threshold f1`"),
+        (("--cluster", "none"), "`--cluster none`"),
+        (("--stratified",), "`--stratified`"),
+        (("--interval", "bca"), "`--interval bca`"),
+        (("--correction", "holm"), "`--correction holm`"),
+        (("--margin", 0.1), "`--margin 0.1`"),
+        (("--hierarchical",), "`--hierarchical`"),
+        (("--permutations", 9), "`--permutations 9`"),
+        (("--subgroups", "sex"), "`--subgroups sex`"),
+        (("--alpha", 0.1), "`--alpha 0.1`"),
+        (("--latex", "x.tex"), "`--latex x.tex`"),
+        (("--explain",), "`--explain`"),
+        (("--explain", "--margin", 0.1), "`--margin 0.1`"),
+    ],
+)
+def test_a_convention_refuses_what_it_has_no_use_for(cli, two, monkeypatch, tmp_path, more, got):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*two, "--convention", "tayebi2024", *more)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"Error: `--convention tayebi2024` must have no option that it does not use, got {got}. That procedure is "
+        "fixed; leave the option out.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--margin", -1), "`--margin` must be greater than 0, got -1.0."),
+        (("--threshold", "sensitivity=2"), "`--threshold`: .*"),
+        (("--averages", "macro,macro"), "`--averages` must differ from each other, got macro, macro"),
+        (("--averages", "mean"), "`--averages` must be .*, got 'mean'."),
+        (("--metrics", "aurok"), "`--metrics` must be one of .* Did you mean 'auroc'\\?"),
+        (("--subgroups", "sex,sex"), "`--subgroups` must differ from each other, got sex, sex"),
+        (
+            ("--interval", "bca", "--hierarchical"),
+            "`--interval` must be percentile or basic where `--hierarchical` is true, got bca, which corrects for "
+            "patients alone.",
+        ),
+        (("--reference", "c"), "`--reference` must be one of a, b, got 'c'.*"),
+    ],
+)
+def test_a_wrong_choice_names_its_option(cli, two, more, sentence):
+    code, out, err = cli(*two, *more)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(f"Error: {sentence}\n", err), err
