@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from cxrdist.stats.families import adjust, benjamini_hochberg, max_t
+from cxrdist.stats.families import adjust, adjust_redrawn, benjamini_hochberg, max_t
 
 P_VALUES = st.lists(st.sampled_from([0.0, 1e-9, 0.001, 0.01, 0.02, 0.05, 0.5, 1.0]), min_size=1, max_size=20)
 
@@ -172,3 +172,12 @@ def test_test_without_spread_changes_no_other():
         both = max_t(np.column_stack([delta, column]), np.r_[point, value])
         assert both[:3].tolist() == p.tolist()
         assert both[3] == pytest.approx(expected)
+
+
+def test_a_family_from_redraws_is_adjusted_by_p_or_by_the_largest_and_never_below_p():
+    rng = np.random.default_rng(3)
+    point = np.array([0.1, 0.02, np.nan])
+    delta = point + 0.03 * rng.normal(size=(200, 3)) ** 2
+    p = np.array([0.01, 0.9, np.nan])
+    np.testing.assert_array_equal(adjust_redrawn(p, delta, point, "holm"), adjust(p, "holm"))
+    np.testing.assert_array_equal(adjust_redrawn(p, delta, point, "max_t"), np.maximum(p, max_t(delta, point)))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from cxrdist.errors import UsageError
 from cxrdist.stats.auroc import auroc, auroc_statistic
+from cxrdist.stats.families import adjust
 from cxrdist.stats.inference import paired_test
 from cxrdist.stats.intervals import interval
 from cxrdist.stats.levels import MOST_LEVELS
@@ -12,7 +15,7 @@ from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.resample import Units, redraw, whole_units
 from cxrdist.stats.seeds import combine_seeds
-from cxrdist.stats.subgroups import SubgroupPlan, compare_subgroups, rows_of, subgroup_masks
+from cxrdist.stats.subgroups import SubgroupPlan, compare_subgroups, subgroup_masks
 
 FINDINGS = ("effusion", "edema")
 PLAN = SubgroupPlan(n_resamples=120, seed=5)
@@ -259,7 +262,53 @@ def test_rows_do_not_depend_on_the_map():
     plan = SubgroupPlan(n_resamples=150, seed=0)
     once = compare_subgroups(targets, scores, FINDINGS, columns, units, plan=plan)
     again = compare_subgroups(targets, scores, FINDINGS, columns, units, plan=plan, map=backwards)
-    assert rows_of(once) == rows_of(again)
+    assert once == again
+
+
+@pytest.mark.parametrize("correction", ["bh", "holm", "max_t", "none"])
+def test_q_is_p_adjusted_over_the_findings_of_a_column_and_apart_from_the_macro_means(correction):
+    targets, scores, units, columns = make_study(9)
+    plan = SubgroupPlan(n_resamples=120, seed=5, correction=correction)
+    rows = compare_subgroups(targets, scores, FINDINGS, columns, units, plan=plan)
+    for column in columns:
+        for macro in (False, True):
+            # Of two levels each is the other's rest: the same gap twice is one test.
+            levels = ["F"] if column == "sex" else ["PA", "AP", "lateral"]
+            family = [one for one in rows if (one.column, one.finding == MACRO) == (column, macro)]
+            tests = [one for one in family if one.level in levels]
+            p, q = (np.array([getattr(one, name) for one in tests]) for name in "pq")
+            if correction == "max_t":
+                assert (q >= p).all()
+            else:
+                np.testing.assert_array_equal(q, adjust(p, correction))
+            for one in family:
+                assert one.level in levels or one.q == row_of(tests, model=one.model, finding=one.finding).q
+
+
+def test_two_levels_are_worked_out_once():
+    targets, scores, units, columns = make_study(10)
+    prepared = []
+
+    def counted(*arguments):
+        prepared.append(1)
+        return METRICS["auroc"].prepare(*arguments)
+
+    plan = SubgroupPlan(n_resamples=10, seed=5, metric=replace(METRICS["auroc"], prepare=counted))
+    compare_subgroups(targets, scores, FINDINGS, {"sex": columns["sex"]}, units, plan=plan)
+    assert len(prepared) == 2 * len(scores) * len(FINDINGS)
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_order_of_files_does_not_change_a_bit(method):
+    targets, scores, units, columns = make_study(11, patients=60)
+    rng = np.random.default_rng(0)
+    stack = np.stack([scores["a"] + 0.3 * rng.normal(size=targets.shape) for _ in range(5)])
+    plan = SubgroupPlan(n_resamples=30, seed=5, method=method)
+    once, again = (
+        compare_subgroups(targets, {"a": one}, FINDINGS, {"sex": columns["sex"]}, units, plan=plan)
+        for one in (stack, stack[[3, 1, 4, 0, 2]])
+    )
+    assert once == again
 
 
 def test_what_cannot_be_is_refused():

@@ -13,6 +13,9 @@ from cxrdist.errors import unknown
 Adjustment = Literal["bh", "by", "holm", "none"]
 """Benjamini-Hochberg, Benjamini-Yekutieli, Holm, or p as it is."""
 
+Correction = Literal[Adjustment, "max_t"]
+"""One of these, or Westfall & Young's from redraws."""
+
 NO_SPREAD = 1e-12
 """Redraws of a difference that spread no wider than this differ by rounding only."""
 
@@ -37,6 +40,24 @@ def adjust(p: np.ndarray, method: Adjustment) -> np.ndarray:
     if len(order):
         q[order] = np.minimum(_METHODS[method](p[order]), 1.0)
     return q
+
+
+def adjust_redrawn(p: np.ndarray, delta: np.ndarray, point: np.ndarray, correction: Correction) -> np.ndarray:
+    """Return the (M,) adjusted p-values of one family of differences, by `adjust` or `max_t`; never below (M,) `p`.
+
+    Args:
+        p: (M,) of each difference.
+        delta: (R, M) its redraws, which all share.
+        point: (M,) its value.
+        correction: How.
+
+    Raises:
+        ValueError: As of these two.
+    """
+    if correction != "max_t":
+        return adjust(p, correction)
+    # max-T is symmetric and p is not, so where redraws are skewed it could fall below the p beside it.
+    return np.maximum(p, max_t(delta, point))
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:

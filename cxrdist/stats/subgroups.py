@@ -7,18 +7,19 @@ The gap is worked out inside each redraw, because a level and the rest are redra
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cxrdist.errors import UsageError
+from cxrdist.stats.families import Correction, adjust_redrawn
 from cxrdist.stats.inference import paired_test
 from cxrdist.stats.intervals import Interval, IntervalMethod, interval
 from cxrdist.stats.levels import MISSING, subgroup_masks
 from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS, Metric
 from cxrdist.stats.resample import MapFunction, Units, full_sample, jackknife, redraw
+from cxrdist.stats.seeds import mean_over_files
 
 FEWEST = 10
 """Images, and patients, with and without the finding that a number needs, unless told otherwise."""
@@ -42,6 +43,8 @@ class SubgroupPlan:
     """Images, and patients, with and without the finding that a number needs; 1 or more."""
     combine: Combine | None = None
     """How the files of a model become one; None: their mean."""
+    correction: Correction = "bh"
+    """How p-values are adjusted over a column's gaps."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class SubgroupRow:
     gap_low: float
     gap_high: float
     p: float
-    """Two-sided, that there is no gap; not adjusted for the number of rows."""
+    """Two-sided, that there is no gap."""
+    q: float
+    """p adjusted over all models and levels of the column: findings are one family, macro means another."""
     undefined: int
     """Redraws in which there was no value, left out."""
     note: str
@@ -114,14 +119,33 @@ def compare_subgroups(
     rows = []
     for name, levels in masks.items():
         known = ~levels.get(MISSING, np.zeros(len(targets), dtype=bool))
-        for level, mask in levels.items():
-            rows += work.rows(name, level, mask, known & ~mask)
+        done: _Done = {}
+        tested = [one for level, mask in levels.items() for one in work.rows(name, level, mask, known & ~mask, done)]
+        rows += _adjusted(tested, plan.correction)
     return rows
 
 
-def rows_of(rows: Sequence[SubgroupRow]) -> list[dict[str, Any]]:
-    """Return the rows as dictionaries, for tables and files."""
-    return [asdict(row) for row in rows]
+@dataclass(frozen=True)
+class _Tested:
+    """A row, and what its q is worked out from."""
+
+    row: SubgroupRow
+    delta: np.ndarray  # (R,) the gap in each redraw
+    about: frozenset[bytes]  # the level's images and the rest's: of two levels each is the other's rest, one test
+
+
+def _adjusted(tested: Sequence[_Tested], correction: Correction) -> list[SubgroupRow]:
+    """Return the rows of one column in their order, with q."""
+    families: dict[bool, dict[tuple[str, str, frozenset[bytes]], _Tested]] = {True: {}, False: {}}
+    for one in tested:
+        families[one.row.finding == MACRO].setdefault((one.row.model, one.row.finding, one.about), one)
+    q: dict[tuple[str, str, frozenset[bytes]], float] = {}
+    for family in families.values():
+        p, point = (np.array([getattr(one.row, name) for one in family.values()]) for name in ("p", "gap"))
+        if len(p):
+            delta = np.stack([one.delta for one in family.values()], axis=1)
+            q.update(zip(family, adjust_redrawn(p, delta, point, correction), strict=True))
+    return [replace(one.row, q=float(q[one.row.model, one.row.finding, one.about])) for one in tested]
 
 
 @dataclass(frozen=True)
@@ -137,21 +161,22 @@ class _Work:
     thresholds: Mapping[str, np.ndarray]  # model -> (S, K), NaN where none is needed
     map: MapFunction
 
-    def rows(self, column: str, level: str, inside: np.ndarray, rest: np.ndarray) -> list[SubgroupRow]:
+    def rows(self, column: str, level: str, inside: np.ndarray, rest: np.ndarray, done: "_Done") -> list[_Tested]:
         why = [[self._why_not(k, mask) for k in range(len(self.findings))] for mask in (inside, rest)]
         in_level, in_rest = (np.array([not reason for reason in reasons]) for reasons in why)
         in_both = in_level & in_rest
-        ours = self._numbers(inside, in_level, in_both)
-        theirs = self._numbers(rest, in_both, in_both)
+        ours = self._numbers(inside, in_level, in_both, done)
+        theirs = self._numbers(rest, in_both, in_both, done)
         notes = [here or (f"No gap. In the rest: {there}" if there else "") for here, there in zip(*why, strict=True)]
         notes.append(self._macro_note(in_both))
-        rows = []
+        rows, about = [], frozenset((inside.tobytes(), rest.tobytes()))
         for model in self.files:
             for k, note in enumerate(notes):
                 row = self._row(model, k, column, level, inside, ours[model], theirs[model])
+                delta = ours[model].theta[:, k] - theirs[model].theta[:, k]
                 where = "here" if np.isnan(row.value) else "in the rest"
                 undefined = f"{self.plan.metric.title} is undefined {where}." if np.isnan(row.gap) else ""
-                rows.append(replace(row, note=note or undefined))
+                rows.append(_Tested(replace(row, note=note or undefined), delta, about))
         return rows
 
     def _why_not(self, k: int, mask: np.ndarray) -> str:
@@ -172,9 +197,30 @@ class _Work:
             return "No finding has enough images in the level and in the rest."
         return f"Without {', '.join(left_out)}." if left_out else ""
 
-    def _numbers(self, mask: np.ndarray, wanted: np.ndarray, averaged: np.ndarray) -> dict[str, "_Numbers"]:
+    def _numbers(
+        self, mask: np.ndarray, wanted: np.ndarray, averaged: np.ndarray, done: "_Done"
+    ) -> dict[str, "_Numbers"]:
         """Return for each model the metric of the `wanted` findings within `mask`, and its macro mean."""
+        within = mask.tobytes()
         chosen = [int(k) for k in np.flatnonzero(wanted)]
+        missing = [k for k in chosen if (within, k) not in done]
+        if missing:
+            for k, one in zip(missing, self._worked_out(mask, missing), strict=True):
+                done[within, k] = one
+        n_left_out = self.units.n if self.plan.method == "bca" else 0
+        numbers = {}
+        for model in self.files:
+            stacked = [np.full((n, len(self.findings) + 1), np.nan) for n in (self.plan.n_resamples, 1, n_left_out)]
+            for i, everything in enumerate(stacked):
+                for k in chosen:
+                    everything[:, k] = done[within, k][model][i]
+                if averaged.any():
+                    everything[:, -1] = everything[:, :-1][:, averaged].mean(axis=1)
+            numbers[model] = _Numbers(stacked[0], stacked[1][0], stacked[2])
+        return numbers
+
+    def _worked_out(self, mask: np.ndarray, chosen: Sequence[int]) -> list[dict[str, "_Columns"]]:
+        """Return for each chosen finding model -> its number within `mask`, the model's files made one."""
         statistics = []
         for model, stack in self.files.items():
             for s, one in enumerate(stack):
@@ -182,25 +228,23 @@ class _Work:
                     within = np.where(mask, self.targets[:, k], np.nan)
                     threshold = float(self.thresholds[model][s, k]) if self.plan.metric.needs_threshold else None
                     statistics.append(self.plan.metric.prepare(within, one[:, k], self.units, threshold))
-        if not chosen:
-            nothing = np.full((1, len(self.findings) + 1), np.nan)
-            empty = _Numbers(np.repeat(nothing, self.plan.n_resamples, axis=0), nothing[0], nothing)
-            return dict.fromkeys(self.files, empty)
         theta = redraw(statistics, self.units, n_resamples=self.plan.n_resamples, seed=self.plan.seed, map=self.map)
         point = full_sample(statistics, self.units)
         left_out = np.empty((0, len(statistics)))
         if self.plan.method == "bca":
             left_out = jackknife(statistics, self.units, map=self.map)
         combine = self.plan.combine or _mean_of_files
-        numbers, first = {}, 0
+        found: list[dict[str, _Columns]] = [{} for _ in chosen]
+        first = 0
         for model, stack in self.files.items():
-            shape, last = (len(stack), len(chosen)), first + len(stack) * len(chosen)
-            mine = slice(first, last)
+            shape = (len(stack), len(chosen))
+            mine = slice(first, first + len(stack) * len(chosen))
             combined, at = combine(model, theta[:, mine].reshape(-1, *shape), point[mine].reshape(shape))
-            without = left_out[:, mine].reshape(-1, *shape).mean(axis=1)
-            numbers[model] = _Numbers(*(_spread(one, wanted, averaged) for one in (combined, at, without)))
-            first = last
-        return numbers
+            without = mean_over_files(left_out[:, mine].reshape(-1, *shape), axis=1)
+            for i, columns in enumerate(found):
+                columns[model] = (combined[:, i], at[i : i + 1], without[:, i])
+            first = mine.stop
+        return found
 
     def _row(
         self, model: str, k: int, column: str, level: str, mask: np.ndarray, ours: "_Numbers", theirs: "_Numbers"
@@ -209,8 +253,8 @@ class _Work:
         held = mask if is_macro else mask & ~np.isnan(self.targets[:, k])
         delta = ours.theta[:, k] - theirs.theta[:, k]
         gap = float(ours.point[k] - theirs.point[k])
-        bounds = self._interval(ours.theta[:, k], float(ours.point[k]), ours.without[:, k])
-        gap_bounds = self._interval(delta, gap, ours.without[:, k] - theirs.without[:, k])
+        bounds = self._interval(self.plan.metric.interval, ours.theta[:, k], float(ours.point[k]), ours.without[:, k])
+        gap_bounds = self._interval(interval, delta, gap, ours.without[:, k] - theirs.without[:, k])
         defined = not np.isnan(ours.point[k])
         return SubgroupRow(
             model=model,
@@ -227,15 +271,31 @@ class _Work:
             gap_low=gap_bounds.low,
             gap_high=gap_bounds.high,
             p=float("nan") if np.isnan(gap) else paired_test(delta),
+            q=float("nan"),
             undefined=int(np.isnan(ours.theta[:, k]).sum()) if defined else 0,
             note="",
         )
 
-    def _interval(self, theta: np.ndarray, point: float, without: np.ndarray) -> Interval:
+    def _interval(
+        self, read_off: Callable[..., Interval], theta: np.ndarray, point: float, without: np.ndarray
+    ) -> Interval:
         if np.isnan(point):
             return Interval(float("nan"), float("nan"))
-        level = self.plan.confidence_level
-        return interval(theta, method=self.plan.method, confidence_level=level, point=point, jackknife=without)
+        return read_off(
+            theta,
+            method=self.plan.method,
+            confidence_level=self.plan.confidence_level,
+            point=point,
+            jackknife=without,
+            strata=self.units.strata,
+        )
+
+
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(R,), (1,), (P,): a number of one model on one finding in redraws, on the full sample, with each unit left out."""
+
+_Done = dict[tuple[bytes, int], dict[str, _Columns]]
+"""(images, finding) -> model -> columns: what a column's levels have in common is worked out once."""
 
 
 @dataclass(frozen=True)
@@ -247,18 +307,9 @@ class _Numbers:
     without: np.ndarray  # (P, K + 1), or no rows where no jackknife is needed
 
 
-def _spread(values: np.ndarray, wanted: np.ndarray, averaged: np.ndarray) -> np.ndarray:
-    """Return (..., K + 1): values of the `wanted` findings at their places, NaN elsewhere, and their macro mean."""
-    everything = np.full((*values.shape[:-1], len(wanted) + 1), np.nan)
-    everything[..., :-1][..., wanted] = values
-    if averaged.any():
-        everything[..., -1] = everything[..., :-1][..., averaged].mean(axis=-1)
-    return everything
-
-
 def _mean_of_files(model: str, theta: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     del model
-    return theta.mean(axis=1), point.mean(axis=0)
+    return mean_over_files(theta, axis=1), mean_over_files(point, axis=0)
 
 
 def _s(number: int) -> str:
