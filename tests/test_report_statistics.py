@@ -1,7 +1,9 @@
 """What a report's numbers are: of which files, under which thresholds, and what a fault in one part leaves whole."""
 
 import csv
+import html
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from cxrdist.report.analysis import analyse
 from cxrdist.report.cells import read_cell
 from cxrdist.report.guards import check
 from cxrdist.report.others import metric_blocks, metrics_table, verdict
+from cxrdist.report.page import render
 from cxrdist.report.tables import interval, number, probability, signed
 from cxrdist.stats.compare import compare
 from cxrdist.stats.meanings import AVERAGES, MACRO
@@ -334,6 +337,28 @@ def test_hierarchical_intervals_also_hold_the_choice_of_seeds(tmp_path):
     flat, both = (result_of(cells, metrics=("auroc",), hierarchical=drawn) for drawn in (False, True))
     widths = [e.high - e.low for one in (flat, both) for e in [one.datasets[0].comparison.estimate("ours")]]
     assert widths[1] > 1.5 * widths[0]
+
+
+@pytest.mark.parametrize(
+    ("hierarchical", "seeds", "said", "unsaid"),
+    [
+        (False, (0,), ("trained once", "about other patients"), ("other seeds", "standard deviation between")),
+        (False, (0, 1), ("not what other seeds would have given", "thresholds fixed"), ("Student", "trained once")),
+        (True, (0, 1), ("Student's t", "With 2 seeds the spread between seeds is poorly known"), ("not what other",)),
+        (True, (0, 1, 2, 3, 4), ("Student's t", "5 other seeds might"), ("poorly known", "not what other")),
+    ],
+)
+def test_methods_say_what_intervals_are_about(tmp_path, hierarchical, seeds, said, unsaid):
+    cells = make_study(tmp_path, ("random",), ("nih14",), seeds)
+    study = result_of(cells, metrics=("auroc", "sensitivity"), hierarchical=hierarchical)
+    page = render(study, title="T", guards=(), notes=(), figures={}, files=())
+    methods = re.sub(
+        r"<[^>]*>", "", page[page.index('<section id="methods">') : page.index('<section id="provenance">')]
+    )
+    methods = " ".join(html.unescape(methods).split())
+    assert [text for text in said if text not in methods] == []
+    assert [text for text in unsaid if text in methods] == []
+    assert "for all strategies alike" in methods.partition("Other metrics may be undefined")[0]
 
 
 def test_delong_is_held_against_redraws_of_patients_alone(tmp_path):

@@ -17,6 +17,7 @@ from cxrdist.report.others import metric_blocks, subgroup_blocks
 from cxrdist.report.tables import MISSING, NONE, best, interval, number, probability, signed, title_of
 from cxrdist.stats.comparison import Comparison, Difference
 from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS
+from cxrdist.stats.metrics import METRICS
 
 # Allow-list: what of environment.json may be read by anyone who gets the report.  First words of dotted names.
 SHOWN_FACTS = re.compile(
@@ -169,6 +170,7 @@ def _methods(study: StudyResult) -> dict[str, Any]:
         "n_averages": averages,
         "n_per_finding": len(tests) - averages,
         "options": study.options,
+        "has_rates": any(METRICS[name].needs_threshold for name in study.options.metrics),
         "correction": CORRECTIONS[study.options.correction],
         "meanings": meanings(study),
         "statements": STATEMENTS,
