@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cxrdist.report.analysis import DatasetResult, StudyResult
-from cxrdist.report.cells import ReportOptions
-from cxrdist.report.tables import NONE, Table, Text, interval, number, probability, signed, title_of
+from cxrdist.report.analysis import StudyResult
+from cxrdist.report.tables import NONE, Table, Text, interval, number, title_of
 from cxrdist.stats.comparison import Comparison, Difference
-from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS
+from cxrdist.stats.meanings import AVERAGES, STATEMENTS
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.subgroups import SubgroupRow
 
@@ -70,35 +69,6 @@ def study_rows(study: StudyResult) -> list[dict[str, Any]]:
     return [
         {"dataset": one.name, **row} for one in study.datasets if one.comparison for row in csv_rows(one.comparison)
     ]
-
-
-def metrics_table(study: StudyResult) -> Table:
-    """Return every metric's average over findings, a row per dataset, metric and strategy."""
-    level = f"{100 * (1 - study.options.alpha):g} %"
-    rows = []
-    for one in study.datasets:
-        for metric in one.comparison.options.metrics if one.comparison else ():
-            for strategy in study.strategies:
-                rows += [_metric_row(one, metric, strategy, study.options)] if strategy not in one.missing else []
-    columns = ("Dataset", "Metric", "Strategy", "Value", f"{level} CI", "Difference", f"{level} CI of it", "p", "q")
-    caption = f"Every metric, macro average over findings, and its difference to {study.options.reference}."
-    return Table("metrics", caption, columns, tuple(rows))
-
-
-def subgroup_tables(study: StudyResult) -> list[Table]:
-    """Return a table per subgroup column, of the macro average, a row per dataset, strategy and level."""
-    found = []
-    for column in study.options.subgroups:
-        rows = [
-            (Text(one.name), *_subgroup(row))
-            for one in study.datasets
-            if one.comparison
-            for row in one.comparison.subgroups
-            if row.column == column and row.finding == MACRO
-        ]
-        caption = f"AUROC by {column}, macro average over findings, and its gap to all other images."
-        found.append(Table(f"by-{column}", caption, ("Dataset", *_subgroup_heads(column, "AUROC")), tuple(rows)))
-    return found
 
 
 def meanings(study: StudyResult) -> list[tuple[str, str]]:
@@ -190,25 +160,6 @@ def _subgroup(one: SubgroupRow) -> tuple[Text, ...]:
         gap = NONE if math.isnan(one.gap) else f"{_signed(one.gap)} {_four(one.gap_low, one.gap_high, _signed)}"
         cells = [f"{number(one.value, 4)} {_four(one.low, one.high)}", gap, _p(one.p)]
     return tuple(Text(cell) for cell in (one.model, _title(one.finding), one.level, *counts, *cells))
-
-
-def _metric_row(one: DatasetResult, metric: str, strategy: str, options: ReportOptions) -> tuple[Text, ...]:
-    comparison = one.comparison
-    if comparison is None:
-        raise ValueError("a dataset without a comparison has no metrics")
-    value, d = comparison.estimate(strategy, MACRO, metric), comparison.difference(strategy, MACRO, metric=metric)
-    cells = [
-        one.name,
-        f"{METRICS[metric].title} ({better(metric)})",
-        strategy,
-        number(value.value),
-        interval(value.low, value.high),
-    ]
-    if d is None:
-        cells += ["reference" if strategy == options.reference else NONE, NONE, NONE, NONE]
-    else:
-        cells += [signed(d.value), interval(d.low, d.high, signed), probability(d.p), probability(d.q)]
-    return tuple(Text(cell, bold=d is not None and d.q < options.alpha and i == 5) for i, cell in enumerate(cells))
 
 
 def _sure(d: Difference, comparison: Comparison) -> bool:
