@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrdist.dispatch import process_map, thread_map
-from cxrdist.stats import kernels
 from cxrdist.stats.auroc import auroc, auroc_statistic
 from cxrdist.stats.kernels import weighted_sums
 from cxrdist.stats.precision import average_precision_statistic
@@ -175,21 +174,3 @@ def test_no_images_and_no_redraws_are_no_error():
     for prepare in PREPARE:
         assert np.isnan(prepare(np.zeros(0), np.zeros(0), Units(np.zeros(0, dtype=np.int64), 2)).under(np.ones((2, 1))))
         assert prepare(np.array([1.0, 0]), np.arange(2.0), Units(np.arange(2), 2)).under(np.ones((2, 0))).shape == (0,)
-
-
-def test_kernels_release_the_lock_and_keep_the_order_of_additions():
-    found = [value for value in vars(kernels).values() if hasattr(value, "targetoptions")]
-    assert len(found) >= 6
-    for kernel in found:
-        assert kernel.targetoptions["nogil"]
-        assert not kernel.targetoptions.get("fastmath")
-
-
-def test_a_folder_that_cannot_be_written_costs_only_the_stored_code(monkeypatch):
-    def refuse(*, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: function
-
-    monkeypatch.setattr(kernels, "njit", refuse)
-    assert kernels.compiled(len) is len

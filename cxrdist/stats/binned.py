@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from cxrdist.stats.kernels import compiled, typed, writable
+from cxrdist.stats.compiling import compiled
+from cxrdist.stats.kernels import typed, writable
 
 
 def equal_mass_error(

@@ -6,23 +6,12 @@ A lane never meets another lane and has one fixed order of additions (no fast-ma
 or how many lanes there are.  Kernels release the GIL, so threads run them side by side.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
+
+from cxrdist.stats.compiling import compiled
 
 NARROW = 2**16 - 1
 WIDE = 2**32 - 1
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Return `function` to be compiled at its first call, or loaded where an earlier process compiled it."""
-    options = {"nogil": True, "error_model": "numpy"}  # dividing by zero gives NaN; a check would end vectorisation
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that may be written: compile anew in each process
-        return njit(**options)(function)
 
 
 @compiled

@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from cxrdist.stats.kernels import compiled, typed, writable
+from cxrdist.stats.compiling import compiled
+from cxrdist.stats.kernels import typed, writable
 
 MAX_STEPS = 1000
 """Newton's steps (five to eight are usual)."""

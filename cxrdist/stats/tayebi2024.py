@@ -26,7 +26,7 @@ import numpy as np
 
 from cxrdist.errors import UsageError
 from cxrdist.stats.auroc import SortedAuroc, auroc_statistic
-from cxrdist.stats.kernels import compiled
+from cxrdist.stats.compiling import compiled
 from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.resample import TOGETHER, MapFunction, Units
 
