@@ -88,7 +88,7 @@ def test_page_parses_without_blank_cells_scripts_or_addresses_elsewhere(written)
     assert not re.search(r"url\(|@import", text)
     for address in page.addresses:
         assert address.startswith(("data:image/svg+xml;base64,", "#")) or (out / address).is_file(), address
-    assert sum(address.startswith("data:") for address in page.addresses) == 6
+    assert sum(address.startswith("data:") for address in page.addresses) == 8
 
 
 def test_every_name_is_escaped(written):

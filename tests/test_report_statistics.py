@@ -14,6 +14,7 @@ from scipy.stats import false_discovery_control
 from cxrdist.report import ReportOptions, write_report
 from cxrdist.report.analysis import analyse
 from cxrdist.report.cells import read_cell
+from cxrdist.report.figures import draw, to_bytes
 from cxrdist.report.guards import check
 from cxrdist.report.others import metric_blocks, metrics_table, verdict
 from cxrdist.report.page import render
@@ -337,6 +338,36 @@ def test_hierarchical_intervals_also_hold_the_choice_of_seeds(tmp_path):
     flat, both = (result_of(cells, metrics=("auroc",), hierarchical=drawn) for drawn in (False, True))
     widths = [e.high - e.low for one in (flat, both) for e in [one.datasets[0].comparison.estimate("ours")]]
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_reliability_is_of_each_seed_and_of_all_together(tmp_path):
+    cells = make_study(tmp_path, STRATEGIES, ("nih14",), (0, 1))
+    with_ece, without = (result_of(cells, metrics=("auroc", *more)).datasets[0] for more in (("ece",), ()))
+    assert with_ece.reliability.keys() == with_ece.curves.keys()
+    for (strategy, finding), found in with_ece.reliability.items():
+        tests = [read_predictions(c.folder / "predictions/test.parquet") for c in cells if c.strategy == strategy]
+        k = FINDINGS.index(finding)
+        assert len(found.files) == 2
+        for one, curve in zip(tests, found.files, strict=True):
+            assert curve.count.tolist() == [18] * 5
+            lowest = np.argsort(one.scores[:, k])[:18]
+            assert curve.mean_predicted[0] == pytest.approx(one.scores[lowest, k].mean())
+            assert curve.share_positive[0] == pytest.approx(one.targets[lowest, k].mean())
+        assert found.pooled.count.tolist() == [36] * 5
+        assert found.ece == with_ece.comparison.estimate(strategy, finding, "ece").value
+        assert without.reliability[strategy, finding].ece == pytest.approx(found.ece, abs=1e-12)
+
+
+def test_finding_of_one_class_has_no_panel_and_page_names_the_diagrams(tmp_path):
+    cells = make_study(tmp_path, STRATEGIES, ("nih14",), (0,))
+    for cell in cells:
+        spoil(cell, targets=lambda p: p.targets * (1, 1, 0))
+    study = result_of(cells)
+    assert {finding for _, finding in study.datasets[0].reliability} == {"effusion", "edema"}
+    svg = to_bytes(draw(study)["reliability_0"], "svg")
+    page = render(study, title="T", guards=(), notes=(), figures={"reliability_0": svg}, files=())
+    assert 'alt="Reliability diagrams per finding on nih14' in page
+    assert sum(axes.get_visible() for axes in draw(study)["reliability_0"].axes) == 2
 
 
 @pytest.mark.parametrize(

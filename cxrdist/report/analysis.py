@@ -9,6 +9,7 @@ import numpy as np
 from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.report.cells import Cell, ReportOptions
 from cxrdist.stats.adjusted import adjust
+from cxrdist.stats.calibration import ReliabilityCurve, ece, reliability_curve
 from cxrdist.stats.compare import compare
 from cxrdist.stats.comparison import Comparison
 from cxrdist.stats.files import Groups, by_label, labels_of, validation_thresholds
@@ -20,6 +21,11 @@ from cxrdist.stats.threshold import operating_point, roc_curve
 
 RATES = ("threshold", "sensitivity", "specificity", "ppv", "npv", "accuracy", "f1")
 
+IMAGES_PER_BIN = 20
+"""Images that a point of a reliability curve should rest on."""
+BINS = (5, 15)
+"""Fewest and most points of a reliability curve."""
+
 
 @dataclass(frozen=True)
 class RocLine:
@@ -27,6 +33,18 @@ class RocLine:
 
     false_positive_rate: np.ndarray
     true_positive_rate: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What a strategy predicted of a finding and what was true, in groups of equally many images."""
+
+    files: tuple[ReliabilityCurve, ...]
+    """One per seed."""
+    pooled: ReliabilityCurve
+    """Of the images of all seeds together."""
+    ece: float
+    """Mean over seeds of the expected calibration error, as in the tables."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,8 @@ class DatasetResult:
     """
     curves: dict[tuple[str, str], RocLine]
     """(strategy, finding) -> ROC curve on test, mean over seeds."""
+    reliability: dict[tuple[str, str], Reliability]
+    """(strategy, finding) -> reliability on test, where the finding has both classes."""
     warnings: tuple[str, ...]
 
 
@@ -104,7 +124,7 @@ def _dataset(
     done = {strategy: _finished(cells, strategy) for strategy in strategies}
     missing, warnings = _missing(name, cells, done, seeds)
     files = {strategy: [cell.test for cell in ours if cell.test] for strategy, ours in done.items() if ours}
-    result = DatasetResult(name, tuple(cells), missing, None, "", "", "", {}, {}, ())
+    result = DatasetResult(name, tuple(cells), missing, None, "", "", "", {}, {}, {}, ())
     if not files:
         return replace(result, fault="No strategy has test predictions.", warnings=tuple(warnings))
     groups = labels_of(files)
@@ -127,6 +147,7 @@ def _dataset(
         warnings.append(f"The reference {options.reference} is missing, so no difference is given.")
     rates: dict[tuple[str, str], dict[str, float]] = {}
     curves: dict[tuple[str, str], RocLine] = {}
+    reliability: dict[tuple[str, str], Reliability] = {}
     for strategy, ours in files.items():
         for count in comparison.counts:
             finding = count.finding
@@ -136,8 +157,15 @@ def _dataset(
             line = _mean_curve(ours, finding)
             if line:
                 curves[strategy, finding] = line
+                reliability[strategy, finding] = _reliability(comparison, strategy, ours, finding)
     return replace(
-        result, comparison=comparison, no_rates=no_rates, rates=rates, curves=curves, warnings=tuple(warnings)
+        result,
+        comparison=comparison,
+        no_rates=no_rates,
+        rates=rates,
+        curves=curves,
+        reliability=reliability,
+        warnings=tuple(warnings),
     )
 
 
@@ -253,6 +281,19 @@ def _mean_curve(files: Sequence[Predictions], finding: str) -> RocLine | None:
     grid = np.linspace(0, 1, 201)
     lines = [np.interp(grid, curve.false_positive_rate, curve.true_positive_rate) for curve in curves]
     return RocLine(np.append(0.0, grid), np.append(0.0, np.mean(lines, axis=0)))
+
+
+def _reliability(comparison: Comparison, strategy: str, files: Sequence[Predictions], finding: str) -> Reliability:
+    columns = [_column(one, finding) for one in files]
+    targets, scores = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    labelled = int(np.count_nonzero(~np.isnan(columns[0][0])))
+    bins = min(max(labelled // IMAGES_PER_BIN, BINS[0]), BINS[1])
+    if "ece" in comparison.options.metrics:
+        error = comparison.estimate(strategy, finding, "ece").value
+    else:
+        error = float(np.mean([ece(*column) for column in columns]))
+    curves = tuple(reliability_curve(*column, n_bins=bins) for column in columns)
+    return Reliability(curves, reliability_curve(targets, scores, n_bins=bins), error)
 
 
 def _column(predictions: Predictions, finding: str) -> tuple[np.ndarray, np.ndarray]:

@@ -41,6 +41,8 @@ STYLE = {
     "figure.dpi": 100,
 }
 INK = "#1c2430"
+PANEL_ENDS = (0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Where the axes of a reliability diagram may end."""
 
 
 def colours(strategies: Sequence[str], reference: str) -> dict[str, str]:
@@ -50,7 +52,7 @@ def colours(strategies: Sequence[str], reference: str) -> dict[str, str]:
 
 
 def draw(study: StudyResult) -> dict[str, Figure]:
-    """Return every figure of a report by name: forest, training, and per dataset ``forest_<i>`` and ``roc_<i>``."""
+    """Return every figure by name: forest, training, and per dataset i ``forest_i``, ``roc_i``, ``reliability_i``."""
     figures: dict[str, Figure] = {}
     with mpl.rc_context(STYLE):
         if any(one.comparison and one.comparison.differences for one in study.datasets):
@@ -60,6 +62,7 @@ def draw(study: StudyResult) -> dict[str, Figure]:
                 figures[f"forest_{i}"] = _finding_forest(study, one)
             if one.curves:
                 figures[f"roc_{i}"] = _roc(study, one)
+                figures[f"reliability_{i}"] = _reliability(study, one)
         if any(cell.metrics for one in study.datasets for cell in one.cells):
             figures["training"] = _training(study)
     return figures
@@ -161,11 +164,8 @@ def _roc(study: StudyResult, one: DatasetResult) -> Figure:
     palette = colours(study.strategies, study.options.reference)
     findings = [count.finding for count in one.comparison.counts if not count.one_class]
     models = one.comparison.models
-    across = 3 if len(findings) in (5, 6, 9) else min(len(findings), 4)  # few empty panels
-    down = math.ceil(len(findings) / across)
-    figure = _figure(2.25 * across + 0.4, 2.3 * down + 0.5)
-    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for axes, finding in zip(grid.flat, findings, strict=False):
+    figure, panels = _panels(len(findings), shared=True)
+    for axes, finding in zip(panels, findings, strict=True):
         axes.plot([0, 1], [0, 1], color="#c9ced6", linewidth=0.9, linestyle=(0, (4, 3)))
         for line, strategy in enumerate(models):
             curve = one.curves.get((strategy, finding))
@@ -179,12 +179,69 @@ def _roc(study: StudyResult, one: DatasetResult) -> Figure:
         axes.set_title(title_of(finding))
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
         axes.grid(True)
-    for axes in list(grid.flat)[len(findings) :]:
-        axes.set_visible(False)
     figure.supxlabel("1 − specificity", fontsize=9)
     figure.supylabel("Sensitivity", fontsize=9)
     _legend(figure, study, models)
     return figure
+
+
+def _reliability(study: StudyResult, one: DatasetResult) -> Figure:
+    """Share with the finding against the probability: a panel per finding, in the corner the calibration error.
+
+    A thick line with points is all seeds together; with several seeds, each has a thin one besides.  A panel ends where
+    its probabilities and shares do, since those of a rare finding lie near 0.
+    """
+    assert one.comparison
+    palette = colours(study.strategies, study.options.reference)
+    findings = [count.finding for count in one.comparison.counts if not count.one_class]
+    models = one.comparison.models
+    figure, panels = _panels(len(findings), shared=False)
+    for axes, finding in zip(panels, findings, strict=True):
+        axes.plot([0, 1], [0, 1], color="#9aa1ac", linewidth=0.9, linestyle=(0, (4, 3)))
+        drawn = []
+        for strategy in models:
+            found = one.reliability[strategy, finding]
+            for curve in found.files if len(found.files) > 1 else ():
+                axes.plot(curve.mean_predicted, curve.share_positive, color=palette[strategy], linewidth=0.7, alpha=0.4)
+            x, y = found.pooled.mean_predicted, found.pooled.share_positive
+            axes.plot(
+                x, y, _marker(study, strategy), linestyle="-", color=palette[strategy], linewidth=1.5, markersize=3.6,
+                markeredgecolor="white", markeredgewidth=0.4,
+            )  # fmt: skip
+            drawn += [np.stack([c.mean_predicted, c.share_positive]) for c in (found.pooled, *found.files)]
+        points = np.concatenate(drawn, axis=1)
+        most = points.max()
+        end = next((end for end in PANEL_ENDS if end >= most), 1.0)
+        ticks = [0, end / 2, end]
+        axes.set_title(title_of(finding))
+        edges = (-0.02 * end, 1.02 * end)
+        axes.set(xlim=edges, ylim=edges, xticks=ticks, yticks=ticks, aspect="equal")
+        axes.grid(True)
+        # Below the diagonal on the right, or above it on the left where that is the emptier corner.
+        x, y = points / end
+        left = np.sum((x < 0.32) & (y > 0.6)) < np.sum((x > 0.68) & (y < 0.4))
+        for line, strategy in enumerate(models):
+            height = 0.875 - 0.105 * line if left else 0.04 + 0.105 * (len(models) - 1 - line)
+            axes.text(
+                0.04 if left else 0.98, height, number(one.reliability[strategy, finding].ece),
+                ha="left" if left else "right", color=palette[strategy], fontsize=8, weight="bold",
+                transform=axes.transAxes,
+            )  # fmt: skip
+    figure.supxlabel("Mean probability (in the corner: expected calibration error, ECE)", fontsize=9)
+    figure.supylabel("Share with the finding", fontsize=9)
+    _legend(figure, study, models)
+    return figure
+
+
+def _panels(n: int, *, shared: bool) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `n` square panels and these."""
+    across = 3 if n in (5, 6, 9) else min(n, 4)  # few empty panels
+    down = math.ceil(n / across)
+    figure = _figure(2.25 * across + 0.4, 2.3 * down + 0.5)
+    grid = figure.subplots(down, across, sharex=shared, sharey=shared, squeeze=False)
+    for axes in list(grid.flat)[n:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat)[:n]
 
 
 def _thin(x: np.ndarray, y: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:

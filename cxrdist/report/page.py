@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from cxrdist.report.analysis import DatasetResult, StudyResult
+from cxrdist.report.analysis import BINS, DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard, flatten
 from cxrdist.report.compared import CORRECTIONS, meanings
 from cxrdist.report.figures import colours
@@ -170,6 +170,7 @@ def _methods(study: StudyResult) -> dict[str, Any]:
         "n_averages": averages,
         "n_per_finding": len(tests) - averages,
         "options": study.options,
+        "bins": BINS,
         "has_rates": any(METRICS[name].needs_threshold for name in study.options.metrics),
         "correction": CORRECTIONS[study.options.correction],
         "meanings": meanings(study),

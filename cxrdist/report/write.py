@@ -56,7 +56,7 @@ def write_report(
 def _write_figures(study: StudyResult, folder: Path) -> dict[str, bytes]:
     """Write every figure as SVG and PNG, and return the SVG files by the name the page knows them."""
     folder.mkdir(exist_ok=True)
-    for kind in ("forest", "roc", "training"):
+    for kind in ("forest", "roc", "reliability", "training"):
         for stale in (*folder.glob(f"{kind}*.svg"), *folder.glob(f"{kind}*.png")):
             stale.unlink()
     slugs = file_names([one.name for one in study.datasets])
