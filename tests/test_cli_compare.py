@@ -111,12 +111,10 @@ def test_csv_holds_every_number_of_a_comparison_once(paths):
         row for row in rows if row["kind"] == "subgroup_gap" and row["level"] == "F" and row["finding"] == "mass"
     )
     (of_subgroup,) = (one for one in result.subgroups if (one.model, one.level, one.finding) == ("a", "F", "mass"))
-    assert (row["model"], row["value"], row["low"], row["p"]) == (
-        "a",
-        of_subgroup.gap,
-        of_subgroup.gap_low,
-        of_subgroup.p,
-    )
+    told = tuple(row[name] for name in ("model", "value", "low", "p", "q"))
+    assert told == ("a", of_subgroup.gap, of_subgroup.gap_low, of_subgroup.p, of_subgroup.q)
+    (by_sex,) = (table for table in compared.tables(result) if table.name == "by-sex")
+    assert by_sex.columns[-2:] == ("p", "q")
     slope = next(table for table in compared.tables(result) if table.name == "calibration_slope")
     assert "(1 is right)" in slope.caption
     assert [cell.text for cell in slope.rows[-1]] == ["macro average", "–", "–"]

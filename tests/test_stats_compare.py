@@ -7,12 +7,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxrdist.errors import UsageError
-from cxrdist.stats.bootstrap import Sample, bootstrap
-from cxrdist.stats.compare import adjust, compare
+from cxrdist.stats.adjusted import adjust
+from cxrdist.stats.bootstrap import Sample, bootstrap, rare_strata
+from cxrdist.stats.compare import compare
 from cxrdist.stats.delong import delong_test
 from cxrdist.stats.families import benjamini_hochberg, max_t
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
-from cxrdist.stats.intervals import interval, percentile_interval
+from cxrdist.stats.intervals import interval, percentile_interval, raised_interval
 from cxrdist.stats.mcnemar import mcnemar_test
 from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.options import StatisticsOptions
@@ -539,3 +540,60 @@ def test_the_permutation_test_swaps_patients_not_images():
     )
     assert by_patient.p_permutation == pytest.approx(expected, abs=0.05)
     assert by_image.p_permutation < by_patient.p_permutation / 2
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_an_interval_of_the_calibration_error_holds_its_value(method):
+    files = {name: make_predictions(seed=i) for i, name in enumerate("ab")}
+    result = compare(files, options=options(n_resamples=200, metrics=["ece", "auroc"], interval=method))
+    one = result.estimate("a", "mass", "ece")
+    sample = Sample(FINDINGS, files["a"].targets, whole_units(files["a"].patient_id))
+    theta = bootstrap(sample, {"a": files["a"].scores}, metrics=["ece"], n_resamples=200, seed=0).theta
+    assert percentile_interval(theta["a", "ece", "mass"]).low > one.low
+    bounds = raised_interval(theta["a", "ece", "mass"], point=one.value)
+    assert (one.low, one.high) == (bounds.low, bounds.high)
+    for finding in (*FINDINGS, MACRO):
+        one = result.estimate("a", finding, "ece")
+        assert 0 <= one.low <= one.value <= one.high
+    if method == "percentile":
+        d = result.difference("b", "mass", "a", "ece")
+        both = {name: one.scores for name, one in files.items()}
+        theta = bootstrap(sample, both, metrics=["ece"], n_resamples=200, seed=0).theta
+        bounds = percentile_interval(theta["b", "ece", "mass"] - theta["a", "ece", "mass"])
+        assert (d.low, d.high) == (bounds.low, bounds.high)
+
+
+def test_bca_of_stratified_redraws_knows_of_the_strata():
+    one = make_predictions(0.5)
+    targets = one.targets.copy()
+    targets[:, 2] = 0
+    rare = [int(np.flatnonzero(one.patient_id == name)[0]) for name in sorted(set(one.patient_id))[:8]]
+    targets[rare, 2] = 1
+    one = replace(one, targets=targets)
+    estimate = compare({"a": one}, options=options(n_resamples=199, interval="bca", stratified=True)).estimate(
+        "a", "mass"
+    )
+    units = replace(whole_units(one.patient_id), strata=rare_strata(one.patient_id, targets))
+    redraws = bootstrap(Sample(FINDINGS, targets, units), {"a": one.scores}, n_resamples=199, seed=0, leave_out=True)
+    column = ("a", "auroc", "mass")
+    given = {"method": "bca", "point": estimate.value, "jackknife": redraws.without[column]}
+    expected = interval(redraws.theta[column], strata=units.strata, **given)
+    assert (estimate.low, estimate.high) == (expected.low, expected.high)
+    assert interval(redraws.theta[column], **given) != expected
+
+
+def test_gaps_of_subgroups_are_adjusted_as_asked_for():
+    files = {name: make_predictions(seed=i, n=300) for i, name in enumerate("ab")}
+    plain, adjusted = (
+        compare(files, options=options(n_resamples=99, subgroups=["sex"], correction=correction)).subgroups
+        for correction in ("none", "holm")
+    )
+    assert [row.q for row in plain] == [row.p for row in plain]
+    assert [row.p for row in adjusted] == [row.p for row in plain]
+    assert any(row.q > row.p for row in adjusted)
+
+
+def test_subgroups_have_no_average_in_which_numbers_would_cancel():
+    files = {"a": make_predictions(n=300)}
+    result = compare(files, options=options(n_resamples=9, subgroups=["sex"], metrics=["calibration_intercept"]))
+    assert {row.finding for row in result.subgroups} == set(FINDINGS)

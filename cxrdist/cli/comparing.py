@@ -82,8 +82,9 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     Files have image_id, patient_id, y_FINDING and p_FINDING. Example: `cxrdist compare random=a.parquet ssl=b.parquet`
     """
     from cxrdist.stats.compare import compare as run
+    from cxrdist.stats.families import Correction
     from cxrdist.stats.intervals import IntervalMethod
-    from cxrdist.stats.options import Cluster, Correction
+    from cxrdist.stats.options import Cluster
 
     test = _named(files, "A file")
     for option, path in (("--json", json), ("--csv", csv), ("--latex", latex)):

@@ -58,7 +58,7 @@ def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
         rows.append({"kind": "difference", **row, **tests})
     for one in comparison.subgroups:
         common = {name: getattr(one, name) for name in CSV_COLUMNS if hasattr(one, name)}
-        rows.append({"kind": "subgroup", **common, "metric": comparison.metric, "p": math.nan})
+        rows.append({"kind": "subgroup", **common, "metric": comparison.metric, "p": math.nan, "q": math.nan})
         gap = {"metric": comparison.metric, "value": one.gap, "low": one.gap_low, "high": one.gap_high, "p": one.p}
         rows.append({"kind": "subgroup_gap", **common, **gap})
     return [{name: row.get(name, "") for name in CSV_COLUMNS} for row in rows]
@@ -86,6 +86,12 @@ def sentences(comparison: Comparison) -> list[str]:
         f"[low, high]: {level} {'BCa' if options.interval == 'bca' else options.interval} interval of "
         f"{options.n_resamples} redraws of {drawn}, the same for all models."
     )
+    raised = [METRICS[name].title for name in options.metrics if METRICS[name].raised_by_redraws]
+    if raised:
+        told.append(
+            f"Redraws raise the {' and '.join(raised)} of a model; its interval is the basic one of squares, whatever "
+            "that of the others is."
+        )
     if comparison.differences:
         told.append(f"p: {STATEMENTS['p']}")
         told.append(f"q: {STATEMENTS['q']} Here: {CORRECTIONS[options.correction]}.")
@@ -93,6 +99,9 @@ def sentences(comparison: Comparison) -> list[str]:
         told += [f"{_heading(name)}: {STATEMENTS[title]}" for name, title in TESTS.items() if _any(rows, name)]
     if comparison.subgroups:
         told.append(f"gap to the rest: {STATEMENTS['gap to the rest']}")
+        told.append(
+            "q of a gap: p adjusted over all models and levels of a column; averages are a family of their own."
+        )
     return told
 
 
@@ -144,21 +153,22 @@ def _differences(comparison: Comparison) -> Table:
 def _subgroups(comparison: Comparison, column: str) -> Table:
     title = METRICS[comparison.metric].title
     rows = [_subgroup(one) for one in comparison.subgroups if one.column == column]
-    caption = f"{title} ({better(comparison.metric)}) by {column}, and its gap to all other images"
+    correction = CORRECTIONS[comparison.options.correction]
+    caption = f"{title} ({better(comparison.metric)}) by {column}, its gap to all other images, q after {correction}"
     return Table(f"by-{column}", caption, _subgroup_heads(column, title), tuple(rows))
 
 
 def _subgroup_heads(column: str, title: str) -> tuple[str, ...]:
-    return ("model", "finding", column, "images", "patients", "positive", title, "gap to the rest", "p (not adjusted)")
+    return ("model", "finding", column, "images", "patients", "positive", title, "gap to the rest", "p", "q")
 
 
 def _subgroup(one: SubgroupRow) -> tuple[Text, ...]:
     counts = [str(one.n_images), str(one.n_patients), NONE if one.n_positive is None else str(one.n_positive)]
     if math.isnan(one.value):
-        cells = [one.note or NONE, NONE, NONE]
+        cells = [one.note or NONE, NONE, NONE, NONE]
     else:
         gap = NONE if math.isnan(one.gap) else f"{_signed(one.gap)} {_four(one.gap_low, one.gap_high, _signed)}"
-        cells = [f"{number(one.value, 4)} {_four(one.low, one.high)}", gap, _p(one.p)]
+        cells = [f"{number(one.value, 4)} {_four(one.low, one.high)}", gap, _p(one.p), _p(one.q)]
     return tuple(Text(cell) for cell in (one.model, _title(one.finding), one.level, *counts, *cells))
 
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from cxrdist.stats.comparison import Comparison, Difference
-from cxrdist.stats.families import Adjustment, max_t
-from cxrdist.stats.families import adjust as adjust_family
+from cxrdist.stats.families import adjust_redrawn
 from cxrdist.stats.meanings import AVERAGES
 
 
@@ -31,15 +29,9 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
             families.setdefault((d.metric, d.finding in AVERAGES), []).append((i, j, d))
     changed = [list(one.differences) for one in comparisons]
     for family in families.values():
-        q = _adjusted([d for _, _, d in family], comparisons[0].options.correction)
-        for (i, j, d), value in zip(family, q, strict=True):
-            changed[i][j] = replace(d, q=float(value))
+        p, value = (np.array([getattr(d, name) for _, _, d in family]) for name in ("p", "value"))
+        delta = np.stack([d.redraws for _, _, d in family], axis=1)
+        q = adjust_redrawn(p, delta, value, comparisons[0].options.correction)
+        for (i, j, d), adjusted in zip(family, q, strict=True):
+            changed[i][j] = replace(d, q=float(adjusted))
     return [replace(one, differences=tuple(new)) for one, new in zip(comparisons, changed, strict=True)]
-
-
-def _adjusted(family: Sequence[Difference], correction: Adjustment | Literal["max_t"]) -> np.ndarray:
-    p = np.array([d.p for d in family])
-    if correction != "max_t":
-        return adjust_family(p, correction)
-    # max-T is symmetric and p is not, so where redraws are skewed it could fall below the p beside it.
-    return np.maximum(p, max_t(np.stack([d.redraws for d in family], axis=1), np.array([d.value for d in family])))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from cxrdist.stats.bootstrap import Column, Redraws, Sample, bootstrap, rare_str
 from cxrdist.stats.comparison import Comparison, Difference, Estimate, FindingCount
 from cxrdist.stats.files import Files, Groups, by_label, by_seed, labels_of, stacked, validation_thresholds
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
-from cxrdist.stats.intervals import Interval, interval
+from cxrdist.stats.intervals import interval
 from cxrdist.stats.meanings import AVERAGES, MICRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
@@ -167,6 +168,7 @@ def _subgroups(work: _Work, base: Predictions) -> tuple[SubgroupRow, ...]:
         confidence_level=1 - options.alpha,
         method=options.interval,
         minimum=options.subgroup_minimum,
+        correction=options.correction,
         combine=lambda model, theta, point: combine_seeds(
             theta,
             point,
@@ -188,7 +190,7 @@ def _subgroups(work: _Work, base: Predictions) -> tuple[SubgroupRow, ...]:
         patients=base.patient_id,
         map=work.map,
     )
-    return tuple(rows)
+    return tuple(row for row in rows if _has_number(metric.name, row.finding))
 
 
 def _no_columns(name: str) -> str:
@@ -246,7 +248,8 @@ def _estimate(work: _Work, model: str, metric: str, finding: str) -> Estimate:
         nothing = (math.nan,) * len(labels)
         return Estimate(model, metric, finding, math.nan, math.nan, math.nan, nothing, math.nan, 0, 0)
     number = work.numbers[model, metric, finding]
-    bounds = _interval(work, number)
+    # Not that of differences: a metric has bounds, and may be raised by redraws, which a difference is not.
+    bounds = METRICS[metric].interval(number.theta, **_how(work, number))
     undefined = np.isnan(number.theta)
     lost = work.lost.get(finding)
     return Estimate(
@@ -268,15 +271,15 @@ def _has_number(metric: str, finding: str) -> bool:
     return finding not in AVERAGES or finding == MICRO or METRICS[metric].target is None
 
 
-def _interval(work: _Work, number: _Number) -> Interval:
-    return interval(
-        number.theta,
-        method=work.options.interval,
-        confidence_level=1 - work.options.alpha,
-        point=number.point,
-        jackknife=number.without,
-        strata=work.sample.units.strata,
-    )
+def _how(work: _Work, number: _Number) -> dict[str, Any]:
+    """Return what an interval is made with, besides the redraws."""
+    return {
+        "method": work.options.interval,
+        "confidence_level": 1 - work.options.alpha,
+        "point": number.point,
+        "jackknife": number.without,
+        "strata": work.sample.units.strata,
+    }
 
 
 def _threshold(work: _Work, model: str, metric: str, finding: str) -> float:
@@ -289,7 +292,7 @@ def _threshold(work: _Work, model: str, metric: str, finding: str) -> float:
 def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -> Difference:
     ours, theirs = (work.numbers[model, metric, finding] for model in pair)
     difference = ours - theirs
-    options, delta, bounds = work.options, difference.theta, _interval(work, difference)
+    options, delta, bounds = work.options, difference.theta, interval(difference.theta, **_how(work, difference))
     beside = _beside(work, pair, finding)
     return Difference(
         model=pair[0],

@@ -7,13 +7,12 @@ from pydantic import Field, field_validator, model_validator
 from cxrdist.config import Config
 from cxrdist.errors import UsageError, unknown
 from cxrdist.stats.bootstrap import Average
-from cxrdist.stats.families import Adjustment
+from cxrdist.stats.families import Correction
 from cxrdist.stats.intervals import IntervalMethod
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.threshold import parse_rule
 
 Cluster = Literal["patient_id", "none"]
-Correction = Literal[Adjustment, "max_t"]
 
 
 class StatisticsOptions(Config):
