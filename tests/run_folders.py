@@ -5,11 +5,16 @@ import json
 import numpy as np
 
 from cxrdist.config import write_yaml
-from cxrdist.report import CellFiles
+from cxrdist.report import CellFiles, ReportOptions
+from cxrdist.report.analysis import analyse
+from cxrdist.report.cells import read_cell
 from cxrdist.stats.predictions import Predictions, read_predictions, write_predictions
 
 NASTY = "<b>x</b>&|_$y$\\"
 FINDINGS = ("effusion", "edema", "mass")
+STRATEGIES = ("random", "ours")
+DATASETS = ("nih14", "vindr")
+OPTIONS = ReportOptions(reference="random", n_resamples=29, metrics=("auroc", "sensitivity", "brier"))
 
 
 def make_predictions(prefix, skill, seed, *, n=90):
@@ -60,3 +65,8 @@ def spoil(cell, split="test", **changes):
         name: getattr(good, name) for name in ("image_id", "patient_id", "findings", "targets", "scores", "extra")
     }
     write_predictions(path, Predictions(**fields | {name: change(good) for name, change in changes.items()}))
+
+
+def result_of(cells, **changes):
+    """Return the statistics of `cells`, few redraws of three metrics unless told otherwise."""
+    return analyse([read_cell(cell) for cell in cells], OPTIONS.model_copy(update=changes))
