@@ -401,6 +401,25 @@ def test_an_undefined_number_names_the_model_and_the_reason():
     )
 
 
+def test_a_finding_of_one_class_is_left_out_of_what_needs_the_other_alone():
+    base = make_predictions()
+    targets = base.targets.copy()
+    targets[:, 2] = 0
+    files = {name: replace(make_predictions(seed=i), targets=targets) for i, name in enumerate("ab")}
+    shy = files["b"].scores.copy()
+    shy[:, 2] = 0.0
+    files["b"] = replace(files["b"], scores=shy)
+    validation = {name: make_validation(seed=i) for i, name in enumerate("ab")}
+    chosen = options(n_resamples=9, metrics=["auroc", "brier", "sensitivity", "ppv"])
+    notes = compare(files, validation=validation, options=chosen).warnings()
+    assert notes == [
+        "mass: no positive image, so no AUROC, Sensitivity; left out of their averages.",
+        "mass: PPV of b is undefined, as no image was called; left out of the averages for all models.",
+    ]
+    notes = compare(files, options=options(n_resamples=9, metrics=["brier"])).warnings()
+    assert notes == ["mass: no positive image; read its numbers with care."]
+
+
 def test_a_lost_class_is_told_from_other_reasons():
     base = make_predictions(seed=1)
     targets = base.targets.copy()
@@ -419,7 +438,7 @@ def test_a_lost_class_is_told_from_other_reasons():
     told = (
         f"mass: Calibration slope was undefined in {one.redraws_undefined} of 200 redraws, which are left out of the "
         f"interval: {one.redraws_one_class} lost a class; in {rest} the probabilities parted the classes without "
-        "overlap. The interval of the slope is cut: those left out are the steepest."
+        "overlap, or were all alike. The interval of the slope is cut: those left out are the steepest."
     )
     assert told in result.warnings()
 

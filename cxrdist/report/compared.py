@@ -81,6 +81,7 @@ def sentences(comparison: Comparison) -> list[str]:
     options = comparison.options
     level = f"{100 * (1 - options.alpha):g} %"
     drawn = "patients" if options.cluster == "patient_id" else "images"
+    drawn += " and of other training seeds" if options.hierarchical else ""
     told = [f"{METRICS[name].title} ({better(name)}): {METRICS[name].meaning}" for name in options.metrics]
     told.append(
         f"[low, high]: {level} {'BCa' if options.interval == 'bca' else options.interval} interval of "

@@ -26,7 +26,7 @@ from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions, align, check_patients
 from cxrdist.stats.resample import MapFunction, Units, whole_units
-from cxrdist.stats.seeds import combine_seeds
+from cxrdist.stats.seeds import combine_seeds, mean_over_files
 from cxrdist.stats.subgroups import SubgroupPlan, SubgroupRow, compare_subgroups
 from cxrdist.stats.undefined import lacking, without_class
 
@@ -227,7 +227,7 @@ def _combined(
         )
         theta, point = together(hierarchical=options.hierarchical)
         patients = together(hierarchical=False)[0] if options.hierarchical else None
-        without = _stack(redraws.without, of_file).mean(axis=1) if redraws.without else None
+        without = mean_over_files(_stack(redraws.without, of_file), axis=1) if redraws.without else None
         for i, column in enumerate(columns):
             left_out = None if without is None else without[:, i]
             drawn = theta[:, i]
@@ -286,7 +286,7 @@ def _threshold(work: _Work, model: str, metric: str, finding: str) -> float:
     if not METRICS[metric].needs_threshold or finding in AVERAGES:
         return math.nan
     k = work.sample.findings.index(finding)
-    return float(np.mean([work.thresholds[label][k] for label in work.groups[model]]))
+    return float(mean_over_files(np.array([work.thresholds[label][k] for label in work.groups[model]]), axis=0))
 
 
 def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -> Difference:

@@ -38,7 +38,8 @@ class Estimate:
     @property
     def spread(self) -> float:
         """Standard deviation between the files (seeds); NaN with fewer than two."""
-        return float(np.std(self.by_member, ddof=1)) if len(self.by_member) > 1 else float("nan")
+        # By size, so that the order of files changes no bit.
+        return float(np.std(np.sort(self.by_member), ddof=1)) if len(self.by_member) > 1 else float("nan")
 
 
 @dataclass(frozen=True)

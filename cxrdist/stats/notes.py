@@ -35,9 +35,9 @@ def notes(comparison: "Comparison") -> list[str]:
 
 def _of_count(comparison: "Comparison", count: "FindingCount") -> Iterator[str]:
     if count.one_class:
-        absent = [target for target, n in ((1, count.positive), (0, count.negative)) if not n]
-        what = "labelled" if len(absent) == 2 else "positive" if absent == [1] else "negative"
-        lost = [name for name in comparison.options.metrics if len(absent) == 2 or {*absent} & {*NEEDS.get(name, ())}]
+        absent = _absent(count)
+        what = "labelled" if len(absent) == 2 else "positive" if absent == {1} else "negative"
+        lost = [name for name in comparison.options.metrics if _lost(name, absent)]
         if not lost:
             yield f"{count.finding}: no {what} image; read its numbers with care."
             return
@@ -56,12 +56,21 @@ def _of_count(comparison: "Comparison", count: "FindingCount") -> Iterator[str]:
         yield f"{count.finding}: only {fewer} {what} {unit}{_s(fewer)}{of}; read its interval with care."
 
 
+def _absent(count: "FindingCount") -> set[int]:
+    return {target for target, n in ((1, count.positive), (0, count.negative)) if not n}
+
+
+def _lost(metric: str, absent: set[int]) -> bool:
+    """Return whether a metric does not exist without the classes that are absent."""
+    return len(absent) == 2 or bool(absent & {*NEEDS.get(metric, ())})
+
+
 def _without_number(comparison: "Comparison") -> Iterator[str]:
-    """Say which findings have no number on the full sample though both classes are there."""
-    one_class = {count.finding for count in comparison.counts if count.one_class}
+    """Say which findings have no number on the full sample though the classes that it needs are there."""
+    absent = {count.finding: _absent(count) for count in comparison.counts}
     found: dict[tuple[str, str], dict[str, list[str]]] = {}  # (finding, reason) -> metric -> models
     for one in comparison.estimates:
-        if not math.isnan(one.value) or one.finding in AVERAGES or one.finding in one_class:
+        if not math.isnan(one.value) or one.finding in AVERAGES or _lost(one.metric, absent[one.finding]):
             continue
         reason = OTHERWISE.get(one.metric, UNLABELLED)
         if METRICS[one.metric].needs_threshold and math.isnan(one.threshold):
@@ -71,8 +80,7 @@ def _without_number(comparison: "Comparison") -> Iterator[str]:
         for models in dict.fromkeys(tuple(names) for names in by_metric.values()):
             metrics = [metric for metric, names in by_metric.items() if tuple(names) == models]
             whose = "" if len(models) == len(comparison.models) else f" of {_and(models)}"
-            averages = "the averages" if comparison.options.averages else ""
-            left_out = f"; left out of {averages} for all models" if averages else ""
+            left_out = "; left out of the averages for all models" if comparison.options.averages else ""
             yield f"{finding}: {_titles(metrics)}{whose} {_is(metrics)} undefined, as {reason}{left_out}."
 
 

@@ -24,7 +24,7 @@ OTHERWISE = {
     "npv": "every image was called",
     "f1": "no image had the finding or was called",
     "mcc": "all images were called, or none",
-    "calibration_slope": "the probabilities parted the classes without overlap",
+    "calibration_slope": "the probabilities parted the classes without overlap, or were all alike",
 }
 """Metric -> what else leaves it without a number, for any one model."""
 UNLABELLED = "no image had a label"
