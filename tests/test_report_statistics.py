@@ -67,6 +67,7 @@ def test_better_and_worse_are_told_by_the_metric_and_not_by_the_sign(tmp_path):
 
 def test_difference_of_a_metric_with_a_right_value_is_neither_better_nor_worse(tmp_path):
     study = result_of(one_skilled_other_not(tmp_path), metrics=("auroc", "calibration_intercept"), n_resamples=99)
+    assert [row[2].text for row in metrics_table(study).rows][2:] == ["near 0", "near 0"]
     comparison = study.datasets[0].comparison
     d = comparison.difference("ours", "effusion", metric="calibration_intercept")
     assert verdict(replace(d, q=0.01), comparison) == "differs"

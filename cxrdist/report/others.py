@@ -119,6 +119,11 @@ def _better(metric: str) -> str:
     return f"{known.target:g} is right" if known.better == "target" else f"{known.better} is better"
 
 
+def _direction(metric: str) -> str:
+    known = METRICS[metric]
+    return known.better if known.target is None else f"near {known.target:g}"
+
+
 def _numbers(
     comparison: Comparison, metric: str, average: str, strategy: str
 ) -> tuple[Estimate | None, Difference | None]:
@@ -149,7 +154,7 @@ def _metric_row(study: StudyResult, one: DatasetResult, metric: str, average: st
     estimate, d = _numbers(one.comparison, metric, average, strategy)
     value = Text(number(estimate.value), _best(one.comparison, metric, average) == strategy) if estimate else Text(NONE)
     bounds = Text(interval(estimate.low, estimate.high) if estimate else NONE)
-    told = (Text(one.name), Text(_title(metric, average)), Text(METRICS[metric].better), Text(strategy), value, bounds)
+    told = (Text(one.name), Text(_title(metric, average)), Text(_direction(metric)), Text(strategy), value, bounds)
     if d is None:
         return (*told, Text("reference" if strategy == study.options.reference else NONE), *[Text(NONE)] * 3)
     said = verdict(d, one.comparison)
