@@ -26,7 +26,7 @@ def equal_mass_error(
 
 
 @compiled
-def _sum_rows(total, counts, unit, first, last):  # type: ignore[no-untyped-def]
+def _sum_rows(total: np.ndarray, counts: np.ndarray, unit: np.ndarray, first: int, last: int) -> None:
     for i in range(first, last):
         u = unit[i]
         for b in range(len(total)):
@@ -34,19 +34,28 @@ def _sum_rows(total, counts, unit, first, last):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _any_beyond(below, weight, n_bins, limit):  # type: ignore[no-untyped-def]
+def _any_beyond(below: np.ndarray, weight: np.ndarray, n_bins: int, limit: np.ndarray) -> bool:
     """Return whether the middle of the group lies beyond the bin of the one before it in any lane.
 
     Lanes differ in where that is, so it is asked of all of them at once: a branch in each would end vectorisation.
     """
-    beyond = 0
+    beyond = np.int64(0)
     for b in range(len(below)):
         beyond |= np.int64(n_bins * (2 * below[b] + weight[b]) >= limit[b])
-    return beyond != 0
+    return bool(beyond != 0)
 
 
 @compiled
-def _close_bins(below, weight, n_bins, limit, total, bin_of_last, gap, error):  # type: ignore[no-untyped-def]
+def _close_bins(
+    below: np.ndarray,
+    weight: np.ndarray,
+    n_bins: int,
+    limit: np.ndarray,
+    total: np.ndarray,
+    bin_of_last: np.ndarray,
+    gap: np.ndarray,
+    error: np.ndarray,
+) -> None:
     """Close the bin of the group before in lanes where this one lies beyond it; `limit` is 2 total (bin + 1)."""
     for b in range(len(below)):
         twice_middle = n_bins * (2 * below[b] + weight[b])
@@ -60,14 +69,14 @@ def _close_bins(below, weight, n_bins, limit, total, bin_of_last, gap, error):  
 
 
 @compiled
-def _add_gap(gap, below, weight, present, score):  # type: ignore[no-untyped-def]
+def _add_gap(gap: np.ndarray, below: np.ndarray, weight: np.ndarray, present: np.ndarray, score: float) -> None:
     for b in range(len(gap)):
         gap[b] += weight[b] * score - present[b]
         below[b] += weight[b]
 
 
 @compiled
-def _error(counts, unit, scores, positive, n_bins):  # type: ignore[no-untyped-def]
+def _error(counts: np.ndarray, unit: np.ndarray, scores: np.ndarray, positive: np.ndarray, n_bins: int) -> np.ndarray:
     lanes = counts.shape[1]
     total = np.zeros(lanes)
     _sum_rows(total, counts, unit, 0, len(unit))

@@ -15,7 +15,7 @@ WIDE = 2**32 - 1
 
 
 @compiled
-def _add_rows(total, counts, units, first, last):  # type: ignore[no-untyped-def]
+def _add_rows(total: np.ndarray, counts: np.ndarray, units: np.ndarray, first: int, last: int) -> None:
     """Add the rows of entries [first, last) to `total` (B,), one after the other, in the type of `total`."""
     lanes = total.shape[0]
     i = first
@@ -32,7 +32,17 @@ def _add_rows(total, counts, units, first, last):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _walk_group(counts, units, first, group, below, before, here, positive, twice):  # type: ignore[no-untyped-def]
+def _walk_group(
+    counts: np.ndarray,
+    units: np.ndarray,
+    first: int,
+    group: tuple[int, int, int],
+    below: np.ndarray,
+    before: np.ndarray,
+    here: np.ndarray,
+    positive: np.ndarray,
+    twice: np.ndarray,
+) -> None:
     """Take one group, and the negatives before it, into the sums of `twice` wins."""
     start, tied, end = group
     _add_rows(below, counts, units, first, start)
@@ -48,7 +58,7 @@ def _walk_group(counts, units, first, group, below, before, here, positive, twic
 
 
 @compiled
-def walk_float(counts, units, groups):  # type: ignore[no-untyped-def]
+def walk_float(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return (B,) AUROCs under float64 (P, B) `counts`; see `auroc_under`."""
     lanes = counts.shape[1]
     below, before, here = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
@@ -68,7 +78,14 @@ def walk_float(counts, units, groups):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _flush(below, positive, twice, low, low_positive, low_twice):  # type: ignore[no-untyped-def]
+def _flush(
+    below: np.ndarray,
+    positive: np.ndarray,
+    twice: np.ndarray,
+    low: np.ndarray,
+    low_positive: np.ndarray,
+    low_twice: np.ndarray,
+) -> None:
     """Move the narrow sums of a stretch into the wide ones."""
     for b in range(below.shape[0]):
         twice[b] += np.uint64(2) * np.uint64(below[b]) * np.uint64(low_positive[b]) + np.uint64(low_twice[b])
@@ -81,7 +98,7 @@ def _flush(below, positive, twice, low, low_positive, low_twice):  # type: ignor
 
 
 @compiled
-def walk_uint16(counts, units, groups, stretch):  # type: ignore[no-untyped-def]
+def walk_uint16(counts: np.ndarray, units: np.ndarray, groups: np.ndarray, stretch: int) -> np.ndarray:
     """Return (B,) AUROCs under uint16 (P, B) `counts`, exact but for the last division; see `auroc_under`.
 
     Sums are narrow over a stretch of entries, whose counts add up to 65,535 at most: n of negatives and p of positives,
@@ -134,7 +151,9 @@ def walk_uint16(counts, units, groups, stretch):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _walk_precision(counts, units, groups, below, here, positive):  # type: ignore[no-untyped-def]
+def _walk_precision(
+    counts: np.ndarray, units: np.ndarray, groups: np.ndarray, below: np.ndarray, here: np.ndarray, positive: np.ndarray
+) -> np.ndarray:
     """Return (B,) average precisions; sums of counts in the type of the zeros given."""
     lanes = counts.shape[1]
     value = np.zeros(lanes)
@@ -158,7 +177,7 @@ def _walk_precision(counts, units, groups, below, here, positive):  # type: igno
 
 
 @compiled
-def _greatest(counts):  # type: ignore[no-untyped-def]
+def _greatest(counts: np.ndarray) -> np.uint16:
     """Return the largest of the uint16 `counts`, or 1; NumPy's own would keep other threads waiting."""
     flat, largest = counts.reshape(-1), np.uint16(1)
     for i in range(flat.shape[0]):
@@ -168,7 +187,7 @@ def _greatest(counts):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _add_products(total, counts, values):  # type: ignore[no-untyped-def]
+def _add_products(total: np.ndarray, counts: np.ndarray, values: np.ndarray) -> None:
     lanes = counts.shape[1]
     row = np.empty(lanes)
     for p in range(counts.shape[0]):

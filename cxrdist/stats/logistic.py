@@ -51,7 +51,16 @@ def fit_intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, posi
 
 
 @compiled
-def _held(counts, unit, logit, positive, b, weights, x, y):  # type: ignore[no-untyped-def]
+def _held(
+    counts: np.ndarray,
+    unit: np.ndarray,
+    logit: np.ndarray,
+    positive: np.ndarray,
+    b: int,
+    weights: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> int:
     """Copy the images with weight in column b to the front of the last three; return how many."""
     m = 0
     for i in range(len(unit)):
@@ -62,7 +71,7 @@ def _held(counts, unit, logit, positive, b, weights, x, y):  # type: ignore[no-u
 
 
 @compiled
-def _overlap(x, y):  # type: ignore[no-untyped-def]
+def _overlap(x: np.ndarray, y: np.ndarray) -> bool:
     least, most = np.full(2, np.inf), np.full(2, -np.inf)
     for i in range(len(x)):
         label = int(y[i])
@@ -71,7 +80,7 @@ def _overlap(x, y):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _likelihood(weights, z, y, a, b):  # type: ignore[no-untyped-def]
+def _likelihood(weights: np.ndarray, z: np.ndarray, y: np.ndarray, a: float, b: float) -> float:
     total = 0.0
     for i in range(len(z)):
         log_odds = a + b * z[i]
@@ -80,7 +89,7 @@ def _likelihood(weights, z, y, a, b):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _climb(weights, z, y, a, b):  # type: ignore[no-untyped-def]
+def _climb(weights: np.ndarray, z: np.ndarray, y: np.ndarray, a: float, b: float) -> tuple[float, float, bool]:
     """Return a and b of centred and scaled logits by Newton's steps, and whether those came to rest.
 
     A step is cut short, and halved where the likelihood would fall: else they diverge on small samples with outliers.
@@ -128,7 +137,7 @@ def _climb(weights, z, y, a, b):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
+def _maximum(weights: np.ndarray, x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[float, float]:
     """Return a and b by Newton's steps from `start`, or, where those lead nowhere, from the model without a slope."""
     # Centred and scaled, so that the two equations stay apart when logits lie close together.
     centre, scale, share, total = 0.0, 0.0, 0.0, 0.0
@@ -152,7 +161,7 @@ def _maximum(weights, x, y, start):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _in_the_large(weights, x, y):  # type: ignore[no-untyped-def]
+def _in_the_large(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
     """Return a by Newton's steps, or by halving a bracket that holds it where one would leave that."""
     seen, total, least, most = 0.0, 0.0, np.inf, -np.inf
     for i in range(len(x)):
@@ -185,7 +194,9 @@ def _in_the_large(weights, x, y):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _slopes(counts, unit, logit, positive, start):  # type: ignore[no-untyped-def]
+def _slopes(
+    counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray, start: np.ndarray
+) -> np.ndarray:
     n, lanes = len(unit), counts.shape[1]
     found = np.full((2, lanes), np.nan)
     weights, x, y = np.empty(n), np.empty(n), np.empty(n)
@@ -197,7 +208,7 @@ def _slopes(counts, unit, logit, positive, start):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _intercepts(counts, unit, logit, positive):  # type: ignore[no-untyped-def]
+def _intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
     n, lanes = len(unit), counts.shape[1]
     found = np.full(lanes, np.nan)
     weights, x, y = np.empty(n), np.empty(n), np.empty(n)

@@ -285,7 +285,9 @@ def _redrawn(
 
 
 @compiled
-def _above_youden(counts, images, positive, begins, ends):  # type: ignore[no-untyped-def]
+def _above_youden(
+    counts: np.ndarray, images: np.ndarray, positive: np.ndarray, begins: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return (B,) true and false positives among images that score above Youden's threshold, (B,) positives, negatives.
 
     Of equal maxima the highest threshold counts, and one above all scores comes first, as in scikit-learn's
