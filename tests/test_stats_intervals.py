@@ -192,6 +192,8 @@ def test_raised_interval_is_the_basic_one_of_squares_down_to_zero_and_up_to_the_
     assert bounds.low == pytest.approx(np.sqrt(2 * 0.16 - high))
     assert bounds.high == pytest.approx(np.sqrt(2 * 0.16 - low))
     assert raised_interval(theta, point=0.25, confidence_level=0.9) == Interval(0.0, 0.25)
+    shifted = np.r_[np.full(50, -5.0), theta]
+    assert raised_interval(shifted, point=0.4) == raised_interval(np.maximum(shifted, 0), point=0.4)
     holed = np.insert(theta, 3, np.nan)
     assert raised_interval(holed, point=0.4, confidence_level=0.9) == bounds
     for nothing in (raised_interval(np.full(3, np.nan), point=0.4), raised_interval(theta, point=np.nan)):

@@ -98,14 +98,16 @@ def raised_interval(theta: np.ndarray, *, point: float, confidence_level: float 
     Undefined (NaN) redraws are left out; NaN without any, or without `point`.
 
     Args:
-        theta: (R,) 0 or more, the number in each redraw.
+        theta: (R,) the number in each redraw; below 0, where only seeds may have shifted it, it counts as 0.
         point: The number on the sample as it is.
         confidence_level: In (0, 1).
 
     Raises:
         ValueError: If `confidence_level` is outside (0, 1).
     """
-    squares = interval(np.square(theta), method="basic", confidence_level=confidence_level, point=point**2)
+    squares = interval(
+        np.square(np.maximum(theta, 0.0)), method="basic", confidence_level=confidence_level, point=point**2
+    )
     low, high = (float(np.sqrt(np.maximum(bound, 0.0))) for bound in (squares.low, squares.high))
     return Interval(min(low, point), max(high, point)) if not np.isnan(low) else UNDEFINED
 
