@@ -181,6 +181,7 @@ def test_tables_for_readers_round_the_numbers_of_the_csv(full):
         assert row["AUROC"] == number(float(found["subgroup"]["value"]))
         assert row["Gap to the rest"] == signed(float(found["subgroup_gap"]["value"]))
         assert row["Images"] == found["subgroup"]["n_images"]
+        assert row["q"] == probability(float(found["subgroup_gap"]["q"]))
     for name in ("metrics", "by-sex"):
         assert (out / f"{name}.tex").read_text(encoding="utf-8").count(r" \\") == 1 + len(
             cells_of_markdown(out / f"{name}.md")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
+from cxrdist.report.compared import better
 from cxrdist.report.tables import MISSING, NONE, Table, Text, interval, number, probability, signed
 from cxrdist.stats.comparison import Comparison, Difference, Estimate
 from cxrdist.stats.meanings import MACRO
@@ -47,9 +48,9 @@ def subgroup_tables(study: StudyResult) -> list[Table]:
         ]
         title = METRICS[study.options.metrics[0]].title
         heads = ("Dataset", column, "Images", "Patients", "Strategy", title, f"{level} CI", "Gap to the rest")
-        caption = f"{title} by {column}, mean over findings, and its gap to all other images; p is not adjusted."
+        caption = f"{title} by {column}, mean over findings, its gap to all other images; q is over a dataset."
         if rows:
-            found.append(Table(f"by-{column}", caption, (*heads, f"{level} CI of it", "p"), tuple(rows)))
+            found.append(Table(f"by-{column}", caption, (*heads, f"{level} CI of it", "p", "q"), tuple(rows)))
     return found
 
 
@@ -65,7 +66,7 @@ def metric_blocks(study: StudyResult) -> list[dict[str, Any]]:
         rows = [
             {
                 "title": _title(metric, average),
-                "note": _better(metric),
+                "note": better(metric),
                 "more": "",
                 "cells": [_metric_cell(study, one.comparison, metric, average, name) for name in study.strategies],
             }
@@ -100,10 +101,10 @@ def verdict(d: Difference, comparison: Comparison) -> str:
     """Return ``better``, ``worse``, or ``differs`` where the metric has no direction; nothing unless q < alpha."""
     if math.isnan(d.q) or d.q >= comparison.options.alpha:
         return ""
-    better = METRICS[d.metric].better
-    if better == "target":
+    good = METRICS[d.metric].better
+    if good == "target":
         return "differs"
-    return "better" if (d.value > 0) == (better == "higher") else "worse"
+    return "better" if (d.value > 0) == (good == "higher") else "worse"
 
 
 def _averages(comparison: Comparison) -> list[tuple[str, str]]:
@@ -112,11 +113,6 @@ def _averages(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _title(metric: str, average: str) -> str:
     return METRICS[metric].title if average == MACRO else f"{METRICS[metric].title}, {average}"
-
-
-def _better(metric: str) -> str:
-    known = METRICS[metric]
-    return f"{known.target:g} is right" if known.better == "target" else f"{known.better} is better"
 
 
 def _direction(metric: str) -> str:
@@ -188,9 +184,9 @@ def _metric_cell(
 
 def _subgroup_row(row: SubgroupRow) -> tuple[Text, ...]:
     if math.isnan(row.value):
-        numbers = [row.note or NONE, NONE, NONE, NONE, NONE]
+        numbers = [row.note or NONE, *[NONE] * 5]
     else:
-        gap = [signed(row.gap), interval(row.gap_low, row.gap_high, signed), probability(row.p)]
+        gap = [signed(row.gap), interval(row.gap_low, row.gap_high, signed), probability(row.p), probability(row.q)]
         numbers = [number(row.value), interval(row.low, row.high), *gap]
     cells = (row.level, f"{row.n_images:,}", f"{row.n_patients:,}", row.model, *numbers)
     return tuple(Text(cell) for cell in cells)
@@ -203,8 +199,8 @@ def _subgroup_cell(row: SubgroupRow | None) -> dict[str, Any]:
         return _cell(NONE, below=[row.note] if row.note else [])
     below = []
     if not math.isnan(row.gap):
-        p = f"p = {probability(row.p)}".replace("= <", "< ")
-        below = [f"gap {signed(row.gap)} {interval(row.gap_low, row.gap_high, signed)}", p]
+        q = f"q = {probability(row.q)}".replace("= <", "< ")
+        below = [f"gap {signed(row.gap)} {interval(row.gap_low, row.gap_high, signed)}", q]
     return _cell(number(row.value), interval(row.low, row.high), below)
 
 
