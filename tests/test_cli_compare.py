@@ -181,6 +181,21 @@ def test_another_study_s_convention_tells_its_own_numbers(cli, two, paths, tmp_p
     assert [float(row["p"]) for row in rows if row["kind"] == "difference"] == [one.p for one in result.verdicts]
 
 
+def test_a_convention_s_redraws_are_spread_as_asked_for(cli, two, monkeypatch):
+    asked = []
+
+    def counting(workers):
+        def spread(function, items):
+            asked.append(workers)
+            return map(function, items)
+
+        return spread
+
+    monkeypatch.setattr("cxrdist.dispatch.thread_map", counting)
+    assert cli(*two, "--convention", "tayebi2024", "--redraws", 5, "--workers", 2)[0] == 0
+    assert asked == [2]
+
+
 @pytest.mark.parametrize(
     ("more", "got"),
     [

@@ -21,6 +21,7 @@ from cxrdist.stats.permutation import permutation_test
 from cxrdist.stats.predictions import Predictions
 from cxrdist.stats.resample import whole_units
 from cxrdist.stats.threshold import choose_threshold
+from cxrdist.stats.undefined import lacking, without_class
 
 FINDINGS = ("effusion", "edema", "mass")
 KEPT = {"correction": "max_t"}
@@ -616,3 +617,31 @@ def test_subgroups_have_no_average_in_which_numbers_would_cancel():
     files = {"a": make_predictions(n=300)}
     result = compare(files, options=options(n_resamples=9, subgroups=["sex"], metrics=["calibration_intercept"]))
     assert {row.finding for row in result.subgroups} == set(FINDINGS)
+
+
+def test_subgroups_draw_the_seeds_that_models_were_trained_with():
+    seeds = [make_predictions(skill, seed=i, n=300) for i, skill in enumerate((0.2, 1.0, 2.0))]
+    result = compare(
+        {"a": seeds, "b": seeds},
+        train_seeds={"a": (0, 1, 2), "b": (0, 1, 2)},
+        options=options(n_resamples=50, hierarchical=True, subgroups=["sex"]),
+    )
+    ours, theirs = ([replace(row, model="") for row in result.subgroups if row.model == name] for name in "ab")
+    assert repr(ours) == repr(theirs)
+
+
+def test_a_metric_lacks_the_classes_alone_that_it_needs():
+    base = make_predictions()
+    targets = base.targets.copy()
+    targets[:, 2] = 0
+    targets[:2, 2] = 1
+    sample = Sample(FINDINGS, targets, whole_units(base.image_id))
+    lost = without_class(sample, n_resamples=40, seed=1, map=map)
+    drawn = [whole_units(base.image_id).draw(range(r, r + 1), 1)[:, 0] for r in range(40)]
+    without_positives = [not counts[:2].any() for counts in drawn]
+    assert 0 < sum(without_positives) < 40
+    for metric, expected in (("auroc", without_positives), ("sensitivity", without_positives)):
+        assert lacking(metric, lost["mass"]).tolist() == expected
+    for metric in ("specificity", "ppv", "brier"):
+        assert not lacking(metric, lost["mass"]).any()
+    assert not lacking("auroc", lost["micro"]).any()
