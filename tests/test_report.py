@@ -322,3 +322,20 @@ def test_wrong_reference_and_no_cells_are_wrong_usage(tmp_path):
         report([CellFiles("ours", "nih14", 0, tmp_path)], tmp_path / "report")
     with pytest.raises(UsageError, match="at least one cell"):
         report([], tmp_path / "report")
+
+
+def test_a_long_latex_table_breaks_over_pages_and_no_cell_is_taken_for_a_command():
+    rows = [(Text(f"[red]{i}"), Text("*")) for i in range(60)]
+    text = latex(Table("by-a%b_c", "Many", ("model", "[finding]"), tuple(rows)))
+    assert text.startswith(r"\begin{longtable}{ll}") and text.count(r"\endhead") == 1
+    assert r"\label{tab:by-a-b-c}" in text
+    assert text.count(r"\midrule") == 1
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert not any(line.startswith(("[", "*")) or "& *" in line for line in lines)
+    assert r"{}[red]7 & {}*" in text
+
+
+def test_a_rule_parts_the_groups_of_a_latex_table_where_there_are_any():
+    rows = [(Text(name), Text("1")) for name in ("a", "a", "b")]
+    assert latex(Table("t", "Few", ("dataset", "n"), tuple(rows))).count(r"\midrule") == 2
+    assert latex(Table("t", "Few", ("dataset", "n"), tuple(rows[1:]))).count(r"\midrule") == 1

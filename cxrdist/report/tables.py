@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "–": "--", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$",
 }  # fmt: skip
+LATEX_ROWS_OF_A_PAGE = 45
 MARKDOWN = {"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "&": "&amp;", "*": "\\*", "_": "\\_", "`": "\\`"}
 
 
@@ -172,22 +174,33 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""Return `table` as a LaTeX table that needs ``\usepackage{booktabs}``; a rule parts the groups of column one."""
+    r"""Return `table` for LaTeX with ``\usepackage{booktabs}``, a long one with ``\usepackage{longtable}`` besides.
 
-    def cell(one: Text) -> str:
-        text = _escape(one.text, LATEX)
-        return rf"\textbf{{{text}}}" if one.bold else text
+    A rule parts the groups of the first column where it repeats itself.
+    """
+    heads = " & ".join(_latex_cell(Text(name)) for name in table.columns) + r" \\"
+    groups = [row[0] for row in table.rows]
+    grouped = len(set(groups)) < len(groups)
+    body: list[str] = []
+    for above, row in zip([None, *groups], table.rows, strict=False):
+        body += [r"\midrule"] if grouped and above is not None and row[0] != above else []
+        body.append(" & ".join(_latex_cell(one) for one in row) + r" \\")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", table.name)
+    caption, columns = rf"\caption{{{_escape(table.caption, LATEX)}}}", "l" * len(table.columns)
+    if len(table.rows) > LATEX_ROWS_OF_A_PAGE:
+        top = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}\label{{tab:{name}}}\\"]
+        repeated = [r"\toprule", heads, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
+        return "\n".join([*top, *repeated, *body, r"\end{longtable}", ""])
+    top = [r"\begin{table}", r"\centering", caption, rf"\label{{tab:{name}}}", rf"\begin{{tabular}}{{{columns}}}"]
+    bottom = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join([*top, r"\toprule", heads, r"\midrule", *body, *bottom])
 
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.caption, LATEX)}}}"]
-    lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
-    lines += [" & ".join(_escape(name, LATEX) for name in table.columns) + r" \\", r"\midrule"]
-    group = table.rows[0][0] if table.rows else None
-    for row in table.rows:
-        if row[0] != group:
-            lines.append(r"\midrule")
-            group = row[0]
-        lines.append(" & ".join(cell(one) for one in row) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+def _latex_cell(one: Text) -> str:
+    text = _escape(one.text, LATEX)
+    # After the end of a row LaTeX takes a bracket for a length and a star for a command's own.
+    text = f"{{}}{text}" if text.startswith(("[", "*")) else text
+    return rf"\textbf{{{text}}}" if one.bold else text
 
 
 def _flat(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -> dict[str, Any]:
