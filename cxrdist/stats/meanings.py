@@ -1,5 +1,7 @@
 """What the numbers are, in a sentence each, for help texts and reports; no library is loaded for it."""
 
+from decimal import Context, Decimal
+
 MACRO, MICRO, WEIGHTED = "macro", "micro", "weighted"
 AVERAGES = (MACRO, MICRO, WEIGHTED)
 """Names of averages over findings, where a finding's name would stand; no finding may be named so."""
@@ -71,15 +73,52 @@ MEANINGS = {
 """Metric -> its title and one sentence for a clinician, in the order of tables."""
 
 STATEMENTS = {
-    "interval": "Were the study repeated with other patients, so many of such intervals would hold the true value.",
-    "p": "How often so large a difference or a larger one would come up if the two were equally good.",
+    "interval": (
+        "Were the study repeated with other patients, and with other training seeds where those are redrawn too, so "
+        "many of such intervals would hold the true value."
+    ),
+    "p": (
+        "About twice the share of redraws in which the difference vanishes or turns round, so it is small where the "
+        "percentile interval leaves out 0."
+    ),
     "q": "p adjusted for how many differences are looked at: averages are one family per metric, findings another.",
-    "DeLong p": "The same question as p, answered by a formula in place of redraws (AUROC only), as a check.",
-    "permutation p": "The same question, answered by swapping the two models' scores within random patients.",
+    "DeLong p": (
+        "How often chance alone would set two equally good models so far apart, by a formula in place of redraws "
+        "(AUROC only), as a check."
+    ),
+    "permutation p": (
+        "How often chance alone would set two like models so far apart, by swapping their scores within random "
+        "patients."
+    ),
     "McNemar p": "Whether one model's calls are right more often than the other's.",
-    "p non-inferior": "How often it would look so good if it were worse by the margin.",
-    "p equivalent": "How often the two would look so alike if they were apart by the margin.",
+    "p non-inferior": "The share of redraws in which the model is worse by the margin or more.",
+    "p equivalent": (
+        "The share of redraws in which the two are apart by the margin or more, in the direction where it is larger."
+    ),
     "gap to the rest": "The metric in a subgroup less that of all other images, worked out in the same redraws.",
-    "±": "The standard deviation between training seeds; the interval is about other patients.",
+    "±": (
+        "The standard deviation between training seeds; the interval holds for other patients, and for other seeds "
+        "only where those are redrawn too."
+    ),
 }
 """Other numbers -> one sentence."""
+
+DIGITS = 6
+
+
+def confidence(alpha: float) -> str:
+    """Return the confidence level 1 - `alpha` in percent, never rounded to 100 or to 0: ``"95 %"``.
+
+    `alpha`, or the level where that is the smaller one, keeps six significant digits.
+    """
+    hundred, share = Decimal(100), 100 * Decimal(repr(float(alpha)))
+    digits = Context(prec=DIGITS)
+    if share <= 50:
+        share = digits.plus(share)
+        # As many digits as the difference has.
+        exact = Context(prec=max(1, 3 - int(share.as_tuple().exponent)))
+        level = exact.subtract(hundred, share)
+    else:
+        level = digits.plus(hundred - share)
+    text = f"{level:f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
