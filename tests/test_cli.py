@@ -127,7 +127,7 @@ WRONG = [
     (["compare", "a=a.parquet", "b=b.parquet", "--margin", "-1"], 2, "`--margin` must be"),
     (["compare", "a=a.parquet", "b=b.parquet", "--convention", "iyer"], 2, "`--convention` must be one of"),
     (["compare", "a=a.parquet", "b=gone.parquet"], 2, "must exist, got 'gone.parquet'"),
-    (["compare", "a=a.parquet", "b=b.parquet", "--redraws", "-3"], 2, "Invalid value for '--redraws'"),
+    (["compare", "a=a.parquet", "b=b.parquet", "--redraws", "-3"], 2, "`--redraws` must be at least 1, got -3."),
     (["compare", "a=a.parquet", "b=b.parquet", "--alpha", "2"], 2, "`--alpha` must be in (0, 1), got 2.0"),
     (["compare", "a=a.parquet", "b=b.parquet", "--alpha", "nan"], 2, "`--alpha` must be in (0, 1), got nan"),
     (["compare", "a=a.parquet", "b=b.parquet", "--cluster", "patient"], 2, "Did you mean 'patient_id'?"),
@@ -263,10 +263,11 @@ def test_compare_writes_json_and_shows_tables(cli, files, tmp_path):
     assert json.loads(target.read_text())
 
 
-@pytest.mark.parametrize("target", ["/proc/numbers.json", "/dev/full", "/dev"])
-def test_compare_that_cannot_write_its_json_says_so(cli, files, target):
-    code, _, err = cli("compare", f"a={files['a']}", f"b={files['b']}", "--redraws", 2, "--json", target)
-    assert code == 1
+@pytest.mark.parametrize(("target", "expected"), [("/proc/numbers.json", 2), ("/dev/full", 1), ("/dev", 2)])
+def test_compare_that_cannot_write_its_json_says_so(cli, files, target, expected):
+    code, out, err = cli("compare", f"a={files['a']}", f"b={files['b']}", "--redraws", 2, "--json", target)
+    assert code == expected
+    assert ("40 images of 20 patients" in out) == (code == 1)
     assert err.startswith("Error: `--json` must be writable, got ") and err.count("\n") == 1 and target in err
 
 

@@ -1,15 +1,16 @@
 """`cxrdist compare`: the statistics alone, on anybody's prediction files."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from cxrdist.cli.outputs import check_outputs, same_file, write_outputs
 from cxrdist.cli.show import print_table
-from cxrdist.errors import UsageError, UserError, unknown
+from cxrdist.errors import UsageError, unknown
 from cxrdist.stats.meanings import MEANINGS, STATEMENTS
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ EPILOG = "\n".join(
 
 OPTION = {"n_resamples": "--redraws"}
 """Name of a choice -> its option, where that is not called alike."""
+MOST_BYTES = 4 * 2**30
+"""What the redraws of all numbers may take; their arrays are copied now and then, so several times that is needed."""
 OF_CONVENTION = {"files", "reference", "redraws", "seed", "convention", "workers", "address", "json", "csv"}
 """Parameters that another study's procedure has a use for."""
 
@@ -56,21 +59,23 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         Named | None, typer.Option(metavar="NAME=FILE", help="Where thresholds are chosen, per model; repeatable.")
     ] = None,
     threshold: Annotated[str, typer.Option(help="youden, f1, sensitivity=X or specificity=X.")] = "youden",
-    redraws: Annotated[int, typer.Option(min=1, help="Redraws of the bootstrap.")] = 1000,
+    redraws: Annotated[int, typer.Option(help="Redraws of the bootstrap, 1 or more.")] = 1000,
     cluster: Annotated[str, typer.Option(help="What is redrawn: patient_id or none (images).")] = "patient_id",
     stratified: Annotated[bool, typer.Option(help="Redraw patients with a rare finding among themselves.")] = False,
     interval: Annotated[str, typer.Option(help="percentile, basic or bca.")] = "percentile",
     correction: Annotated[str, typer.Option(help="Over the family of tests: bh, by, holm, max_t or none.")] = "bh",
     margin: Annotated[float | None, typer.Option(help="Test non-inferiority and equivalence within it.")] = None,
-    hierarchical: Annotated[bool, typer.Option(help="Let intervals hold for other training seeds too.")] = False,
-    permutations: Annotated[int, typer.Option(min=0, help="Draws of the paired permutation test; 0: none.")] = 0,
+    hierarchical: Annotated[
+        bool, typer.Option(help="Widen intervals by what other training seeds might have given.")
+    ] = False,
+    permutations: Annotated[int, typer.Option(help="Draws of the paired permutation test; 0: none.")] = 0,
     subgroups: Annotated[str, typer.Option(help="Columns, parted by commas: sex, age, projection ...")] = "",
     alpha: Annotated[float, typer.Option(help="1 - confidence level.")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the redraws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the redraws, 0 or more.")] = 0,
     convention: Annotated[
         str | None, typer.Option(help="Another study's procedure in place of ours, for replication: tayebi2024.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads; the numbers are the same with any number.")] = 1,
+    workers: Annotated[int, typer.Option(help="Threads; the numbers are the same with any number.")] = 1,
     address: Annotated[str | None, typer.Option(help="Spread the redraws over the Ray cluster there.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers as one long table.")] = None,
@@ -81,29 +86,38 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
 
     Files have image_id, patient_id, y_FINDING and p_FINDING. Example: `cxrdist compare random=a.parquet ssl=b.parquet`
     """
+    from cxrdist.stats import tayebi2024
     from cxrdist.stats.compare import compare as run
     from cxrdist.stats.families import Correction
     from cxrdist.stats.intervals import IntervalMethod
     from cxrdist.stats.options import Cluster
 
     test = _named(files, "A file")
-    for option, path in (("--json", json), ("--csv", csv), ("--latex", latex)):
-        if path is not None and not path.parent.is_dir():
-            raise UsageError(f"`{option}` must be in a folder that exists, got {str(path)!r}.")
+    choosing = _named(validation or [], "`--validation`")
+    outputs = {"--json": json, "--csv": csv, "--latex": latex}
+    for option, least, number in (("--redraws", 1, redraws), ("--seed", 0, seed), ("--workers", 1, workers)):
+        _at_least(option, least, number)
+    _at_least("--permutations", 0, permutations)
     _check("--cluster", cluster, get_args(Cluster))
     _check("--interval", interval, get_args(IntervalMethod))
     _check("--correction", correction, get_args(Correction))
-    if not 0 < alpha < 1:
+    if not (0 < alpha < 1 and 1 - alpha < 1):
         raise UsageError(f"`--alpha` must be in (0, 1), got {alpha}. Intervals have confidence level 1 - alpha.")
     if reference is not None and reference not in test:
         raise UsageError(unknown("`--reference`", reference, test))
+    for name in choosing:
+        if name not in test:
+            raise UsageError(unknown("The model of `--validation`", name, test))
     if convention is not None:
         _check("--convention", convention, ["tayebi2024"])
         _refuse_unused(context, f"--convention {convention}")
+        check_outputs(outputs, _paths(test))
+        tests = _read(test)
+        _check_size(tests, redraws, metrics=len(tayebi2024.METRICS), averages=0)
         with _map(workers, address) as spread:
-            replication = _replicate(_read(test), reference, n_resamples=redraws, seed=seed, map=spread)
-        _write({"--json": (json, replication.to_json), "--csv": (csv, lambda: _csv_of(replication))})
+            replication = _replicate(tests, reference, n_resamples=redraws, seed=seed, map=spread)
         typer.echo(replication.text())
+        write_outputs(outputs, {"--json": replication.to_json, "--csv": lambda: _csv_of(replication)})
         return
     options = _options(
         {
@@ -123,21 +137,24 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
             "subgroups": _parted(subgroups),
         }
     )
-    told = _read(_named(validation, "`--validation`")) if validation else None
+    check_outputs(outputs, [*_paths(test), *_paths(choosing)])
+    told = _read(choosing) if choosing else None
     tests = _read(test)
+    _check_size(tests, redraws, metrics=len(options.metrics), averages=len(options.averages))
     seeds = {name: range(len(several)) for name, several in tests.items()}
     with _map(workers, address) as spread:
         comparison = run(tests, reference=reference, validation=told, train_seeds=seeds, options=options, map=spread)
     from cxrdist.report import compared, tables
 
-    _write(
-        {
-            "--json": (json, comparison.to_json),
-            "--csv": (csv, lambda: tables.csv_text(compared.csv_rows(comparison))),
-            "--latex": (latex, lambda: "\n".join(tables.latex(table) for table in compared.tables(comparison))),
-        }
-    )
     _show(comparison, explain=explain)
+    write_outputs(
+        outputs,
+        {
+            "--json": comparison.to_json,
+            "--csv": lambda: tables.csv_text(compared.csv_rows(comparison)),
+            "--latex": lambda: "\n".join(tables.latex(table) for table in compared.tables(comparison)),
+        },
+    )
 
 
 def _options(choices: dict[str, Any]) -> "StatisticsOptions":
@@ -153,6 +170,7 @@ def _options(choices: dict[str, Any]) -> "StatisticsOptions":
         return StatisticsOptions.build(choices, where=where)
     except UsageError as error:
         lines = [line.removesuffix(f" [in {where}]") for line in str(error).splitlines()]
+        lines = [line if line.endswith((".", "?")) else f"{line}." for line in lines]
         raise UsageError("\n".join(re.sub(r"`(\w+)(?:\.\d+)?`", option, line) for line in lines)) from None
 
 
@@ -219,6 +237,24 @@ def _check(option: str, given: str, known: Sequence[str]) -> None:
         raise UsageError(unknown(f"`{option}`", given, known))
 
 
+def _at_least(option: str, least: int, given: int) -> None:
+    if given < least:
+        raise UsageError(f"`{option}` must be at least {least}, got {given}.")
+
+
+def _check_size(tests: "dict[str, list[Predictions]]", redraws: int, *, metrics: int, averages: int) -> None:
+    """Refuse redraws whose numbers are more than `MOST_BYTES` together: a column of float64 per file and number."""
+    files = [one for several in tests.values() for one in several]
+    shared = set.intersection(*(set(one.findings) for one in files))
+    columns = len(files) * metrics * (len(shared) + averages)
+    most = MOST_BYTES // (8 * max(columns, 1))
+    if redraws > most:
+        raise UsageError(
+            f"`--redraws` must be at most {most} here, where each has {columns} numbers and all together may take "
+            f"{MOST_BYTES // 2**30} GiB, got {redraws}."
+        )
+
+
 def _parted(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -228,9 +264,18 @@ def _named(files: list[str], what: str) -> dict[str, list[Path]]:
     for entry in files:
         name, equals, path = entry.partition("=")
         if not equals or not name or not path:
-            raise UsageError(f"{what} must be given as NAME=FILE, got {entry!r}. Example: random=runs/a/test.parquet")
-        named.setdefault(name, []).append(Path(path))
+            raise UsageError(
+                f"{what} must be given as NAME=FILE, got {entry!r}. Example: `random=runs/a/test.parquet`."
+            )
+        others = named.setdefault(name, [])
+        if any(same_file(Path(path), other) for other in others):
+            raise UsageError(f"{name} must have a file once, as each stands for a training seed, got {path!r} twice.")
+        others.append(Path(path))
     return named
+
+
+def _paths(named: dict[str, list[Path]]) -> list[Path]:
+    return [path for paths in named.values() for path in paths]
 
 
 def _read(named: dict[str, list[Path]]) -> "dict[str, list[Predictions]]":
@@ -252,18 +297,11 @@ def _map(workers: int, address: str | None) -> "Iterator[Map]":
         yield shown_map(ray_map(), "redraws", unit="blocks")
 
 
-def _write(texts: Mapping[str, tuple[Path | None, Callable[[], str]]]) -> None:
-    """Write the text of every option that was given a file."""
-    for option, (path, text) in texts.items():
-        if path is not None:
-            _write_text(option, path, text())
-
-
-def _write_text(option: str, path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"`{option}` must be writable, got {error.strerror!r} [{path}].") from None
+def _keys(columns: Sequence[str]) -> int:
+    """Return how many leading columns say what a row is about."""
+    if columns[0] == "models":
+        return 3 if columns[2] == "metric" else 2
+    return 3 if columns[0] == "model" else 1
 
 
 def _show(comparison: "Comparison", *, explain: bool) -> None:
@@ -276,8 +314,12 @@ def _show(comparison: "Comparison", *, explain: bool) -> None:
         f"{options.n_resamples} redraws of {drawn}, the same for all models."
     )
     for table in compared.tables(comparison):
-        print_table(table.caption, table.columns, [[cell.text for cell in row] for row in table.rows])
+        rows = [[cell.text for cell in row] for row in table.rows]
+        print_table(table.caption, table.columns, rows, keys=_keys(table.columns))
     for warning in comparison.warnings():
         typer.echo(f"Note: {warning}")
-    for sentence in compared.sentences(comparison) if explain else ():
-        typer.echo(sentence)
+    if explain:
+        for sentence in compared.sentences(comparison):
+            typer.echo(sentence)
+        if any(len(one.by_member) > 1 for one in comparison.estimates):
+            typer.echo(f"±: {STATEMENTS['±']}")
