@@ -190,8 +190,8 @@ def test_command_answers_how_many_patients_in_json():
         ([], "One of `--patients` and `--difference` must be given, got neither."),
         (["--patients", "100", "--difference", "0.1"], "must be given, got both."),
         (["--patients", "many"], "Invalid value for '--patients'"),
-        (["--patients", "-3"], "Invalid value for '--patients'"),
-        (["--patients", "1000", "--power", "2"], "`power` must be above `alpha` and below 1, got 2."),
+        (["--patients", "-3"], "`--patients` must be a whole number from 2 to 1,000,000,000, got -3."),
+        (["--patients", "1000", "--power", "2"], "`--power` must be above `--alpha` and below 1, got 2."),
     ],
 )
 def test_command_refuses_in_a_sentence_with_exit_code_two(options, sentence, capsys):

@@ -1,6 +1,7 @@
 """`cxrdist power`: what a test sample can show, before anything is trained."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from cxrdist.errors import UsageError
 def power(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     auc: Annotated[float, typer.Option(help="AUROC of the weaker model, 0.5 to below 1.")],
     prevalence: Annotated[float, typer.Option(help="Share of images with the finding.")],
-    patients: Annotated[int | None, typer.Option(min=2, help="Patients to test: what difference do they show?")] = None,
+    patients: Annotated[int | None, typer.Option(help="Patients to test: what difference do they show?")] = None,
     difference: Annotated[float | None, typer.Option(help="Or a difference in AUROC: how many patients?")] = None,
     images_per_patient: Annotated[float, typer.Option(help="On average.")] = 1,
     correlation: Annotated[float, typer.Option(help="Between the AUROCs of the two models, 0 to below 1.")] = 0.5,
@@ -44,16 +45,26 @@ def power(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         "power": power,
         "scores": scores,
     }
-    if patients is not None and difference is None:
-        result = smallest_detectable_difference(n_patients=patients, **settings)
-    elif difference is not None and patients is None:
-        result = patients_needed(difference=difference, **settings)
-    else:
+    if (patients is None) == (difference is None):
         given = "neither" if patients is None else "both"
         raise UsageError(f"One of `--patients` and `--difference` must be given, got {given}.")
+    try:
+        if patients is not None:
+            result = smallest_detectable_difference(n_patients=patients, **settings)
+        else:
+            result = patients_needed(difference=difference, **settings)  # type: ignore[arg-type]
+    except UsageError as error:
+        raise UsageError(_with_options(str(error), [*settings, "difference", "n_patients"])) from None
     if as_json:
         typer.echo(json.dumps(result.tree()))
         return
     typer.echo(result.sentence())
     for note in result.notes():
         typer.echo(f"Note: {note}")
+
+
+def _with_options(sentence: str, names: Sequence[str]) -> str:
+    """Return the sentence with the options of the command line in place of the arguments `names`."""
+    for name in names:
+        sentence = sentence.replace(f"`{name}`", f"`--{name.removeprefix('n_').replace('_', '-')}`")
+    return sentence

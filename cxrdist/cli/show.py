@@ -54,7 +54,7 @@ def print_table(
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], keys: int, width: int) -> list[dict[int, int]]:
     """Return for each block its columns with their widths; none if a column does not fit beside the keys.
 
-    A block is as many columns as fit.  Headings fold between words, and cells of keys as well where that makes fewer blocks.
+    A block is as many columns as fit.  Headings fold between words; cells of keys do so where it makes fewer blocks.
     """
     cells = [max((_length(row[i]) for row in rows), default=0) for i in range(len(columns))]
     whole = [max(cells[i], _length(name)) for i, name in enumerate(columns)]
