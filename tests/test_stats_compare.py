@@ -55,6 +55,11 @@ def make_validation(skill=1.0, *, seed=0):
     return replace(one, patient_id=np.array([f"val{name}" for name in one.patient_id], dtype=object))
 
 
+def weakening(result):
+    """Return the notes of a comparison but those on its few redraws."""
+    return [note for note in result.warnings() if not note.endswith("redraws or more.")]
+
+
 def test_comparison_holds_the_numbers_of_its_parts():
     files = {
         "random": make_predictions(0.3),
@@ -135,12 +140,12 @@ def test_one_class_and_rare_findings_are_named_and_json_is_strict():
     targets = base.targets.copy()
     targets[:, 0] = 0
     targets[:, 2] = 0
-    targets[3, 2] = 1
+    targets[np.flatnonzero(np.isin(base.patient_id, np.unique(base.patient_id)[:2])), 2] = 1
     files = {name: replace(make_predictions(seed=i), targets=targets) for i, name in enumerate("ab")}
     result = compare(files, reference="a", options=options(n_resamples=50))
     text = "\n".join(result.warnings())
     assert "effusion: no positive image, so no AUROC; left out of the averages." in text
-    assert "mass: only 1 positive patient; read its interval with care." in text
+    assert f"mass: only 2 positive patients ({int(targets[:, 2].sum())} images); read its interval with care." in text
     lost = result.estimate("a", "mass").redraws_undefined
     out = f"undefined in {lost} of 50 redraws, which are left out of the interval"
     assert f"mass: AUROC was {out}: they lost a class." in text
@@ -338,7 +343,7 @@ def test_models_of_the_same_seeds_are_paired_by_seed():
     told = "a: 3 files, so its interval is wide: few seeds tell little of how far seeds lie apart."
     assert told in paired.warnings()
     alone = compare({"a": files["a"][0]}, options=chosen)
-    assert alone.warnings() == ["a: one file, so no spread between seeds is in its interval."]
+    assert weakening(alone) == ["a: one file, so no spread between seeds is in its interval."]
     for one in (paired, unpaired):
         d = one.difference("b")
         assert d.standard_error > d.standard_error_patients > 0
@@ -369,11 +374,13 @@ def test_ten_positive_images_of_one_patient_are_few():
         [
             note
             for note in compare(files, options=options(n_resamples=2, cluster=cluster)).warnings()
-            if "read its interval with care" in note
+            if note.startswith("edema: ")
         ]
         for cluster in ("patient_id", "none")
     )
-    assert by_patient == ["edema: only 1 positive patient (10 images); read its interval with care."]
+    assert by_patient == [
+        "edema: all 10 positive images are of one patient, so no interval and no p; left out of the averages."
+    ]
     assert by_image == []
 
 
@@ -396,7 +403,7 @@ def test_an_undefined_number_names_the_model_and_the_reason():
     shy[0, 2] = 0.0
     nothing = compare(files, validation=validation, options=options(n_resamples=20, metrics=["auroc", "ppv"]))
     sentence = "mass: PPV of b is undefined, as no image was called; left out of the averages for all models."
-    assert nothing.warnings() == [sentence]
+    assert weakening(nothing) == [sentence]
     assert nothing.estimate("a", metric="ppv").value == pytest.approx(
         np.mean([nothing.estimate("a", finding, "ppv").value for finding in FINDINGS[:2]])
     )
@@ -412,12 +419,12 @@ def test_a_finding_of_one_class_is_left_out_of_what_needs_the_other_alone():
     files["b"] = replace(files["b"], scores=shy)
     validation = {name: make_validation(seed=i) for i, name in enumerate("ab")}
     chosen = options(n_resamples=9, metrics=["auroc", "brier", "sensitivity", "ppv"])
-    notes = compare(files, validation=validation, options=chosen).warnings()
+    notes = weakening(compare(files, validation=validation, options=chosen))
     assert notes == [
         "mass: no positive image, so no AUROC, Sensitivity; left out of their averages.",
         "mass: PPV of b is undefined, as no image was called; left out of the averages for all models.",
     ]
-    notes = compare(files, options=options(n_resamples=9, metrics=["brier"])).warnings()
+    notes = weakening(compare(files, options=options(n_resamples=9, metrics=["brier"])))
     assert notes == ["mass: no positive image; read its numbers with care."]
 
 
@@ -452,7 +459,7 @@ def test_a_finding_that_validation_lacks_has_no_threshold_and_is_named():
         "effusion: F1, PPV of b are undefined, as the validation predictions lack the finding or a class of it, so "
         "there is no threshold; left out of the averages for all models."
     )
-    assert result.warnings() == [told]
+    assert weakening(result) == [told]
     assert np.isnan(result.estimate("b", "effusion", "f1").threshold)
     assert not np.isnan([result.estimate("b", "mass", "f1").value, result.estimate("b", metric="f1").value]).any()
     assert not np.isnan(result.estimate("a", "effusion", "f1").value)
@@ -645,3 +652,141 @@ def test_a_metric_lacks_the_classes_alone_that_it_needs():
     for metric in ("specificity", "ppv", "brier"):
         assert not lacking(metric, lost["mass"]).any()
     assert not lacking("auroc", lost["micro"]).any()
+
+
+def of_one_patient(skills):
+    """Return models on a sample where all images with a mass are of one patient."""
+    base = make_predictions()
+    targets = base.targets.copy()
+    names, images = np.unique(base.patient_id, return_counts=True)
+    targets[:, 2] = base.patient_id == names[np.argmax(images)]
+    return {f"skill {s}": replace(make_predictions(s, seed=i), targets=targets) for i, s in enumerate(skills)}
+
+
+@pytest.mark.parametrize("settings", [{}, {"interval": "bca"}, {"correction": "max_t"}, {"margin": 0.9}])
+def test_a_finding_of_one_positive_patient_has_no_interval_no_p_and_no_part_in_averages(settings):
+    files = of_one_patient((0.0, 2.0))
+    averages = ["macro", "weighted"]
+    result = compare(files, options=options(n_resamples=200, permutations=20, averages=averages, **settings))
+    d = result.difference("skill 2.0", "mass", "skill 0.0")
+    assert not np.isnan(d.value)
+    assert np.isnan([d.low, d.high, d.p, d.q, d.p_permutation, d.p_non_inferior, d.p_equivalent]).all()
+    assert d.delong is None
+    without = {name: one.only(FINDINGS[:2]) for name, one in files.items()}
+    other = compare(without, options=options(n_resamples=200, permutations=20, averages=averages, **settings))
+    for model in files:
+        one = result.estimate(model, "mass")
+        assert not np.isnan(one.value) and np.isnan([one.low, one.high]).all()
+        for average in averages:
+            assert repr(result.estimate(model, average)) == repr(other.estimate(model, average))
+    for finding in ("effusion", "edema", *averages):
+        ours, theirs = (one.difference("skill 2.0", finding, "skill 0.0") for one in (result, other))
+        assert repr(ours) == repr(theirs)  # in q as well: it takes no part in the family
+    images = int(files["skill 0.0"].targets[:, 2].sum())
+    assert weakening(result) == [
+        f"mass: all {images} positive images are of one patient, so no interval and no p; left out of the averages."
+    ]
+
+
+def test_one_positive_patient_is_enough_for_a_metric_that_needs_no_positive():
+    result = compare(of_one_patient((0.0, 2.0)), options=options(n_resamples=50, metrics=["auroc", "brier"]))
+    assert not np.isnan(result.difference("skill 2.0", "mass", "skill 0.0", "brier").p)
+    assert "so no interval and no p of its AUROC; left out of their averages." in "\n".join(result.warnings())
+
+
+def test_p_is_withheld_where_over_a_fifth_of_the_redraws_is_undefined():
+    base = make_predictions()
+    rare = np.isin(base.patient_id, np.unique(base.patient_id)[:2])
+    files = {}
+    for i, skill in enumerate((0.0, 2.0)):
+        one = make_predictions(skill, seed=i)
+        targets = one.targets.copy()
+        targets[:, 1] = rare  # either pair of patients is lost in an eighth of the redraws, one of both in a quarter
+        targets[:, 2] = np.isin(base.patient_id, np.unique(base.patient_id)[2:4])
+        files[f"skill {skill}"] = replace(one, targets=targets)
+    result = compare(files, options=options(n_resamples=400, margin=0.9, **KEPT))
+    edema, macro = (result.difference("skill 2.0", finding, "skill 0.0") for finding in ("edema", MACRO))
+    assert edema.redraws_undefined < 80 < macro.redraws_undefined
+    assert not np.isnan([edema.p, edema.q]).any()
+    assert np.isnan([macro.p, macro.q, macro.p_non_inferior, macro.p_equivalent]).all()
+    assert macro.low < macro.value < macro.high
+    told = (
+        "Macro: no p and no q of AUROC, as over 20 % of the redraws are undefined and the others are a biased choice."
+    )
+    assert told in result.warnings()
+
+
+def test_a_sample_of_three_patients_says_that_no_p_is_to_be_relied_on():
+    files = {}
+    for i, skill in enumerate((0.0, 9.0)):
+        one = make_predictions(skill, seed=i, patients=3)
+        files[f"skill {skill}"] = one
+    result = compare(files, options=options(n_resamples=400))
+    assert any(note.startswith("Only 3 patients: do not rely on any interval or p.") for note in result.warnings())
+    assert not any(note.startswith("Only") for note in compare({"a": make_predictions()}).warnings())
+
+
+def test_a_subgroup_column_is_taken_from_whichever_file_has_it():
+    files = {name: make_predictions(seed=i, n=300) for i, name in enumerate("ab")}
+    chosen = options(n_resamples=20, subgroups=["sex"])
+    expected = compare(files, options=chosen).subgroups
+    for without in "ab":
+        some = {name: replace(one, extra={} if name == without else one.extra) for name, one in files.items()}
+        assert repr(compare(some, options=chosen).subgroups) == repr(expected)
+
+
+def test_files_that_disagree_on_a_subgroup_are_refused():
+    files = {name: make_predictions(seed=i, n=300) for i, name in enumerate("abc")}
+    sex = files["b"].extra["sex"].copy()
+    sex[:5] = None
+    files["b"] = replace(files["b"], extra={"sex": sex, "age": files["b"].extra["age"].astype(str)})
+    files["c"] = replace(files["c"], extra={"age": files["c"].extra["age"].astype(float)})
+    with pytest.raises(UsageError) as caught:
+        compare(files, options=options(n_resamples=20, subgroups=["sex"]))
+    assert str(caught.value) == (
+        "b must have the same values as a in column `sex`, got 5 others (img0000, img0001, img0002, ...). Take the "
+        "column from one source."
+    )
+    assert compare(files, options=options(n_resamples=20, subgroups=["age"])).subgroups  # 63, "63" and 63.0 are one
+
+
+def test_too_few_redraws_for_the_level_or_the_family_are_named():
+    files = {name: make_predictions(i / 2, seed=i) for i, name in enumerate("abcd")}
+    for correction, n, short in (
+        ("holm", 700, True),
+        ("holm", 720, False),
+        ("none", 400, False),
+        ("max_t", 400, False),
+    ):
+        result = compare(files, options=options(n_resamples=n, correction=correction))
+        notes = [note for note in result.warnings() if note.startswith("With ")]
+        assert len(notes) == short
+        if short:  # three findings of six pairs: 18 x 2 / 701
+            assert notes == [
+                "With 700 redraws no p is below 0.0029, so no q in a family of 18 can be below 0.051: use 720 redraws "
+                "or more."
+            ]
+    few, enough = (compare({"a": files["a"]}, options=options(n_resamples=n)).warnings() for n in (399, 400))
+    assert few == [
+        "Of 399 redraws, fewer than 10 lie beyond either end of a 95 % interval, so its ends are chance: use 400 "
+        "redraws or more."
+    ]
+    assert enough == []
+
+
+def test_tests_that_are_not_made_and_shared_margins_are_named():
+    files = {"a": [make_predictions(seed=i) for i in range(2)], "b": make_predictions(seed=7)}
+    validation = {"a": [make_validation(seed=i) for i in range(2)], "b": make_validation(seed=7)}
+    chosen = options(n_resamples=9, permutations=9, margin=0.02, metrics=["auroc", "sensitivity"])
+    assert weakening(compare(files, validation=validation, options=chosen)) == [
+        "No permutation p of b and a: it needs as many files of the one as of the other.",
+        "No McNemar p of b and a: it compares the calls of one file with those of one other.",
+        "The margin of 0.02 is taken for AUROC, Sensitivity alike, though their scales differ: what is small in the "
+        "one may be large in the other.",
+    ]
+
+
+def test_max_t_of_two_redrawn_seeds_is_refused():
+    files = {"a": [make_predictions(seed=i) for i in range(3)], "b": make_predictions(seed=7)}
+    with pytest.raises(UsageError, match=r"must have 4 training seeds or more of a model \(or one\), got 3 of a\."):
+        compare(files, options=options(n_resamples=9, hierarchical=True, correction="max_t"))

@@ -63,6 +63,7 @@ def bootstrap(
     n_resamples: int,
     seed: int,
     leave_out: bool = False,
+    averaged: Mapping[str, np.ndarray] | None = None,
     map: MapFunction = map,
 ) -> Redraws:
     """Return every metric of every model on every finding and average, on the full sample and in each redraw.
@@ -80,6 +81,7 @@ def bootstrap(
         n_resamples: R.
         seed: Redraw r is a pure function of (seed, r).
         leave_out: Whether to work out `Redraws.without` as well, as much work as P redraws.
+        averaged: Metric -> (K,) bool, findings that its averages may be over; None: all.
         map: Where to work.
 
     Raises:
@@ -102,6 +104,8 @@ def bootstrap(
     everything = [*statistics.values(), *(supports if WEIGHTED in averages else [])]
     full = full_sample(everything, sample.units)[None]
     included = _included(dict(zip(statistics, full[0], strict=False)), sample.findings, scores, metrics)
+    if averaged is not None:
+        included = {metric: held & averaged[metric] for metric, held in included.items()}
 
     def columns(values: np.ndarray) -> dict[Column, np.ndarray]:
         found = {column: values[:, i] for i, column in enumerate(statistics)}

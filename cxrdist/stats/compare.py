@@ -18,9 +18,19 @@ from cxrdist.stats.adjusted import adjust
 from cxrdist.stats.beside import Pair
 from cxrdist.stats.bootstrap import Column, Redraws, Sample, bootstrap, rare_strata
 from cxrdist.stats.comparison import Comparison, Difference, Estimate, FindingCount
-from cxrdist.stats.files import Files, Groups, by_label, by_seed, labels_of, stacked, validation_thresholds
+from cxrdist.stats.files import (
+    Files,
+    Groups,
+    by_label,
+    by_seed,
+    check_seeds,
+    labels_of,
+    shared_column,
+    stacked,
+    validation_thresholds,
+)
 from cxrdist.stats.inference import equivalence, non_inferiority, paired_test
-from cxrdist.stats.intervals import interval
+from cxrdist.stats.intervals import Interval, interval
 from cxrdist.stats.meanings import AVERAGES, MICRO
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
@@ -28,7 +38,7 @@ from cxrdist.stats.predictions import Predictions, align, check_patients
 from cxrdist.stats.resample import MapFunction, Units, whole_units
 from cxrdist.stats.seeds import combine_seeds, mean_over_files
 from cxrdist.stats.subgroups import SubgroupPlan, SubgroupRow, compare_subgroups
-from cxrdist.stats.undefined import lacking, without_class
+from cxrdist.stats.undefined import lacking, of_one_unit, too_few_left, without_class
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,8 @@ class _Work:
     """(label, metric, finding) -> value on the full sample."""
     numbers: dict[Column, _Number]
     """(model, metric, finding) -> its files made one."""
+    alone: set[tuple[str, str]]
+    """(metric, finding) that rest on one unit of a class: no interval, no p, in no average."""
     lost: dict[str, tuple[np.ndarray, np.ndarray]]
     """Finding -> (R,) redraws that lost a class, by target; empty if every number has all its redraws."""
     train_seeds: Mapping[str, Sequence[int]]
@@ -101,11 +113,13 @@ def compare(
         raise UsageError(unknown("`reference`", reference, predictions))
     predictions, validation, seeds = by_seed(predictions, validation, train_seeds or {})
     groups = labels_of(predictions)
+    check_seeds(groups, options)
     aligned = align(by_label(groups, predictions))
     base = next(iter(aligned.predictions.values()))
     check_patients(base, options.cluster)
     sample = Sample(base.findings, base.targets, _units(base, options))
     thresholds = validation_thresholds(groups, validation, base, options)
+    alone = of_one_unit(sample, options.metrics)
     redraws = bootstrap(
         sample,
         {label: one.scores for label, one in aligned.predictions.items()},
@@ -115,13 +129,16 @@ def compare(
         n_resamples=options.n_resamples,
         seed=options.seed,
         leave_out=options.interval == "bca",
+        averaged={name: np.array([(name, k) not in alone for k in sample.findings]) for name in options.metrics},
         map=map,
     )
     numbers = _combined(redraws, groups, seeds, options)
     lost = {}
     if any(np.isnan(one.theta).any() and not math.isnan(one.point) for one in numbers.values()):
         lost = without_class(sample, n_resamples=options.n_resamples, seed=options.seed, map=map)
-    work = _Work(groups, aligned.predictions, sample, thresholds, redraws.point, numbers, lost, seeds, options, map)
+    work = _Work(
+        groups, aligned.predictions, sample, thresholds, redraws.point, numbers, alone, lost, seeds, options, map
+    )
     names = (*base.findings, *options.averages)
     models = list(predictions)
     pairs = [(name, reference) for name in models if name != reference] if reference else _pairs(models)
@@ -152,13 +169,9 @@ def compare(
 def _subgroups(work: _Work, base: Predictions) -> tuple[SubgroupRow, ...]:
     """Return the rows of every column asked for, of the metric asked for first."""
     options = work.options
-    columns = {}
-    for name in options.subgroups:
-        if name not in base.extra:
-            raise UsageError(unknown("A subgroup column", name, base.extra) if base.extra else _no_columns(name))
-        columns[name] = base.extra[name]
-    if not columns:
+    if not options.subgroups:
         return ()
+    columns = {name: shared_column(work.files, name) for name in options.subgroups}
     metric = METRICS[options.metrics[0]]
     plan = SubgroupPlan(
         n_resamples=options.n_resamples,
@@ -191,13 +204,6 @@ def _subgroups(work: _Work, base: Predictions) -> tuple[SubgroupRow, ...]:
         map=work.map,
     )
     return tuple(row for row in rows if _has_number(metric.name, row.finding))
-
-
-def _no_columns(name: str) -> str:
-    return (
-        f"A subgroup column must be in the prediction files, got {name!r} and files with ids, labels and probabilities "
-        "alone. Add the column."
-    )
 
 
 def _units(base: Predictions, options: StatisticsOptions) -> Units:
@@ -250,6 +256,8 @@ def _estimate(work: _Work, model: str, metric: str, finding: str) -> Estimate:
     number = work.numbers[model, metric, finding]
     # Not that of differences: a metric has bounds, and may be raised by redraws, which a difference is not.
     bounds = METRICS[metric].interval(number.theta, **_how(work, number))
+    if (metric, finding) in work.alone:
+        bounds = Interval(math.nan, math.nan)
     undefined = np.isnan(number.theta)
     lost = work.lost.get(finding)
     return Estimate(
@@ -292,8 +300,13 @@ def _threshold(work: _Work, model: str, metric: str, finding: str) -> float:
 def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -> Difference:
     ours, theirs = (work.numbers[model, metric, finding] for model in pair)
     difference = ours - theirs
-    options, delta, bounds = work.options, difference.theta, interval(difference.theta, **_how(work, difference))
-    beside = _beside(work, pair, finding)
+    options, undefined = work.options, int(np.isnan(difference.theta).sum())
+    if (metric, finding) in work.alone:
+        difference = _without_redraws(difference)
+    bounds = interval(difference.theta, **_how(work, difference))
+    tested = _without_redraws(difference) if too_few_left(difference.theta) else difference
+    delta = tested.theta
+    beside = None if (metric, finding) in work.alone else _beside(work, pair, finding)
     return Difference(
         model=pair[0],
         reference=pair[1],
@@ -304,15 +317,22 @@ def _difference(work: _Work, pair: tuple[str, str], metric: str, finding: str) -
         high=bounds.high,
         p=paired_test(delta),
         q=math.nan,
-        standard_error=_deviation(delta),
+        standard_error=_deviation(difference.theta),
         standard_error_patients=_deviation(difference.patients),
         delong=beside.delong(metric) if beside else None,
         p_permutation=beside.permutation(metric, options.permutations, options.seed, work.map) if beside else math.nan,
         p_mcnemar=beside.mcnemar(metric, _limits(work, pair, finding)) if beside else math.nan,
         p_non_inferior=_non_inferior(delta, metric, options.margin),
         p_equivalent=math.nan if options.margin is None else equivalence(delta, options.margin),
+        redraws_undefined=undefined,
         redraws=delta if options.correction == "max_t" else np.empty(0),
     )
+
+
+def _without_redraws(number: _Number) -> _Number:
+    """Return the number with its redraws undefined: then it has no p, and takes no part in a family."""
+    nothing = np.full_like(number.theta, np.nan)
+    return replace(number, theta=nothing, patients=nothing)
 
 
 def _deviation(redraws: np.ndarray) -> float:

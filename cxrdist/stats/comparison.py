@@ -71,6 +71,8 @@ class Difference:
     """One-sided, that the model is worse by the margin or more; NaN without a margin."""
     p_equivalent: float
     """That the two differ by the margin or more; NaN without a margin."""
+    redraws_undefined: int
+    """Redraws in which it was undefined; the interval leaves them out, and of very many there is no p."""
     redraws: np.ndarray = field(repr=False, compare=False)
     """(R,) the difference in each redraw where the family's test is over them (max-T), else (0,)."""
 
@@ -84,6 +86,8 @@ class FindingCount:
     """Images."""
     negative: int
     masked: int
+    patients: int
+    """Patients with a labelled image."""
     positive_patients: int
     """Patients with a positive image."""
     negative_patients: int
@@ -95,7 +99,13 @@ class FindingCount:
         target = predictions.targets[:, k]
         positive, negative = int((target == 1).sum()), int((target == 0).sum())
         patients = (len(set(predictions.patient_id[target == label])) for label in (1, 0))
-        return cls(predictions.findings[k], positive, negative, len(target) - positive - negative, *patients)
+        labelled = len(set(predictions.patient_id[~np.isnan(target)]))
+        return cls(predictions.findings[k], positive, negative, len(target) - positive - negative, labelled, *patients)
+
+    def units(self, cluster: str) -> tuple[int, int]:
+        """Return how many patients, or images where those are redrawn, are without the finding and with it."""
+        by_patient = self.negative_patients, self.positive_patients
+        return by_patient if cluster == "patient_id" else (self.negative, self.positive)
 
     @property
     def one_class(self) -> bool:

@@ -5,11 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cxrdist.errors import UsageError
+from cxrdist.errors import UsageError, unknown
+from cxrdist.stats.levels import values_told
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.options import StatisticsOptions
-from cxrdist.stats.predictions import Predictions
+from cxrdist.stats.prediction_tables import shown
+from cxrdist.stats.predictions import SHOWN, Predictions
 from cxrdist.stats.threshold import choose_threshold
+
+FEWEST_SEEDS = 4
+"""Seeds from which redraws of them have a standard deviation, as Student's t has above 2 degrees of freedom."""
 
 Files = Predictions | Sequence[Predictions]
 """A model's prediction file, or its files (one per training seed)."""
@@ -56,6 +61,19 @@ def labels_of(predictions: Mapping[str, Files]) -> Groups:
     return groups
 
 
+def check_seeds(groups: Groups, options: StatisticsOptions) -> None:
+    """Refuse what has no standard deviation: shifts of Student's t with one or two degrees of freedom."""
+    if not (options.hierarchical and options.correction == "max_t"):
+        return
+    for name, labels in groups.items():
+        if 1 < len(labels) < FEWEST_SEEDS:
+            raise UsageError(
+                f"`correction` max_t with `hierarchical` must have {FEWEST_SEEDS} training seeds or more of a model "
+                f"(or one), got {len(labels)} of {name}. Of so few, redraws have no standard deviation to measure "
+                "differences in; correct by holm."
+            )
+
+
 def by_label(groups: Groups, predictions: Mapping[str, Files]) -> dict[str, Predictions]:
     """Return every file under its label."""
     pairs = ((labels, _listed(predictions[name])) for name, labels in groups.items())
@@ -65,6 +83,40 @@ def by_label(groups: Groups, predictions: Mapping[str, Files]) -> dict[str, Pred
 def stacked(arrays: Mapping[str, np.ndarray], groups: Groups) -> dict[str, np.ndarray]:
     """Return model -> (S, ...): the arrays of its files."""
     return {name: np.stack([arrays[label] for label in labels]) for name, labels in groups.items()}
+
+
+def shared_column(files: Mapping[str, Predictions], name: str) -> np.ndarray:
+    """Return (N,) a further column of `files`, which hold the same images in the same order; some may lack it.
+
+    Values are the same where they are told alike: 63, 63.0 and the text 63 are.
+
+    Raises:
+        UsageError: If no file has the column, or two that have it differ: a subgroup would be other images by each.
+    """
+    holding = {label: one for label, one in files.items() if name in one.extra}
+    if not holding:
+        known = list(dict.fromkeys(column for one in files.values() for column in one.extra))
+        if known:
+            raise UsageError(unknown("A subgroup column", name, known))
+        raise UsageError(
+            f"A subgroup column must be in the prediction files, got {name!r} and files with ids, labels and "
+            "probabilities alone. Add the column."
+        )
+    (first, base), *others = holding.items()
+    expected = values_told(base.extra[name])
+    faults = []
+    for label, one in others:
+        other = values_told(one.extra[name]) != expected
+        if other.any():
+            ids = one.image_id[other]
+            some = ", ".join(shown(image) for image in ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+            faults.append(
+                f"{label} must have the same values as {first} in column `{shown(name)}`, got {len(ids)} "
+                f"other{'s' * (len(ids) != 1)} ({some}). Take the column from one source."
+            )
+    if faults:
+        raise UsageError("\n".join(faults))
+    return base.extra[name]
 
 
 def validation_thresholds(

@@ -56,6 +56,23 @@ def subgroup_masks(column: np.ndarray, name: str) -> dict[str, np.ndarray]:
     return {level: mask for level, mask in masks.items() if mask.any()}
 
 
+def values_told(column: np.ndarray) -> np.ndarray:
+    """Return (N,) text that is the same for the same value however it was stored; empty for one that is not there.
+
+    A number and its text (csv) are one, and so are true and its text; words in other cases are others.
+    """
+    return np.array(["" if _is_missing(value) else _plain(value) for value in np.asarray(column)], dtype=object)
+
+
+def _plain(value: Any) -> str:
+    told = _text(value)
+    try:
+        # Of longer digits (codes), a float would tell two apart no more.
+        return _text(float(told)) if isinstance(value, str) and len(told) < 16 else told
+    except ValueError:
+        return told
+
+
 def _is_missing(value: Any) -> bool:
     if value is None or (isinstance(value, str) and value.strip().lower() in NOT_KNOWN):
         return True

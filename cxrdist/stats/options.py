@@ -41,7 +41,7 @@ class StatisticsOptions(Config):
     margin: float | None = Field(None, gt=0)
     """Margin of non-inferiority and equivalence, in units of the metric; none: not tested."""
     hierarchical: bool = False
-    """Redraw the training seeds besides the patients, so that intervals hold for other seeds too."""
+    """Widen intervals by what other training seeds might have given, so that they hold for those too."""
     permutations: int = Field(0, ge=0)
     """Draws of the paired permutation test of the AUROC; 0: not made."""
     subgroups: tuple[str, ...] = ()

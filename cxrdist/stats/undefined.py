@@ -1,5 +1,7 @@
 """Why a metric has no number in a redraw.  Shapes: N images, K findings, R redraws."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cxrdist.stats.averages import support_statistic
@@ -29,6 +31,30 @@ OTHERWISE = {
 """Metric -> what else leaves it without a number, for any one model."""
 UNLABELLED = "no image had a label"
 """What leaves the others without one."""
+MOST_UNDEFINED = 0.2
+"""Share of undefined redraws above which those left are too biased a choice for a p."""
+
+
+def of_one_unit(sample: Sample, metrics: Sequence[str]) -> set[tuple[str, str]]:
+    """Return each (metric, finding) that needs a class which fewer than two units have; `MICRO` is all findings as one.
+
+    Redraws without that one unit are undefined and left out, so in all others it is there: what it might have been
+    instead never varies, and an interval or p would rest on a single patient without showing it.
+    """
+    found = set()
+    for finding, targets in {
+        **dict(zip(sample.findings, sample.targets.T, strict=True)),
+        MICRO: sample.targets,
+    }.items():
+        holds = [(targets == target).reshape(len(targets), -1).any(axis=1) for target in (0, 1)]
+        sizes = [len(np.unique(sample.units.of_image[images])) for images in holds]
+        found |= {(name, finding) for name in metrics if any(sizes[target] < 2 for target in NEEDS.get(name, ()))}
+    return found
+
+
+def too_few_left(redraws: np.ndarray) -> bool:
+    """Return whether more than `MOST_UNDEFINED` of (R,) redraws are undefined (NaN)."""
+    return bool(np.isnan(redraws).mean() > MOST_UNDEFINED)
 
 
 def without_class(
