@@ -15,6 +15,7 @@ from cxrdist.cli.main import run
 from cxrdist.dispatch.cluster import cluster
 from cxrdist.report import compared
 from cxrdist.stats.compare import compare
+from cxrdist.stats.meanings import STATEMENTS, confidence
 from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import Predictions, read_predictions, write_predictions
 from cxrdist.stats.tayebi2024 import replicate
@@ -94,7 +95,10 @@ def test_every_way_out_tells_the_same_numbers(cli, two, paths, tmp_path):
         assert f"{one['value']:.4f}" in text
     words = " ".join(shown.split())
     assert "AUROC (higher is better)" in words and "Brier score (lower is better)" in words
-    for part in ("p non-inferior (not adjusted): How often", "[low, high]: 95 % percentile interval of 30 redraws of"):
+    for part in (
+        "p non-inferior (not adjusted): The share of redraws",
+        "[low, high]: 95 % percentile interval of 30 redraws of",
+    ):
         assert part in words
     assert "p non-inferior (not adjusted)" in latex
 
@@ -232,19 +236,138 @@ def test_a_convention_refuses_what_it_has_no_use_for(cli, two, monkeypatch, tmp_
     [
         (("--margin", -1), "`--margin` must be greater than 0, got -1.0."),
         (("--threshold", "sensitivity=2"), "`--threshold`: .*"),
-        (("--averages", "macro,macro"), "`--averages` must differ from each other, got macro, macro"),
+        (("--averages", "macro,macro"), "`--averages` must differ from each other, got macro, macro\\."),
         (("--averages", "mean"), "`--averages` must be .*, got 'mean'."),
         (("--metrics", "aurok"), "`--metrics` must be one of .* Did you mean 'auroc'\\?"),
-        (("--subgroups", "sex,sex"), "`--subgroups` must differ from each other, got sex, sex"),
+        (("--subgroups", "sex,sex"), "`--subgroups` must differ from each other, got sex, sex\\."),
         (
             ("--interval", "bca", "--hierarchical"),
             "`--interval` must be percentile or basic where `--hierarchical` is true, got bca, which corrects for "
             "patients alone.",
         ),
         (("--reference", "c"), "`--reference` must be one of a, b, got 'c'.*"),
+        (("--redraws", 0), "`--redraws` must be at least 1, got 0\\."),
+        (("--seed", -1), "`--seed` must be at least 0, got -1\\."),
+        (("--workers", 0), "`--workers` must be at least 1, got 0\\."),
+        (("--permutations", -1), "`--permutations` must be at least 0, got -1\\."),
+        (("--metrics", ","), "`--metrics` must name a metric, got none\\."),
+        (("--averages", "macro,mean"), "`--averages` must be 'macro', 'micro' or 'weighted', got 'mean'\\."),
+        (("--alpha", 1e-20), "`--alpha` must be in \\(0, 1\\), got 1e-20\\. .*"),
+        (("--validation", "z=v.parquet"), "The model of `--validation` must be one of a, b, got 'z'\\."),
+        (
+            ("--redraws", 10**8),
+            "`--redraws` must be at most 89478485 here, .* 6 numbers .*, got 100000000\\.",
+        ),
     ],
 )
 def test_a_wrong_choice_names_its_option(cli, two, more, sentence):
     code, out, err = cli(*two, *more)
     assert (code, out) == (2, "")
     assert re.fullmatch(f"Error: {sentence}\n", err), err
+
+
+def test_convention_refuses_more_redraws_than_fit(cli, two):
+    code, out, err = cli(*two, "--convention", "tayebi2024", "--redraws", 10**8)
+    assert (code, out) == (2, "")
+    assert "`--redraws` must be at most 26843545 here" in err
+
+
+@pytest.mark.parametrize("convention", [(), ("--convention", "tayebi2024")])
+@pytest.mark.parametrize("how", ["same", "relative", "link"])
+def test_output_that_is_an_input_is_refused_before_work(cli, two, paths, tmp_path, monkeypatch, how, convention):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(paths["a"])
+    target = {"same": paths["a"], "relative": "./a.parquet", "link": "link"}[how]
+    before = paths["a"].read_bytes()
+    code, out, err = cli(*two, *SMALL, *convention, "--csv", target)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: `--csv` must not replace a file that is read, got ") and err.count("\n") == 1
+    assert paths["a"].read_bytes() == before
+
+
+def test_output_that_is_a_validation_file_is_refused(cli, two, paths):
+    before = paths["vb"].read_bytes()
+    validation = ("--validation", f"a={paths['va']}", "--validation", f"b={paths['vb']}")
+    code, _, err = cli(*two, *SMALL, "--metrics", "f1", *validation, "--json", paths["vb"])
+    assert code == 2 and "`--json` must not replace" in err
+    assert paths["vb"].read_bytes() == before
+
+
+def test_two_outputs_of_one_name_are_refused(cli, two, tmp_path):
+    code, _, err = cli(*two, *SMALL, "--json", tmp_path / "x", "--csv", tmp_path / "x")
+    assert code == 2
+    assert err.startswith("Error: `--csv` must be another file than that of `--json`, got ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_file_named_twice_is_no_second_seed_but_may_be_another_model(cli, paths, tmp_path):
+    a = f"a={paths['a']}"
+    code, out, err = cli(a, f"a={tmp_path / 'gone' / '..' / 'a.parquet'}", *SMALL)
+    assert (code, out) == (2, "") and "a must have a file once" in err
+    code, out, _ = cli(a, f"b={paths['a']}", *SMALL)
+    assert code == 0 and "+0.0000 [+0.0000, +0.0000]" in " ".join(out.split())
+
+
+def test_folder_as_output_is_refused_before_work_and_nothing_is_left(cli, two, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    code, out, err = cli(*two, *SMALL, "--csv", tmp_path / "new.csv", "--json", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == f"Error: `--json` must be writable, got a folder [{tmp_path}].\n"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_late_fault_of_one_output_loses_neither_tables_nor_the_others(cli, two, tmp_path):
+    code, out, err = cli(*two, *SMALL, "--json", "/dev/full", "--csv", tmp_path / "new.csv")
+    assert code == 1 and "[/dev/full]" in err
+    assert "AUROC (higher is better)" in out
+    assert (tmp_path / "new.csv").read_text().startswith("kind,")
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_output_through_a_link_changes_its_file_and_keeps_the_link(cli, two, tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    link = tmp_path / "link.json"
+    link.symlink_to("real.json")
+    assert cli(*two, *SMALL, "--json", link)[0] == 0
+    assert link.is_symlink() and json.loads((tmp_path / "real.json").read_text())["differences"]
+
+
+def test_standard_output_as_output_follows_the_tables(two, tmp_path):
+    command = [sys.executable, "-m", "cxrdist", "compare", *two, "--redraws", "5", "--json", "/dev/stdout"]
+    with (tmp_path / "all.txt").open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tables, brace, text = (tmp_path / "all.txt").read_text().partition("\n{")
+    assert "AUROC (higher is better)" in tables
+    assert json.loads(brace + text)["differences"]
+
+
+def test_no_number_of_three_models_is_broken_at_80_columns(cli, two, paths, monkeypatch):
+    arguments = (*two, f"self-supervised={paths['a2']}", *SMALL, "--metrics", "auroc,brier", "--subgroups", "sex")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    wide = cli(*arguments)[1].split("Note:")[0]
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = cli(*arguments)[1].split("Note:")[0]
+    lines = narrow.splitlines()
+    assert max(len(line) for line in lines[1:]) <= 80
+    intervals = re.compile(r"[+−]?[\d.]+(?: [^ ]+)? \[[^]]*\]|\[[−+][^]]*\]|[+−]?\d\.\d{4}")
+    assert sorted(intervals.findall(narrow)) == sorted(intervals.findall(wide)) != []
+
+
+def test_explain_tells_of_the_deviation_between_seeds(cli, two, paths):
+    assert f"±: {STATEMENTS['±']}" in cli(*two, f"b={paths['b2']}", *SMALL, "--explain")[1]
+    assert "±" not in cli(*two, *SMALL, "--explain")[1]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "level"),
+    [
+        (0.05, "95 %"),
+        (0.0033333, "99.66667 %"),
+        (1e-9, "99.9999999 %"),
+        (0.05 / 3, "98.33333 %"),
+        (0.9999999, "0.00001 %"),
+    ],
+)
+def test_level_of_confidence_is_never_rounded_to_100_or_0(alpha, level):
+    assert confidence(alpha) == level
