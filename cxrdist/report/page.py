@@ -16,7 +16,7 @@ from cxrdist.report.figures import colours
 from cxrdist.report.others import metric_blocks, subgroup_blocks
 from cxrdist.report.tables import MISSING, NONE, best, interval, number, probability, signed, title_of
 from cxrdist.stats.comparison import Comparison, Difference
-from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS
+from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS, confidence
 from cxrdist.stats.metrics import METRICS
 
 # Allow-list: what of environment.json may be read by anyone who gets the report.  First words of dotted names.
@@ -47,7 +47,7 @@ def render(
         facts=_facts(study),
         reference=study.options.reference,
         alpha=f"{study.options.alpha:g}",
-        level=f"{100 * (1 - study.options.alpha):g} %",
+        level=confidence(study.options.alpha),
         summary=summary(study),
         headline=_headline(study),
         palette=colours(study.strategies, study.options.reference),

@@ -13,7 +13,7 @@ from cxrdist.findings import titles
 from cxrdist.report.analysis import RATES, DatasetResult, StudyResult
 from cxrdist.report.cells import Guard
 from cxrdist.stats.comparison import Comparison, Difference, Estimate
-from cxrdist.stats.meanings import MACRO
+from cxrdist.stats.meanings import MACRO, confidence
 
 NONE = "–"
 """What stands where there is no number, so that no cell is blank."""
@@ -103,7 +103,7 @@ def finding_rows(study: StudyResult) -> list[dict[str, Any]]:
 
 def headline_table(study: StudyResult) -> Table:
     """Return macro AUROC and difference to the reference, a row per dataset and strategy."""
-    level = f"{100 * (1 - study.options.alpha):g} %"
+    level = confidence(study.options.alpha)
     several = len(study.seeds) > 1
     rows = []
     for one in study.datasets:
@@ -119,7 +119,7 @@ def headline_table(study: StudyResult) -> Table:
 
 def finding_table(study: StudyResult) -> Table:
     """Return AUROC, rates and difference, a row per dataset, finding and strategy."""
-    level = f"{100 * (1 - study.options.alpha):g} %"
+    level = confidence(study.options.alpha)
     rows = []
     for one in study.datasets:
         for count in one.comparison.counts if one.comparison else ():
