@@ -95,12 +95,9 @@ def test_every_way_out_tells_the_same_numbers(cli, two, paths, tmp_path):
         assert f"{one['value']:.4f}" in text
     words = " ".join(shown.split())
     assert "AUROC (higher is better)" in words and "Brier score (lower is better)" in words
-    for part in (
-        "p non-inferior (not adjusted): The share of redraws",
-        "[low, high]: 95 % percentile interval of 30 redraws of",
-    ):
-        assert part in words
-    assert "p non-inferior (not adjusted)" in latex
+    assert "[low, high]: 95 % percentile interval of 30 redraws of" in words
+    assert re.search(r"p non-inferior[\w. ]* \(not adjusted\): The share of redraws", words)
+    assert re.search(r"p non-inferior[\w. ]* \(not adjusted\)", latex)
 
 
 def test_csv_holds_every_number_of_a_comparison_once(paths):
@@ -121,7 +118,8 @@ def test_csv_holds_every_number_of_a_comparison_once(paths):
     assert by_sex.columns[-2:] == ("p", "q")
     slope = next(table for table in compared.tables(result) if table.name == "calibration_slope")
     assert "(1 is right)" in slope.caption
-    assert [cell.text for cell in slope.rows[-1]] == ["macro average", "–", "–"]
+    average, *cells = (cell.text for cell in slope.rows[-1])
+    assert (average, set(cells)) == ("macro average", {"–"})
 
 
 def test_files_of_one_name_are_seeds_that_pair_with_those_of_another(cli, paths, tmp_path):
