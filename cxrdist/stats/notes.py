@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from cxrdist.stats.beside import CALLED
-from cxrdist.stats.meanings import AVERAGES, MICRO
+from cxrdist.stats.meanings import AVERAGES, MICRO, confidence
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.undefined import MOST_UNDEFINED, NEEDS, OTHERWISE, UNLABELLED
 
@@ -227,7 +227,7 @@ def _few_redraws(comparison: "Comparison") -> Iterator[str]:
     alpha, redraws = options.alpha, options.n_resamples
     if redraws < 2 * FEW_REDRAWS / alpha:
         yield (
-            f"Of {redraws} redraws, fewer than {FEW_REDRAWS} lie beyond either end of a {100 * (1 - alpha):g} % "
+            f"Of {redraws} redraws, fewer than {FEW_REDRAWS} lie beyond either end of a {confidence(alpha)} "
             f"interval, so its ends are chance: use {math.ceil(2 * FEW_REDRAWS / alpha)} redraws or more."
         )
     sizes = Counter((d.metric, d.finding in AVERAGES) for d in comparison.differences if not math.isnan(d.p))
