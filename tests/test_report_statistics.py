@@ -12,6 +12,7 @@ from run_folders import DATASETS, FINDINGS, OPTIONS, STRATEGIES, make_study, res
 from scipy.stats import false_discovery_control
 
 from cxrdist.report import write_report
+from cxrdist.report.compared import csv_rows, tables
 from cxrdist.report.figures import draw, to_bytes
 from cxrdist.report.others import metric_blocks, metrics_table, verdict
 from cxrdist.report.page import render
@@ -19,6 +20,7 @@ from cxrdist.report.tables import interval, number, probability, signed
 from cxrdist.stats.compare import compare
 from cxrdist.stats.meanings import AVERAGES, MACRO
 from cxrdist.stats.metrics import METRICS
+from cxrdist.stats.options import StatisticsOptions
 from cxrdist.stats.predictions import read_predictions
 from cxrdist.study.run import _cores
 
@@ -265,3 +267,34 @@ def test_methods_say_what_intervals_are_about(tmp_path, hierarchical, seeds, sai
 def test_statistics_take_the_cores_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     assert _cores() == 3
+
+
+def test_tables_say_what_numbers_rest_on_and_within_which_margin(tmp_path):
+    base = read_predictions(make_study(tmp_path, ("ours",), ("nih14",), (0,))[0].folder / "predictions/test.parquet")
+    targets = base.targets.copy()
+    sex = np.where(np.arange(len(base)) % 2, "F", "M").astype(object)
+    targets[sex == "F", 0] = 0
+    targets[:3, 1] = np.nan
+    base = replace(base, targets=targets, extra={"sex": sex})
+    files = {"a": base, "b": replace(base, scores=base.scores[::-1])}
+    chosen = StatisticsOptions.build(
+        {"n_resamples": 20, "subgroups": ["sex"], "subgroup_minimum": 2, "margin": 0.02}, where="a test"
+    )
+    result = compare(files, options=chosen)
+    estimates, differences, by_sex = tables(result)
+    assert estimates.columns == ("finding", "positive / n", "a", "b")
+    for k, (row, finding) in enumerate(zip(estimates.rows, base.findings, strict=False)):
+        labelled = ~np.isnan(targets[:, k])
+        sizes = [int(labelled.sum()), len(set(base.patient_id[labelled])), int((targets[:, k] == 1).sum())]
+        assert row[1].text == f"{sizes[2]} / {sizes[0]}"
+        for one in csv_rows(result):
+            if (one["kind"], one["finding"]) == ("estimate", finding):
+                assert [one[name] for name in ("n_images", "n_patients", "n_positive")] == sizes
+    assert estimates.rows[-1][1].text == "–"
+    assert {"p non-inferior within 0.02 (not adjusted)", "p equivalent within 0.02 (not adjusted)"} < {
+        *differences.columns
+    }
+    levels = {row[2].text for row in by_sex.rows if row[1].text == "macro average"}
+    (macro,) = (row for row in result.subgroups if (row.model, row.finding, row.level) == ("a", MACRO, "F"))
+    assert 0 < macro.n_findings < len(base.findings)
+    assert f"F ({macro.n_findings} of {len(base.findings)} findings)" in levels

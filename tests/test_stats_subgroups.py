@@ -323,3 +323,41 @@ def test_what_cannot_be_is_refused():
         compare_subgroups(targets, {"a": scores["a"][1:]}, FINDINGS, columns, units, plan=PLAN)
     with pytest.raises(ValueError, match=r"`targets` must have the shape \(N, 1\)"):
         compare_subgroups(targets, scores, ["effusion"], columns, units, plan=PLAN)
+
+
+def test_images_of_one_patient_make_no_number_however_low_the_minimum():
+    targets, scores, units, columns = make_study(8)
+    one = units.of_image == units.of_image[np.flatnonzero(columns["sex"] == "F")[0]]
+    targets[columns["sex"] == "F", 0] = 0
+    targets[one, 0] = 1
+    plan = SubgroupPlan(n_resamples=120, seed=5, minimum=1)
+    rows = compare_subgroups(targets, scores, FINDINGS, {"sex": columns["sex"]}, units, plan=plan)
+    row, macro = (row_of(rows, model="a", finding=finding, level="F") for finding in ("effusion", MACRO))
+    assert row.note == (
+        f"All {one.sum()} images with the finding are of one patient."
+        if one.sum() > 1
+        else "All 1 image with the finding is of one patient."
+    )
+    assert np.isnan([row.value, row.low, row.gap, row.p, row.q]).all()
+    assert (macro.note, macro.n_findings, row.n_findings) == ("Without effusion.", 1, None)
+    brier = replace(plan, metric=METRICS["brier"])
+    sure = {name: 1 / (1 + np.exp(-one)) for name, one in scores.items()}
+    rows = compare_subgroups(targets, sure, FINDINGS, {"sex": columns["sex"]}, units, plan=brier)
+    assert not np.isnan(row_of(rows, model="a", finding="effusion", level="F").p)
+
+
+@pytest.mark.parametrize("correction", ["bh", "max_t"])
+def test_gap_that_many_redraws_do_not_have_has_no_p(correction):
+    rng = np.random.default_rng(0)
+    site = np.repeat(["x", "y"], 60).astype(object)
+    targets = np.zeros((120, 2))
+    targets[[0, 1, 60, 61], 0] = 1  # an image is a patient: a level or the rest loses both in a quarter of the redraws
+    targets[::2, 1] = 1
+    scores = {"a": targets + rng.normal(size=(120, 2)) * np.where(site == "x", 0.1, 2.0)[:, None]}
+    plan = SubgroupPlan(n_resamples=400, seed=5, minimum=2, correction=correction)
+    rows = compare_subgroups(targets, scores, FINDINGS, {"site": site}, Units(np.arange(120), 120), plan=plan)
+    rare, frequent = (row_of(rows, finding=finding, level="x") for finding in FINDINGS)
+    assert rare.gap_low <= rare.gap <= rare.gap_high
+    assert np.isnan([rare.p, rare.q]).all()
+    assert rare.note == "No p and no q: over 20 % of the redraws are undefined."
+    assert frequent.p == frequent.q < 0.05

@@ -7,7 +7,7 @@ from typing import Any
 from cxrdist.report.analysis import StudyResult
 from cxrdist.report.tables import NONE, Table, Text, interval, number, title_of
 from cxrdist.stats.comparison import Comparison, Difference
-from cxrdist.stats.meanings import AVERAGES, STATEMENTS
+from cxrdist.stats.meanings import AVERAGES, STATEMENTS, confidence
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.subgroups import SubgroupRow
 
@@ -50,7 +50,13 @@ def tables(comparison: Comparison) -> list[Table]:
 def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return every number in full as flat rows of `CSV_COLUMNS`; what does not apply is NaN or empty."""
     rows = [
-        {"kind": "estimate", **row, "sd_seeds": row["spread"], "n_files": len(row["by_member"])}
+        {
+            "kind": "estimate",
+            **row,
+            "sd_seeds": row["spread"],
+            "n_files": len(row["by_member"]),
+            **_sizes(comparison, row["finding"]),
+        }
         for row in comparison.rows()
     ]
     for row in comparison.difference_rows():
@@ -62,6 +68,15 @@ def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
         gap = {"metric": comparison.metric, "value": one.gap, "low": one.gap_low, "high": one.gap_high, "p": one.p}
         rows.append({"kind": "subgroup_gap", **common, **gap})
     return [{name: row.get(name, "") for name in CSV_COLUMNS} for row in rows]
+
+
+def _sizes(comparison: Comparison, finding: str) -> dict[str, int]:
+    """Return what a number rests on: images with a label, their patients, positive images; of averages, all images."""
+    for one in comparison.counts:
+        if one.finding == finding:
+            labelled = one.positive + one.negative
+            return {"n_images": labelled, "n_patients": one.patients, "n_positive": one.positive}
+    return {"n_images": comparison.n_images, "n_patients": comparison.n_patients}
 
 
 def study_rows(study: StudyResult) -> list[dict[str, Any]]:
@@ -79,7 +94,7 @@ def meanings(study: StudyResult) -> list[tuple[str, str]]:
 def sentences(comparison: Comparison) -> list[str]:
     """Return in a sentence each what the numbers of `tables` are."""
     options = comparison.options
-    level = f"{100 * (1 - options.alpha):g} %"
+    level = confidence(options.alpha)
     drawn = "patients" if options.cluster == "patient_id" else "images"
     drawn += " and of other training seeds" if options.hierarchical else ""
     told = [f"{METRICS[name].title} ({better(name)}): {METRICS[name].meaning}" for name in options.metrics]
@@ -97,7 +112,11 @@ def sentences(comparison: Comparison) -> list[str]:
         told.append(f"p: {STATEMENTS['p']}")
         told.append(f"q: {STATEMENTS['q']} Here: {CORRECTIONS[options.correction]}.")
         rows = comparison.difference_rows()
-        told += [f"{_heading(name)}: {STATEMENTS[title]}" for name, title in TESTS.items() if _any(rows, name)]
+        told += [
+            f"{_heading(name, options.margin)}: {STATEMENTS[title]}"
+            for name, title in TESTS.items()
+            if _any(rows, name)
+        ]
     if comparison.subgroups:
         told.append(f"gap to the rest: {STATEMENTS['gap to the rest']}")
         told.append(
@@ -112,16 +131,18 @@ def better(metric: str) -> str:
     return f"{one.better} is better" if one.target is None else f"{one.target:g} is right"
 
 
-def _heading(name: str) -> str:
-    return f"{TESTS[name]} (not adjusted)" if name in NOT_ADJUSTED else TESTS[name]
+def _heading(name: str, margin: float | None) -> str:
+    return f"{TESTS[name]} within {margin:g} (not adjusted)" if name in NOT_ADJUSTED else TESTS[name]
 
 
 def _estimates(comparison: Comparison, metric: str) -> Table:
-    level = f"{100 * (1 - comparison.options.alpha):g} %"
+    level = confidence(comparison.options.alpha)
     findings = dict.fromkeys(one.finding for one in comparison.estimates)
     rows = []
     for finding in findings:
-        cells = [Text(_title(finding))]
+        sizes = _sizes(comparison, finding)
+        positive = f"{sizes['n_positive']} / {sizes['n_images']}" if "n_positive" in sizes else NONE
+        cells = [Text(_title(finding)), Text(positive)]
         for model in comparison.models:
             one = comparison.estimate(model, finding, metric)
             spread = "" if math.isnan(one.spread) else f" ± {number(one.spread, 4)}"
@@ -131,11 +152,11 @@ def _estimates(comparison: Comparison, metric: str) -> Table:
     files = any(len(one.by_member) > 1 for one in comparison.estimates)
     seeds = " ± standard deviation between files" if files else ""
     caption = f"{METRICS[metric].title} ({better(metric)}){seeds} [{level} interval]"
-    return Table(metric, caption, ("finding", *comparison.models), tuple(rows))
+    return Table(metric, caption, ("finding", "positive / n", *comparison.models), tuple(rows))
 
 
 def _differences(comparison: Comparison) -> Table:
-    level = f"{100 * (1 - comparison.options.alpha):g} %"
+    level = confidence(comparison.options.alpha)
     flat = comparison.difference_rows()
     tests = [name for name in TESTS if _any(flat, name)]
     several = len(comparison.options.metrics) > 1
@@ -148,12 +169,15 @@ def _differences(comparison: Comparison) -> Table:
     value = "difference" if several else f"{METRICS[comparison.metric].title} ({better(comparison.metric)})"
     heads = ("models", "finding", *(["metric"] if several else []), value, f"{level} interval", "p", "q")
     caption = f"Differences, two-sided p, q after {CORRECTIONS[comparison.options.correction]}"
-    return Table("differences", caption, (*heads, *(_heading(name) for name in tests)), tuple(rows))
+    return Table(
+        "differences", caption, (*heads, *(_heading(name, comparison.options.margin) for name in tests)), tuple(rows)
+    )
 
 
 def _subgroups(comparison: Comparison, column: str) -> Table:
     title = METRICS[comparison.metric].title
-    rows = [_subgroup(one) for one in comparison.subgroups if one.column == column]
+    of = len(comparison.counts)
+    rows = [_subgroup(one, of) for one in comparison.subgroups if one.column == column]
     correction = CORRECTIONS[comparison.options.correction]
     caption = f"{title} ({better(comparison.metric)}) by {column}, its gap to all other images, q after {correction}"
     return Table(f"by-{column}", caption, _subgroup_heads(column, title), tuple(rows))
@@ -163,14 +187,21 @@ def _subgroup_heads(column: str, title: str) -> tuple[str, ...]:
     return ("model", "finding", column, "images", "patients", "positive", title, "gap to the rest", "p", "q")
 
 
-def _subgroup(one: SubgroupRow) -> tuple[Text, ...]:
+def level_told(row: SubgroupRow, findings: int) -> str:
+    """Return the level of a row, of a mean over a part of so many findings also over how many."""
+    if row.n_findings is None or row.n_findings in (0, findings):
+        return row.level
+    return f"{row.level} ({row.n_findings} of {findings} findings)"
+
+
+def _subgroup(one: SubgroupRow, findings: int) -> tuple[Text, ...]:
     counts = [str(one.n_images), str(one.n_patients), NONE if one.n_positive is None else str(one.n_positive)]
     if math.isnan(one.value):
         cells = [one.note or NONE, NONE, NONE, NONE]
     else:
         gap = NONE if math.isnan(one.gap) else f"{_signed(one.gap)} {_four(one.gap_low, one.gap_high, _signed)}"
         cells = [f"{number(one.value, 4)} {_four(one.low, one.high)}", gap, _p(one.p), _p(one.q)]
-    return tuple(Text(cell) for cell in (one.model, _title(one.finding), one.level, *counts, *cells))
+    return tuple(Text(cell) for cell in (one.model, _title(one.finding), level_told(one, findings), *counts, *cells))
 
 
 def _sure(d: Difference, comparison: Comparison) -> bool:

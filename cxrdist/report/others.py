@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
-from cxrdist.report.compared import better
+from cxrdist.report.compared import better, level_told
 from cxrdist.report.tables import MISSING, NONE, Table, Text, interval, number, probability, signed
 from cxrdist.stats.comparison import Comparison, Difference, Estimate
-from cxrdist.stats.meanings import MACRO
+from cxrdist.stats.meanings import MACRO, confidence
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.subgroups import SubgroupRow
 
@@ -18,7 +18,7 @@ ARROWS = {"better": "▲", "worse": "▼", "differs": "◆"}
 
 def metrics_table(study: StudyResult) -> Table:
     """Return every average of every metric, a row per dataset, metric and strategy."""
-    level = f"{100 * (1 - study.options.alpha):g} %"
+    level = confidence(study.options.alpha)
     rows = [
         _metric_row(study, one, metric, average, strategy)
         for one in study.datasets
@@ -37,13 +37,14 @@ def metrics_table(study: StudyResult) -> Table:
 
 def subgroup_tables(study: StudyResult) -> list[Table]:
     """Return a table per subgroup column that any dataset has, of the macro average of the first metric."""
-    level = f"{100 * (1 - study.options.alpha):g} %"
+    level = confidence(study.options.alpha)
     found = []
     for column in study.options.subgroups:
         rows = [
-            (Text(one.name), *_subgroup_row(row))
+            (Text(one.name), *_subgroup_row(row, len(one.comparison.counts)))
             for one in study.datasets
-            for row in (one.comparison.subgroups if one.comparison else ())
+            if one.comparison
+            for row in one.comparison.subgroups
             if row.column == column and row.finding == MACRO
         ]
         title = METRICS[study.options.metrics[0]].title
@@ -182,13 +183,13 @@ def _metric_cell(
     return _cell(number(estimate.value), bounds, below, tone=tone, best=first)
 
 
-def _subgroup_row(row: SubgroupRow) -> tuple[Text, ...]:
+def _subgroup_row(row: SubgroupRow, findings: int) -> tuple[Text, ...]:
     if math.isnan(row.value):
         numbers = [row.note or NONE, *[NONE] * 5]
     else:
         gap = [signed(row.gap), interval(row.gap_low, row.gap_high, signed), probability(row.p), probability(row.q)]
         numbers = [number(row.value), interval(row.low, row.high), *gap]
-    cells = (row.level, f"{row.n_images:,}", f"{row.n_patients:,}", row.model, *numbers)
+    cells = (level_told(row, findings), f"{row.n_images:,}", f"{row.n_patients:,}", row.model, *numbers)
     return tuple(Text(cell) for cell in cells)
 
 

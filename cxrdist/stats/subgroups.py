@@ -20,6 +20,7 @@ from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS, Metric
 from cxrdist.stats.resample import MapFunction, Units, full_sample, jackknife, redraw
 from cxrdist.stats.seeds import mean_over_files
+from cxrdist.stats.undefined import MOST_UNDEFINED, NEEDS, too_few_left
 
 FEWEST = 10
 """Images, and patients, with and without the finding that a number needs, unless told otherwise."""
@@ -61,6 +62,8 @@ class SubgroupRow:
     n_patients: int
     n_positive: int | None
     """Of these images; None for `MACRO`."""
+    n_findings: int | None
+    """`MACRO`: how many findings the mean is over; else None."""
     value: float
     low: float
     high: float
@@ -69,7 +72,7 @@ class SubgroupRow:
     gap_low: float
     gap_high: float
     p: float
-    """Two-sided, that there is no gap."""
+    """Two-sided, that there is no gap; none where too many redraws have no gap."""
     q: float
     """p adjusted over all models and levels of the column: findings are one family, macro means another."""
     undefined: int
@@ -174,9 +177,19 @@ class _Work:
             for k, note in enumerate(notes):
                 row = self._row(model, k, column, level, inside, ours[model], theirs[model])
                 delta = ours[model].theta[:, k] - theirs[model].theta[:, k]
-                where = "here" if np.isnan(row.value) else "in the rest"
-                undefined = f"{self.plan.metric.title} is undefined {where}." if np.isnan(row.gap) else ""
-                rows.append(_Tested(replace(row, note=note or undefined), delta, about))
+                if k == len(self.findings):
+                    row = replace(row, n_findings=int(in_both.sum()))
+                if np.isnan(row.gap):
+                    where = "here" if np.isnan(row.value) else "in the rest"
+                    told = note or f"{self.plan.metric.title} is undefined {where}."
+                elif np.isnan(row.p):
+                    delta = np.full_like(delta, np.nan)
+                    told = (
+                        f"{note} No p and no q: over {100 * MOST_UNDEFINED:g} % of the redraws are undefined.".strip()
+                    )
+                else:
+                    told = note
+                rows.append(_Tested(replace(row, note=told), delta, about))
         return rows
 
     def _why_not(self, k: int, mask: np.ndarray) -> str:
@@ -189,6 +202,9 @@ class _Work:
                     f"Too few {what} the finding: {images} image{_s(images)} of {patients} patient{_s(patients)}, "
                     f"{self.plan.minimum} of each are needed."
                 )
+            if target in NEEDS.get(self.plan.metric.name, ()) and len(np.unique(self.units.of_image[held])) < 2:
+                # Redraws without it are undefined and left out, so that it would never vary.
+                return f"All {images} image{_s(images)} {what} the finding {_are(images)} of one patient."
         return ""
 
     def _macro_note(self, in_both: np.ndarray) -> str:
@@ -264,13 +280,14 @@ class _Work:
             n_images=int(held.sum()),
             n_patients=len(np.unique(self.ids[held])),
             n_positive=None if is_macro else int((self.targets[mask, k] == 1).sum()),
+            n_findings=None,
             value=float(ours.point[k]),
             low=bounds.low,
             high=bounds.high,
             gap=gap,
             gap_low=gap_bounds.low,
             gap_high=gap_bounds.high,
-            p=float("nan") if np.isnan(gap) else paired_test(delta),
+            p=float("nan") if np.isnan(gap) or too_few_left(delta) else paired_test(delta),
             q=float("nan"),
             undefined=int(np.isnan(ours.theta[:, k]).sum()) if defined else 0,
             note="",
@@ -314,6 +331,10 @@ def _mean_of_files(model: str, theta: np.ndarray, point: np.ndarray) -> tuple[np
 
 def _s(number: int) -> str:
     return "" if number == 1 else "s"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _limits(plan: SubgroupPlan, files: Mapping[str, np.ndarray], n_findings: int) -> dict[str, np.ndarray]:
