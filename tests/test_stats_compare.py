@@ -145,7 +145,10 @@ def test_one_class_and_rare_findings_are_named_and_json_is_strict():
     result = compare(files, reference="a", options=options(n_resamples=50))
     text = "\n".join(result.warnings())
     assert "effusion: no positive image, so no AUROC; left out of the averages." in text
-    assert f"mass: only 2 positive patients ({int(targets[:, 2].sum())} images); read its interval with care." in text
+    assert (
+        f"mass: only 2 positive patients ({int(targets[:, 2].sum())} images); read its interval and p with care."
+        in text
+    )
     lost = result.estimate("a", "mass").redraws_undefined
     out = f"undefined in {lost} of 50 redraws, which are left out of the interval"
     assert f"mass: AUROC was {out}: they lost a class." in text
@@ -790,3 +793,13 @@ def test_max_t_of_two_redrawn_seeds_is_refused():
     files = {"a": [make_predictions(seed=i) for i in range(3)], "b": make_predictions(seed=7)}
     with pytest.raises(UsageError, match=r"must have 4 training seeds or more of a model \(or one\), got 3 of a\."):
         compare(files, options=options(n_resamples=9, hierarchical=True, correction="max_t"))
+
+
+def test_micro_average_of_one_positive_patient_has_no_interval_and_no_p():
+    files = {name: one.only(["mass"]) for name, one in of_one_patient((0.0, 2.0)).items()}
+    result = compare(files, options=options(n_resamples=50, averages=["macro", "micro"]))
+    micro = result.difference("skill 2.0", "micro", "skill 0.0")
+    assert not np.isnan(micro.value)
+    assert np.isnan([micro.p, micro.q, micro.low, result.estimate("skill 0.0", "micro").low]).all()
+    assert np.isnan(result.estimate("skill 0.0").value)
+    assert not any("left out of the interval" in note for note in result.warnings())

@@ -66,7 +66,7 @@ def _of_count(comparison: "Comparison", count: "FindingCount") -> Iterator[str]:
         images = count.positive if positive <= negative else count.negative
         unit = "patient" if clustered else "image"
         of = f" ({images} images)" if clustered and images != fewer else ""
-        yield f"{count.finding}: only {fewer} {what} {unit}{_s(fewer)}{of}; read its interval with care."
+        yield f"{count.finding}: only {fewer} {what} {unit}{_s(fewer)}{of}; read its interval and p with care."
 
 
 def _alone(comparison: "Comparison", count: "FindingCount") -> list[str]:
@@ -129,12 +129,14 @@ def _without_number(comparison: "Comparison") -> Iterator[str]:
 
 
 def _left_out_redraws(comparison: "Comparison") -> Iterator[str]:
-    """Say which intervals rest on fewer redraws than were made, and why."""
+    """Say which intervals rest on fewer redraws than were made, and why; those withheld rest on none."""
     redraws = comparison.options.n_resamples
     groups: dict[tuple[str, str, int, int], dict[str, list[str]]] = {}  # -> metric -> models
     alone = {(name, count.finding) for count in comparison.counts for name in _alone(comparison, count)}
     for one in comparison.estimates:
         if one.redraws_undefined and not math.isnan(one.value) and (one.metric, one.finding) not in alone:
+            if one.finding == MICRO and math.isnan(one.low):  # one patient has a class of all findings together
+                continue
             key = one.finding, _reason(comparison, one), one.redraws_undefined, one.redraws_one_class
             groups.setdefault(key, {}).setdefault(one.metric, []).append(one.model)
     for (finding, reason, count, _), by_metric in groups.items():
