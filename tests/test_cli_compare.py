@@ -193,7 +193,7 @@ def test_a_convention_s_redraws_are_spread_as_asked_for(cli, two, monkeypatch):
 
         return spread
 
-    monkeypatch.setattr("cxrdist.dispatch.thread_map", counting)
+    monkeypatch.setattr("cxrdist.dispatch.fork_map", counting)
     assert cli(*two, "--convention", "tayebi2024", "--redraws", 5, "--workers", 2)[0] == 0
     assert asked == [2]
 

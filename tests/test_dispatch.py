@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cxrdist.dispatch import Map, local_map, process_map, thread_map
+from cxrdist.dispatch import Map, fork_map, local_map, process_map, thread_map
 from cxrdist.errors import UserError
 
 MAPS: list[Callable[[], Map]] = [
@@ -15,6 +15,7 @@ MAPS: list[Callable[[], Map]] = [
     lambda: process_map(1),
     lambda: process_map(2),
     lambda: thread_map(1),
+    lambda: fork_map(2),
     lambda: thread_map(3),
 ]
 
@@ -63,12 +64,18 @@ def test_items_are_taken_only_as_they_are_needed(build):
     assert len(taken) <= 10
 
 
-def test_a_killed_worker_is_a_sentence():
+@pytest.mark.parametrize("build", [process_map, fork_map])
+def test_a_killed_worker_is_a_sentence(build):
     with pytest.raises(UserError, match=r"got one killed .* Run again with fewer than 2 workers"):
-        list(process_map(2)(die, range(2)))
+        list(build(2)(die, range(2)))
 
 
-@pytest.mark.parametrize("build", [process_map, thread_map])
+def test_copies_of_a_process_have_the_function_without_its_being_sent():
+    unsendable = threading.Lock()
+    assert list(fork_map(2)(lambda number: (unsendable.locked(), number), range(5))) == [(False, n) for n in range(5)]
+
+
+@pytest.mark.parametrize("build", [process_map, thread_map, fork_map])
 def test_fewer_than_one_worker_is_refused(build):
     with pytest.raises(UserError, match="`workers` must be at least 1, got 0"):
         build(0)

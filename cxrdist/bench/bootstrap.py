@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cxrdist.bench.processor import describe_processor
-from cxrdist.dispatch import thread_map
+from cxrdist.dispatch import fork_map
 from cxrdist.errors import UsageError
 from cxrdist.log import progress
 from cxrdist.seeds import Purpose, stream
@@ -41,7 +41,7 @@ class BootstrapOptions:
     findings: int = 14
     models: int = 3
     patients: int = 2797
-    redraws: int = 1000
+    redraws: int = 10_000
     """Redraws of ours in each round."""
     plain_redraws: int = 1
     """Redraws of the plain loop in each round."""
@@ -74,11 +74,11 @@ class BootstrapResult:
     ratio_with_drawing: Spread
     """Plain / ours, both from the drawing of patients to the last AUROC."""
     workers_ratio: Spread
-    """One thread's time / that of `workers` threads, drawing included."""
+    """One core's time / that of `workers` processes, drawing included."""
     ten_thousand_s: float
     """10,000 redraws of all models and findings on one core at this speed, seconds."""
     ten_thousand_workers_s: float
-    """The same with `workers` threads."""
+    """The same with `workers` processes."""
     sorting_s: float
     """Preparing all statistics once, seconds; in no other number."""
     first_call_s: float
@@ -118,7 +118,7 @@ def bench_bootstrap(options: BootstrapOptions, *, shown: bool = True) -> Bootstr
         auroc_statistic(targets[:, k], matrix[:, k], units) for matrix in scores for k in range(options.findings)
     ]
     sorting_s = time.perf_counter() - started
-    spread = thread_map(options.workers)
+    spread = fork_map(options.workers)
     theta = redraw(columns, units, n_resamples=options.redraws, seed=options.seed, map=spread)
     memory_mib = None if before is None else (_peak() - before) / 2**20
 
@@ -221,6 +221,7 @@ def _round(
         for column in columns:
             column.under(together)
     ours_s = time.perf_counter() - started
+    del counts  # a process is copied with all that it holds
     # The second of two may find the processor in another state than the first: they change places.
     whole = {}
     for who in ("one", "all") if number % 2 else ("all", "one"):

@@ -102,8 +102,8 @@ def bootstrap(
     findings: Annotated[int, typer.Option(min=1, help="Findings.")] = 14,
     models: Annotated[int, typer.Option(min=1, help="Models, each with a prediction for every finding.")] = 3,
     patients: Annotated[int, typer.Option(min=1, help="Patients, who are redrawn with all their images.")] = 2797,
-    redraws: Annotated[int, typer.Option(min=1, help="Redraws of ours in each round.")] = 1000,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that are compared with one.")] = 2,
+    redraws: Annotated[int, typer.Option(min=1, help="Redraws of ours in each round.")] = 10_000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that are compared with one.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -139,12 +139,13 @@ def _show_bootstrap(result: "BootstrapResult", title: str, workers: int) -> None
             row("scikit-learn, µs per AUROC and redraw", result.plain_us, 1),
             row("scikit-learn / cxrdist", result.ratio),
             row("the same, drawing of patients included", result.ratio_with_drawing),
-            row(f"one thread / {workers} threads", result.workers_ratio, 2),
+            row(f"one process / {workers} processes", result.workers_ratio, 2),
         ],
     )
     typer.echo(
         f"10,000 redraws: {result.ten_thousand_s:.1f} s on one core, {result.ten_thousand_workers_s:.1f} s with "
-        f"{workers} threads; sorting once {result.sorting_s:.2f} s, first call (compiles) {result.first_call_s:.2f} s."
+        f"{workers} processes; sorting once {result.sorting_s:.2f} s, first call (compiles) "
+        f"{result.first_call_s:.2f} s."
     )
     if result.memory_mib is not None:
         typer.echo(f"Peak memory above the predictions: {result.memory_mib:.0f} MiB.")

@@ -75,7 +75,7 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     convention: Annotated[
         str | None, typer.Option(help="Another study's procedure in place of ours, for replication: tayebi2024.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads; the numbers are the same with any number.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes; the numbers are the same with any number.")] = 1,
     address: Annotated[str | None, typer.Option(help="Spread the redraws over the Ray cluster there.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers as one long table.")] = None,
@@ -286,10 +286,10 @@ def _read(named: dict[str, list[Path]]) -> "dict[str, list[Predictions]]":
 
 @contextmanager
 def _map(workers: int, address: str | None) -> "Iterator[Map]":
-    from cxrdist.dispatch import shown_map, thread_map
+    from cxrdist.dispatch import fork_map, shown_map
 
     if address is None:
-        yield shown_map(thread_map(workers), "redraws", unit="blocks")
+        yield shown_map(fork_map(workers), "redraws", unit="blocks")
         return
     from cxrdist.dispatch.cluster import cluster, ray_map
 

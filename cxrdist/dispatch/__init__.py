@@ -5,14 +5,17 @@ It looks only a few items ahead, so `items` may be a generator; leaving the loop
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +27,6 @@ R = TypeVar("R")
 
 AHEAD_PER_WORKER = 2
 """Items handed out per worker: one at work and one waiting, so that nobody idles and little is lost at the end."""
-
 
 PATIENCE_S = 2.0
 """Work that is done by then shows no progress."""
@@ -63,21 +65,60 @@ def process_map(workers: int, *, ordered: bool = True) -> Map:
         return local_map
 
     def spread(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
-        try:
-            yield from _run(pool, function, iter(items), workers * AHEAD_PER_WORKER, ordered=ordered)
-        except BrokenProcessPool:
-            raise UserError(
-                f"A worker process must live until its work is done, got one killed (most often for want of memory). "
-                f"Run again with fewer than {workers} workers."
-            ) from None
-        except BaseException:
-            _end(pool)
-            raise
-        pool.shutdown()
+        yield from _in_processes("spawn", workers, function, items, ordered=ordered)
 
     return spread
+
+
+def fork_map(workers: int) -> Map:
+    """Return an ordered map over `workers` copies of this process, made anew for each call.
+
+    `function` and what it refers to is there in every copy without being sent; items and results must pickle.  Only
+    for a process that runs no other threads; where processes are not copied safely (not Linux) it is `thread_map`.
+
+    Args:
+        workers: At least 1.
+
+    Raises:
+        UserError: While iterating, if a worker process was killed.
+    """
+    if workers < 2 or sys.platform != "linux":
+        return thread_map(workers)
+
+    def spread(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        number = next(_numbers)
+        _inherited[number] = function
+        try:
+            yield from _in_processes("fork", workers, partial(_inherited_call, number), items, ordered=True)
+        finally:
+            del _inherited[number]
+
+    return spread
+
+
+_inherited: dict[int, Callable[[Any], Any]] = {}
+_numbers = itertools.count()
+
+
+def _inherited_call(number: int, item: Any) -> Any:
+    return _inherited[number](item)
+
+
+def _in_processes(
+    start: str, workers: int, function: Callable[[T], R], items: Iterable[T], *, ordered: bool
+) -> Iterator[R]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start), initializer=_prepare_worker)
+    try:
+        yield from _run(pool, function, iter(items), workers * AHEAD_PER_WORKER, ordered=ordered)
+    except BrokenProcessPool:
+        raise UserError(
+            f"A worker process must live until its work is done, got one killed (most often for want of memory). "
+            f"Run again with fewer than {workers} workers."
+        ) from None
+    except BaseException:
+        _end(pool)
+        raise
+    pool.shutdown()
 
 
 def thread_map(workers: int) -> Map:

@@ -21,8 +21,8 @@ from cxrdist.seeds import Purpose, stream
 MapFunction = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """The builtin `map`, an executor's or a cluster's: calls a function on each item and yields the results in order."""
 
-TOGETHER = 64
-"""Redraws worked out at once, the lanes of the kernels: a row of counts is two cache lines."""
+TOGETHER = 128
+"""Redraws worked out at once, the lanes of the kernels: enough to pay for each call, few enough for the cache."""
 
 
 class Statistic(Protocol):
