@@ -3,6 +3,8 @@
 One OpenMP thread: several tests fork after torch is there, and a forked child has none of its parent's OpenMP threads
 and waits for them for ever, so the parent must never have started any.  On two cores one thread is no slower.
 
+No width of a terminal: what runs tests in several processes sets one in each, and tables would come in blocks.
+
 Ctrl-C as a terminal has it: a shell starts background jobs with SIGINT ignored, children inherit that, and tests of
 Ctrl-C would wait in vain.
 """
@@ -11,6 +13,7 @@ import os
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("COLUMNS", None)
 
 import torch
 

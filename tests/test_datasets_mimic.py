@@ -69,10 +69,11 @@ def test_mimic_cxr_takes_its_labels_from_the_jpg_project(tmp_path, suffix, how):
 
 
 def test_mimic_cxr_without_the_tables_says_how_to_name_them(tmp_path):
-    write_lists(tmp_path)
-    write_images(tmp_path, ".dcm")
+    root = tmp_path / "so" / "deep" / "that no other test lies beside it"
+    write_lists(root)
+    write_images(root, ".dcm")
     with pytest.raises(UserError, match=r"mimic-cxr-2\.0\.0-metadata\.csv .* further `--root`"):
-        import_dataset(detect(tmp_path), tmp_path)
+        import_dataset(detect(root), root)
 
 
 def test_the_two_projects_give_a_patient_the_same_pseudonym_and_split(tmp_path):
