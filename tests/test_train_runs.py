@@ -9,6 +9,7 @@ import signal
 import sysconfig
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +177,10 @@ def kill_and_resume(shards: Path, whole: Path, folder: Path, *, kills: int, rank
     inside = 0
     steps = []
     changes |= {"train__checkpoint_every": 1}
-    while kills > 0:
-        out = folder / f"run{kills}"
+    for number in count():
+        if not kills:
+            break
+        out = folder / f"run{number}"  # a new one each time: a run may come to its end unkilled
         while kills > 0 and not RunFolder(out).finished:
             operation, moment, workers = rng.randrange(1, 40), rng.uniform(0.02, 0.6 * ranks), rng.choice([0, 1])
             in_writing, victim, spared_s = rng.random() < 0.5, rng.randrange(ranks), rng.choice([0, 0.1, 0.3])
