@@ -1,5 +1,6 @@
 """Reading processes and the signals that launchers send to everything below them."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -46,7 +47,7 @@ def test_a_signal_of_the_launcher_leaves_the_reading_to_go_on(signum):
 
 
 def test_where_no_thread_learns_who_a_signal_is_from_the_parent_s_still_ends_the_reading(monkeypatch):
-    monkeypatch.delattr(signal, "sigwaitinfo")
+    monkeypatch.delattr(signal, "sigtimedwait")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         heed_only_the_parent()
@@ -66,3 +67,26 @@ def test_the_process_that_is_read_for_can_end_the_reading():
         assert worker.wait(10) == 0
     finally:
         signal.signal(signal.SIGCHLD, handler)
+
+
+def test_reading_begun_as_its_process_was_killed_ends_by_itself():
+    """The parent is gone before the reading process looks who it is; else it would wait for a stranger's end."""
+    told, tell = os.pipe()
+    trainer = os.fork()
+    if not trainer:
+
+        def begin() -> None:
+            os.write(tell, str(os.getpid()).encode())
+            time.sleep(0.5)  # the parent dies here
+            heed_only_the_parent()
+            time.sleep(60)
+
+        multiprocessing.get_context("fork").Process(target=begin).start()
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    reader = int(os.read(told, 20))
+    until = time.monotonic() + 20
+    while psutil.pid_exists(reader) and psutil.Process(reader).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.1)
