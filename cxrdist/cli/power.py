@@ -51,8 +51,8 @@ def power(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     try:
         if patients is not None:
             result = smallest_detectable_difference(n_patients=patients, **settings)
-        else:
-            result = patients_needed(difference=difference, **settings)  # type: ignore[arg-type]
+        elif difference is not None:
+            result = patients_needed(difference=difference, **settings)
     except UsageError as error:
         raise UsageError(_with_options(str(error), [*settings, "difference", "n_patients"])) from None
     if as_json:

@@ -93,8 +93,7 @@ def _print_block(
     # Texts, so that a name like `[red]` is shown as it is and not taken for markup.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, width in widths.items():
-        justify = "right" if i else "left"
-        table.add_column(Text(columns[i]), justify=justify, overflow="fold", width=width)  # type: ignore[arg-type]
+        table.add_column(Text(columns[i]), justify="right" if i else "left", overflow="fold", width=width)
     for row in rows:
         table.add_row(*(Text(row[i]) for i in widths))
     console.print(table)
