@@ -118,7 +118,8 @@ def _filled(delta: np.ndarray) -> np.ndarray:
 
 
 def _bh(ascending: np.ndarray) -> np.ndarray:
-    scaled = ascending * len(ascending) / np.arange(1, len(ascending) + 1)
+    # The factor first: p times a number of at least 1 is never rounded to below p.
+    scaled = ascending * (len(ascending) / np.arange(1, len(ascending) + 1))
     return np.minimum.accumulate(scaled[::-1])[::-1]
 
 
