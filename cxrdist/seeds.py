@@ -24,6 +24,8 @@ class Purpose(IntEnum):
     MIXUP = 10
     PERMUTATION = 11
     SEEDS = 12
+    CROPS = 13
+    PARTNER = 14
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:

@@ -14,8 +14,9 @@ from cxrdist.finetune.run import finetune
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
 from cxrdist.models.weights import load_weights
-from cxrdist.pretrain.config import MaeConfig, PretrainConfig
+from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.mae import MaeTask, random_masks
+from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.pretrain.run import pretrain
 from cxrdist.train.run_folder import flatten
 from cxrdist.world import World
@@ -70,7 +71,7 @@ def test_the_loss_is_the_papers(normalise):
     outputs = []
     task.predict.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach().numpy()))
     with torch.no_grad():
-        loss = float(task({"image": torch.from_numpy(pixels), "seed": seeds})["loss"])
+        loss = float(task.loss({"image": torch.from_numpy(pixels), "seed": seeds}))
     _, masked = random_masks(seeds, 16, 1, 0.75)
     errors = []
     for image, grey in enumerate(pixels[:, 0] / 255.0):

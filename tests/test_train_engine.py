@@ -16,8 +16,8 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
-from cxrdist.pretrain.config import MaeConfig
 from cxrdist.pretrain.mae import MaeTask
+from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.deepspeed_config import BUCKET
 from cxrdist.train.engine import build_engine, deepspeed_config, grad_norm, overflowed

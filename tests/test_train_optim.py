@@ -11,8 +11,8 @@ from torch import nn
 
 from cxrdist.errors import UsageError
 from cxrdist.models.head import classifier_name, head_parameters, set_classifier
-from cxrdist.pretrain.config import MaeConfig
 from cxrdist.pretrain.mae import MaeTask
+from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.train.config import OptimConfig
 from cxrdist.train.optim import build_optimizer, check_optimizer, lr_at, parameter_groups, set_lr
 

@@ -102,7 +102,7 @@ def _workload(config: "RunConfig") -> "tuple[Workload, list[str]]":
 
     image_size, workers = config.input.image_size, config.input.workers
     if isinstance(config, PretrainConfig):
-        from cxrdist.pretrain.run import build_task as build_pretraining
+        from cxrdist.pretrain.build import build_task as build_pretraining
 
         return Workload(partial(build_pretraining, config), config.train, config.optim, image_size, 0, workers), []
     import numpy as np

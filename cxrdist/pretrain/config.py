@@ -1,44 +1,18 @@
 """One pretraining as a file."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import AugmentConfig, InputConfig
 from cxrdist.models.config import ModelConfig
+from cxrdist.pretrain.methods import CoupledConfig, MaeConfig, Method
 from cxrdist.train.config import OptimConfig, TrainConfig
 
 # Defaults stand on fields of classes of their own, not in the values of `PretrainConfig`: setting one name of a section
 # would else give all its other names the defaults of fine-tuning.
-
-
-class MaeConfig(Config):
-    """What the masked autoencoder masks and how it decodes."""
-
-    name: Literal["mae"] = "mae"
-
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    """Share of the patches that the encoder does not see."""
-
-    decoder_width: int = Field(default=512, gt=0)
-    decoder_depth: int = Field(default=8, gt=0)
-    decoder_heads: int = Field(default=16, gt=0)
-
-    normalise_patches: bool = True
-    """Predict each patch less its own mean and divided by its own deviation (section 4.1 of the paper)."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.decoder_width % 4:  # the sine-cosine positions have four parts
-            raise ValueError(f"must have a `decoder_width` that is a multiple of 4, got {self.decoder_width}.")
-        if self.decoder_width % self.decoder_heads:
-            raise ValueError(
-                f"must have a number of `decoder_heads` that divides `decoder_width`, got {self.decoder_heads} heads "
-                f"for a width of {self.decoder_width}."
-            )
-        return self
 
 
 class PretrainAugment(AugmentConfig):
@@ -58,7 +32,7 @@ class PretrainInput(InputConfig):
     """How packed images become the backbone's input."""
 
     augment: PretrainAugment = PretrainAugment()
-    """Random changes of every image."""
+    """Random changes of every image, where the method sees it whole; the others have `method.crops`."""
 
 
 class PretrainOptim(OptimConfig):
@@ -68,15 +42,65 @@ class PretrainOptim(OptimConfig):
     """Decay rates of the two running means, each in [0, 1)."""
 
 
+class PretrainTrain(TrainConfig):
+    """Steps, batches, engine and checkpoints."""
+
+    evaluate_every: int = Field(default=500, gt=0)
+    """Steps between looks at the features (`watch`); each also writes a checkpoint."""
+
+
+class WatchConfig(Config):
+    """What is looked at while a pretraining goes on, every `train.evaluate_every` steps; nothing of it changes the run.
+
+    The labels decide nothing: the last step is the result.
+    """
+
+    shards: Path | None = None
+    """A labelled dataset: its training split teaches the probes, its validation split is told.  Null has no probes,
+    and looks at training images of the run."""
+
+    findings: list[str] = []
+    """What the probes predict; empty is every finding with both values in both splits."""
+
+    images: int = Field(default=1024, ge=32)
+    """Most images of a split that are looked at: whole patients, drawn once."""
+
+    probes: list[Literal["knn", "linear"]] = ["knn", "linear"]
+    """Weighted nearest neighbours (k = 20), and a logistic regression on the features."""
+
+    pictures: int = Field(default=4, ge=0)
+    """Images whose patch features are drawn by their first three principal components; 0 draws none."""
+
+    collapse: Literal["stop", "warn"] = "stop"
+    """What happens when all images have become one to the network: the run ends, or only says so."""
+
+
 class PretrainConfig(Config):
-    """Pretrain a backbone on the training splits of shard folders, labels unread."""
+    """Pretrain a backbone on the training splits of shard folders; labels are read by `method` ``supervised`` only."""
 
     shards: list[Path] = Field(min_length=1)
-    """Packed datasets; their training splits are joined."""
+    """Packed datasets; their training splits are joined.  One named twice is seen twice in an epoch."""
 
-    method: MaeConfig = MaeConfig()
+    method: Method = MaeConfig()
     input: PretrainInput = PretrainInput()
     model: ModelConfig = ModelConfig()
     optim: PretrainOptim = PretrainOptim()
-    train: TrainConfig = TrainConfig()
+    train: PretrainTrain = PretrainTrain()
+    watch: WatchConfig = WatchConfig()
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, method: Any) -> Any:
+        # A file that only changes a size means the default method.
+        return {"name": "mae", **method} if isinstance(method, dict) else method
+
+    @model_validator(mode="after")
+    def _augmented_once(self) -> Self:
+        changed = self.input.augment != PretrainAugment()
+        if isinstance(self.method, CoupledConfig) and changed:
+            raise ValueError(
+                f"must not set `input.augment` with method {self.method.name!r}, which does not use it: "
+                "its crops are described in `method.crops`."
+            )
+        return self

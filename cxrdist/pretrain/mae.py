@@ -13,10 +13,11 @@ from torch import nn
 from cxrdist.data.loader import Batch
 from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
-from cxrdist.pretrain.config import MaeConfig
+from cxrdist.pretrain.methods import MaeConfig
+from cxrdist.pretrain.task import PretrainTask, without_classifier
 
 
-class MaeTask(nn.Module):
+class MaeTask(PretrainTask):
     """Encoder on the visible patches, light decoder on all, mean squared error on the masked ones."""
 
     def __init__(self, model: RadiographModel, config: MaeConfig, *, fresh: bool) -> None:
@@ -52,12 +53,10 @@ class MaeTask(nn.Module):
             num_prefix_tokens=self.prefix,
         )
         self.predict = nn.Linear(config.decoder_width, self.patch**2 * 3)
-        # The head takes no part; it would only enter the optimizer and the norm of the gradient.
-        for parameter in vit.get_classifier().parameters():
-            parameter.requires_grad_(False)
+        without_classifier(model)
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return ``{"loss"}``, a scalar."""
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the mean squared error of the masked patches, a scalar."""
         images = self.model.normalise(batch["image"])
         keep, masked = random_masks(batch["seed"], self.patches, self.prefix, self.config.mask_ratio)
         keep, masked = keep.to(images.device), masked.to(images.device)
@@ -71,7 +70,7 @@ class MaeTask(nn.Module):
         target = utils.get_at_index(utils.patchify(images, self.patch), masked - self.prefix)
         if self.config.normalise_patches:
             target = utils.normalize_mean_var(target)
-        return {"loss": (predicted - target).square().mean()}
+        return (predicted - target).square().mean()
 
 
 def random_masks(seeds: torch.Tensor, patches: int, prefix: int, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,12 +11,10 @@ import torch
 from cxrdist.data.loader import TrainingImages
 from cxrdist.data.samples import read_samples
 from cxrdist.datasets.shard_format import read_manifest
-from cxrdist.models.build import build_model
 from cxrdist.models.folder import save_model
-from cxrdist.models.weights import load_weights
+from cxrdist.pretrain.build import build_task
 from cxrdist.pretrain.config import PretrainConfig
-from cxrdist.pretrain.mae import MaeTask
-from cxrdist.seeds import Purpose, derive
+from cxrdist.pretrain.task import PretrainTask
 from cxrdist.train.batches import training_source
 from cxrdist.train.engine import process_group
 from cxrdist.train.loop import Outcome, train
@@ -68,7 +66,7 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
     if world.is_main:
         facts = {"kind": "pretrain", "image_size": config.input.image_size, "fit": config.input.fit}
         save_model(
-            cast(MaeTask, task).model,
+            cast(PretrainTask, task).result,
             folder.model,
             backbone=config.model.backbone,
             findings=["pretrained"],
@@ -76,19 +74,6 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
         )
         write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})
     return outcome
-
-
-def build_task(config: PretrainConfig, *, told: bool = False, loaded: bool = True) -> MaeTask:
-    """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`.
-
-    Without `loaded` only the shapes are of use: no weight file is read.
-    """
-    model = build_model(config.model, num_classes=1, image_size=config.input.image_size, seed=config.seed)
-    if config.model.weights is not None and loaded:
-        load_weights(model, config.model.weights, told=told)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
-        return MaeTask(model, config.method, fresh=config.model.weights is None)
 
 
 def replay_bad_batch(out: Path) -> list[Replay]:

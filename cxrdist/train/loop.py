@@ -51,8 +51,8 @@ SCORE = "auroc_macro"
 """The validation value that chooses the step; higher is better, None is not defined."""
 
 Validate = Callable[[nn.Module, int, Callable[[], None]], dict[str, Any]]
-"""From a task, the micro-batch that its training fits in, and what to call before each batch, to the validation values,
-`SCORE` among them; every rank calls it and gets the same."""
+"""From a task, the micro-batch that its training fits in, and what to call before each batch, to the validation values;
+every rank calls it and gets the same.  Without `SCORE` among them nothing is chosen: the last step is the result."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,11 @@ def train(
     folder: RunFolder,
     world: World,
     device: torch.device,
+    validate_first: bool = False,
 ) -> tuple[Outcome, nn.Module]:
     """Train to the last step; return how it ended, and a whole task on `device` with the weights of the chosen step.
+
+    With `validate_first` the initial weights are validated too, as step 0.
 
     Raises:
         Interrupted: After a stop signal, with a checkpoint written.
@@ -103,6 +106,8 @@ def train(
         try:
             state = run.start(build_task(told=world.is_main))
             bar.skip(state.step)
+            if validate_first and not state.step and not latest_checkpoint(folder.checkpoints):
+                state.validation_due = validate is not None
             batches = source.batches_from(batching, state.step)
             run.opened.callback(batches.close)
             signum = stop.agreed(device)  # while the engine was built
@@ -267,8 +272,11 @@ class _Run:
                 self.save(state)
                 self.checkpoints.wait()
             raise
-        if self.ema is not None and not left_out:
-            self.ema.update()
+        if not left_out:
+            if self.ema is not None:
+                self.ema.update()
+            if hasattr(engine.module, "after_step"):
+                engine.module.after_step(state.step, self.config.steps)
         if self.buffers:
             # At every step: to agree at some only, say those with a checkpoint, would give other statistics.
             agree_on_buffers(engine.module)
@@ -322,7 +330,7 @@ class _Run:
                 values = validate(self.engine.module, self.batching.micro_batch_size, before_each)
         except _Abandoned:
             return stop.agreed(self.device)
-        state.validated(values[SCORE], patience=self.config.early_stopping)
+        state.validated(values.get(SCORE), patience=self.config.early_stopping)
         self.metrics.write(state.step, "val", values)
         return stop.agreed(self.device)
 

@@ -1,0 +1,83 @@
+"""The task of a pretraining: its backbone with initial weights, and the method around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cxrdist.data.loader import Batch
+from cxrdist.models.build import RadiographModel, build_model
+from cxrdist.models.weights import load_weights
+from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.pretrain.mae import MaeTask
+from cxrdist.pretrain.methods import CoupledConfig
+from cxrdist.pretrain.task import PretrainTask
+from cxrdist.seeds import Purpose, derive
+
+MakeTask = Callable[..., PretrainTask]
+"""From a model, the method's configuration and whether the model is ``fresh`` (has no loaded weights) to the task."""
+
+TASKS: dict[str, MakeTask] = {"mae": MaeTask}
+"""By the method's name."""
+
+
+def build_task(config: PretrainConfig, *, told: bool = False, loaded: bool = True) -> PretrainTask:
+    """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`.
+
+    Without `loaded` only the shapes are of use: no weight file is read.  Student and teacher both start from the
+    weights; heads, which files of weights do not have, are random.
+    """
+    model = _model(config)
+    if config.model.weights is not None and loaded:
+        load_weights(model, config.model.weights, told=told)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
+        return TASKS[config.method.name](model, config.method, fresh=config.model.weights is None)
+
+
+def example_batch(config: PretrainConfig, images: int) -> Batch:
+    """Return a batch of so many images in the shapes and types of the loader's, without values, on the device "meta".
+
+    Numbers of samples and seeds are real: they are read by value.
+    """
+    side = config.input.image_size
+    batch = {
+        "target": torch.empty(images, 0, device="meta"),
+        "sample": torch.arange(images),
+        "seed": torch.arange(images),
+    }
+    if not isinstance(config.method, CoupledConfig):
+        return {"image": _bytes(images, 1, side, side), **batch}
+    batch["image"] = _bytes(images, 2, 1, side, side)
+    local = getattr(config.method, "local_crops", None)
+    if local is not None and local.count:
+        batch["local"] = _bytes(images, local.count, 1, local.size, local.size)
+    return batch
+
+
+def _bytes(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=torch.uint8, device="meta")
+
+
+def _model(config: PretrainConfig) -> RadiographModel:
+    """Return the backbone, which must take crops of two sizes where the method has them."""
+    size, local = config.input.image_size, getattr(config.method, "local_crops", None)
+    described: Any = config.model
+    if local is not None and local.count and local.size != size and _has_positions(config.model.backbone):
+        described = described.model_copy(update={"args": {"dynamic_img_size": True, **described.args}})
+    model = build_model(described, num_classes=1, image_size=size, seed=config.seed)
+    # What the network is called with here is no matter of the model that is saved.
+    model.net.model_args = {
+        name: value for name, value in model.net.model_args.items() if name in config.model.args or name in SAVED
+    }
+    return model
+
+
+SAVED = ("img_size",)
+
+
+def _has_positions(backbone: str) -> bool:
+    import timm  # noqa: PLC0415 - placed here it is not needed for networks without small crops
+
+    facts = timm.get_pretrained_cfg(backbone)
+    return facts is not None and bool(facts.fixed_input_size)

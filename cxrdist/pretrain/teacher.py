@@ -1,0 +1,38 @@
+"""Teachers: networks that follow another as a running mean of its weights (Tarvainen & Valpola 2017)."""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def twin(build: Callable[[], M], of: M) -> M:
+    """Return another module of `build` with the weights and buffers of `of`, frozen: a teacher at its start."""
+    made = build()
+    made.load_state_dict(of.state_dict())
+    return made.requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move every parameter of `teacher`: ``teacher = momentum teacher + (1 - momentum) student``.
+
+    Buffers (the running statistics of batch norm) are the teacher's own.
+    """
+    theirs: list[torch.Tensor] = list(teacher.parameters())
+    ours: list[torch.Tensor] = list(student.parameters())
+    torch._foreach_lerp_(theirs, ours, 1 - momentum)
+
+
+def half_cosine(start: float, end: float, step: int, steps: int) -> float:
+    """Return the value at `step` of `steps` on the half cosine from `start` to `end`."""
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+
+
+def ramp(start: float, end: float, step: int, steps: float) -> float:
+    """Return the value at `step` on the line from `start` at 0 to `end` at `steps` and after."""
+    return end if step >= steps else start + (end - start) * step / steps
