@@ -20,6 +20,9 @@ from cxrdist.errors import UsageError, nearest
 
 Tree = dict[str, Any]
 
+DEBUG = "debug"
+"""The section of a file with the changes that ``--debug`` makes."""
+
 PLAIN_RULES = {
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
@@ -45,13 +48,18 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
-    def read(cls, path: Path, settings: Iterable[str] = ()) -> Self:
+    def read(cls, path: Path, settings: Iterable[str] = (), *, debug: bool = False) -> Self:
         """Return the configuration in the YAML file `path` with ``a.b=value`` `settings` applied.
 
         Raises:
             UsageError: If the file is missing or not YAML, or if any name or value is wrong; all are listed.
         """
-        return cls.build(override(read_yaml(path), parse_settings(settings)), where=path.name)
+        settings = list(settings)
+        other = not debug and DEBUG in read_yaml(path)
+        # Also where it is not asked for: a debug size that does not fit its file is found out by who wrote it.
+        for debugged in (True, False) if other else (debug,):
+            config = cls.build(read_tree(path, settings, debug=debugged), where=path.name)
+        return config
 
     @classmethod
     def build(cls, tree: Mapping[str, Any], *, where: str) -> Self:
@@ -86,6 +94,25 @@ def read_yaml(path: Path) -> Tree:
         found = "nothing" if tree is None else type(tree).__name__
         raise UsageError(f"A configuration file must hold a mapping, got {found} [in {path.name}].")
     return tree
+
+
+def read_tree(path: Path, settings: Iterable[str] = (), *, debug: bool = False) -> Tree:
+    """Return the mapping in a YAML file with ``a.b=value`` `settings` applied, and before them its own debug size.
+
+    A file may have a section ``debug`` with dotted names and their values: what makes it end in seconds on a CPU.
+
+    Raises:
+        UsageError: If the file is missing or no YAML, or if it has no debug size and `debug` asks for it.
+    """
+    tree = read_yaml(path)
+    changes = tree.pop(DEBUG, None) or {}
+    if not isinstance(changes, dict):
+        raise UsageError(f"`{DEBUG}` must be a mapping, got {changes!r} [in {path.name}].")
+    if debug and not changes:
+        raise UsageError(
+            f"`--debug` needs a file with a section `{DEBUG}`, got none [in {path.name}]. Write one: what is smaller."
+        )
+    return override(override(tree, changes if debug else {}), parse_settings(settings))
 
 
 def write_yaml(tree: Mapping[str, Any], path: Path) -> None:

@@ -259,3 +259,25 @@ def test_an_empty_mapping_clears_what_was_there():
 def test_a_micro_batch_is_a_number_or_auto(size):
     with pytest.raises(UsageError, match=r"`train\.micro_batch_size` must be a whole number of at least 1, auto or"):
         FinetuneConfig.build({"shards": "x", "train": {"micro_batch_size": size}}, where="t")
+
+
+def test_a_debug_size_is_applied_before_settings_and_checked_though_unused(tmp_path):
+    file = tmp_path / "run.yaml"
+    text = "shards: a\nseed: 1\noptim: {lr: 0.1}\ndebug: {seed: 2, optim.lr: 0.5}\n"
+    file.write_text(text, encoding="utf-8")
+    assert FinetuneConfig.read(file) == FinetuneConfig.read(file).model_copy(update={"seed": 1})
+    small = FinetuneConfig.read(file, ["seed=3"], debug=True)
+    assert (small.seed, small.optim.lr) == (3, 0.5)
+    file.write_text(text.replace("optim.lr: 0.5", "optim.rl: 0.5"), encoding="utf-8")
+    with pytest.raises(UsageError, match="`optim.rl` is unknown"):
+        FinetuneConfig.read(file)
+
+
+def test_a_debug_size_that_is_not_there_is_no_debug_size(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("shards: a\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="`--debug` needs a file with a section `debug`, got none"):
+        FinetuneConfig.read(file, debug=True)
+    file.write_text("shards: a\ndebug: 3\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="`debug` must be a mapping, got 3"):
+        FinetuneConfig.read(file, debug=True)

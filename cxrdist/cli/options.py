@@ -8,3 +8,6 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one value of it; repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Apply the file's own `debug` section: a size that ends soon on a CPU.")
+]

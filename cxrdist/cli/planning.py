@@ -86,11 +86,11 @@ def plan(
 
 def _read(run: Path, settings: Iterable[str]) -> "RunConfig":
     """Return the configuration in `run`: of a pretraining if it has a `method` or a list of `shards`."""
-    from cxrdist.config import override, parse_settings, read_yaml
+    from cxrdist.config import read_tree
     from cxrdist.finetune.config import FinetuneConfig
     from cxrdist.pretrain.config import PretrainConfig
 
-    tree = override(read_yaml(run), parse_settings(settings))
+    tree = read_tree(run, settings)
     kind = PretrainConfig if "method" in tree or isinstance(tree.get("shards"), list) else FinetuneConfig
     return kind.build(tree, where=run.name)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cxrdist.cli.ending import Stopped
-from cxrdist.cli.options import Json, Settings
+from cxrdist.cli.options import Debug, Json, Settings
 from cxrdist.errors import UsageError, unknown
 from cxrdist.log import only_warnings
 
@@ -28,6 +28,7 @@ def train(
     out: Out = None,
     resume: ResumeOption = None,
     replay: ReplayOption = False,
+    debug: Debug = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune one backbone on one packed dataset.
@@ -36,10 +37,12 @@ def train(
     """
     from cxrdist.finetune.config import FinetuneConfig
 
-    config = FinetuneConfig.read(run, settings or ())  # before torch is imported: a wrong name is told at once
+    config = FinetuneConfig.read(
+        run, settings or (), debug=debug
+    )  # before torch is imported: a wrong name is told at once
     from cxrdist.finetune.run import finetune, replay_bad_batch
 
-    folder = out or Path("runs") / run.stem
+    folder = out or default_folder(run, debug=debug)
     if replay:
         _replay(replay_bad_batch, folder, as_json)
     else:
@@ -52,23 +55,29 @@ def pretrain(
     out: Out = None,
     resume: ResumeOption = None,
     replay: ReplayOption = False,
+    debug: Debug = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain one backbone on unlabeled radiographs, self-supervised.
+    """Pretrain one backbone on packed radiographs: self-supervised, or on the labels of several datasets.
 
-    Example: `torchrun --nproc-per-node 2 -m cxrdist pretrain launch/pretrain/mae-debug.yaml --out runs/mae`
+    Example: `torchrun --nproc-per-node 2 -m cxrdist pretrain launch/pretrain/mae.yaml --debug --out runs/mae`
     """
     from cxrdist.pretrain.config import PretrainConfig
 
-    config = PretrainConfig.read(run, settings or ())
+    config = PretrainConfig.read(run, settings or (), debug=debug)
     from cxrdist.pretrain.run import pretrain as start
     from cxrdist.pretrain.run import replay_bad_batch
 
-    folder = out or Path("runs") / run.stem
+    folder = out or default_folder(run, debug=debug)
     if replay:
         _replay(replay_bad_batch, folder, as_json)
     else:
         _run(start, config, folder, resume, as_json)
+
+
+def default_folder(file: Path, *, debug: bool) -> Path:
+    """Return the folder for NAME.yaml: runs/NAME, or runs/NAME-debug."""
+    return Path("runs") / (f"{file.stem}-debug" if debug else file.stem)
 
 
 def check_resume(resume: str | None) -> Literal["auto"] | None:
