@@ -21,14 +21,15 @@ from cxrdist.datasets.records import Import
 from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy
-from cxrdist.finetune.config import FinetuneConfig, LossConfig
-from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.parts import Parts
 from cxrdist.finetune.run import finetune
-from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.finetune.task import FinetuneTask
 from cxrdist.pack import PackOptions, pack_rows
 from cxrdist.pack.plan import DatasetName
 from cxrdist.pack.verify import verify_shards
+from cxrdist.train.loss_config import LossConfig
+from cxrdist.train.losses import MultiLabelLoss, balanced_weights
 from cxrdist.world import World
 from tests.helpers import finetune_tree, make_import, make_shards
 

@@ -16,15 +16,16 @@ from cxrdist.data.samples import read_samples
 from cxrdist.errors import UserError
 from cxrdist.evaluate.predict import predict_logits, sigmoid, validation_values
 from cxrdist.findings import LabelPolicy
-from cxrdist.finetune.config import FinetuneConfig, LossConfig
-from cxrdist.finetune.losses import MultiLabelLoss
+from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.parts import own_findings
-from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.finetune.task import FinetuneTask
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
 from cxrdist.train.checkpoints import latest_checkpoint
 from cxrdist.train.config import OptimConfig
 from cxrdist.train.engine import process_group
+from cxrdist.train.loss_config import LossConfig
+from cxrdist.train.losses import MultiLabelLoss, balanced_weights
 from cxrdist.train.metrics import MetricsLog, read_metrics
 from cxrdist.train.optim import build_optimizer, lr_at
 from cxrdist.train.run_folder import RunFolder

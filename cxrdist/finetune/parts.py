@@ -8,13 +8,13 @@ from cxrdist.data.samples import Samples, choose_findings, count_samples, read_s
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
 from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.finetune.losses import MultiLabelLoss
 from cxrdist.finetune.mixup import mixed_known_share
 from cxrdist.finetune.protocols import begin_protocol
-from cxrdist.finetune.task import FinetuneTask, balanced_weights
+from cxrdist.finetune.task import FinetuneTask
 from cxrdist.log import get_logger
 from cxrdist.models.build import build_model
 from cxrdist.models.weights import load_weights
+from cxrdist.train.losses import MultiLabelLoss, balanced_weights
 
 log = get_logger(__name__)
 

@@ -2,16 +2,15 @@
 
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
 from cxrdist.data.loader import Batch
 from cxrdist.finetune.config import ProtocolConfig
-from cxrdist.finetune.losses import MultiLabelLoss
 from cxrdist.finetune.mixup import mixup
 from cxrdist.finetune.protocols import set_phase, still_backbone
 from cxrdist.models.build import RadiographModel
+from cxrdist.train.losses import MultiLabelLoss
 
 FULL = ProtocolConfig()
 
@@ -57,10 +56,3 @@ class FinetuneTask(nn.Module):
             images_B1SS, targets_BK = mixup(images_B1SS, targets_BK, batch["seed"], self.mixup_alpha)
         logits_BK = self.model(images_B1SS).float()
         return {"loss": self.loss(logits_BK, targets_BK), "logits": logits_BK}
-
-
-def balanced_weights(targets: np.ndarray) -> np.ndarray:
-    """Return negatives / positives per finding, shape (K,), over known targets (N, K); 1 where there is no positive."""
-    positives = (targets == 1).sum(axis=0)
-    negatives = (targets == 0).sum(axis=0)
-    return np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0)

@@ -7,7 +7,8 @@ from sklearn.metrics import log_loss
 from torchvision.ops import sigmoid_focal_loss
 
 from cxrdist.errors import UsageError
-from cxrdist.finetune.losses import LossConfig, MultiLabelLoss, multilabel_losses, shifted
+from cxrdist.train.loss_config import LossConfig
+from cxrdist.train.losses import MultiLabelLoss, multilabel_losses, shifted
 
 LOSSES = {
     "bce": LossConfig(),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, softplus
 
-from cxrdist.finetune.config import LossConfig
+from cxrdist.train.loss_config import LossConfig
 
 TINY = 1e-8
 """Smallest base of a power: at 0 the derivative of a power below 1 is infinite."""
@@ -20,7 +20,7 @@ SMALLEST_MARGIN = 1e-6
 
 
 class MultiLabelLoss(nn.Module):
-    """The loss of one fine-tuning: a scalar from logits (B, K) and targets (B, K) in [0, 1], NaN masked."""
+    """The loss of one training: a scalar from logits (B, K) and targets (B, K) in [0, 1], NaN masked."""
 
     pos_weight: torch.Tensor
 
@@ -72,3 +72,10 @@ def shifted(logits: torch.Tensor, gamma: float, margin: float) -> torch.Tensor:
         return focused(-logits, gamma)
     p = (torch.sigmoid(logits) - margin).clamp(min=0)
     return p.clamp(min=TINY) ** gamma * -torch.log1p(-p)
+
+
+def balanced_weights(targets: np.ndarray) -> np.ndarray:
+    """Return negatives / positives per finding, shape (K,), over known targets (N, K); 1 where there is no positive."""
+    positives = (targets == 1).sum(axis=0)
+    negatives = (targets == 0).sum(axis=0)
+    return np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0)
