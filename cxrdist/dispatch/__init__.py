@@ -5,7 +5,6 @@ It looks only a few items ahead, so `items` may be a generator; leaving the loop
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -15,10 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any, Protocol, TypeVar
 
+from cxrdist.dispatch.copies import map_in_copies
 from cxrdist.errors import UserError
 from cxrdist.log import track
 
@@ -65,7 +64,7 @@ def process_map(workers: int, *, ordered: bool = True) -> Map:
         return local_map
 
     def spread(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-        yield from _in_processes("spawn", workers, function, items, ordered=ordered)
+        yield from _in_processes(workers, function, items, ordered=ordered)
 
     return spread
 
@@ -73,8 +72,9 @@ def process_map(workers: int, *, ordered: bool = True) -> Map:
 def fork_map(workers: int) -> Map:
     """Return an ordered map over `workers` copies of this process, made anew for each call.
 
-    `function` and what it refers to is there in every copy without being sent; items and results must pickle.  Only
-    for a process that runs no other threads; where processes are not copied safely (not Linux) it is `thread_map`.
+    `function` and what it refers to is there in every copy without being sent; items and results must pickle.  Items of
+    known number (a list, a range) go several at once.  Only for a process that runs no other threads; where processes
+    are not copied safely (not Linux) it is `thread_map`.
 
     Args:
         workers: At least 1.
@@ -86,28 +86,13 @@ def fork_map(workers: int) -> Map:
         return thread_map(workers)
 
     def spread(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-        number = next(_numbers)
-        _inherited[number] = function
-        try:
-            yield from _in_processes("fork", workers, partial(_inherited_call, number), items, ordered=True)
-        finally:
-            del _inherited[number]
+        return map_in_copies(function, items, workers=workers, ahead=AHEAD_PER_WORKER)
 
     return spread
 
 
-_inherited: dict[int, Callable[[Any], Any]] = {}
-_numbers = itertools.count()
-
-
-def _inherited_call(number: int, item: Any) -> Any:
-    return _inherited[number](item)
-
-
-def _in_processes(
-    start: str, workers: int, function: Callable[[T], R], items: Iterable[T], *, ordered: bool
-) -> Iterator[R]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start), initializer=_prepare_worker)
+def _in_processes(workers: int, function: Callable[[T], R], items: Iterable[T], *, ordered: bool) -> Iterator[R]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
     try:
         yield from _run(pool, function, iter(items), workers * AHEAD_PER_WORKER, ordered=ordered)
     except BrokenProcessPool:
