@@ -36,7 +36,7 @@ from cxrdist.train.fragments import scalars
 from cxrdist.train.guard import Guard, NotFiniteError, carried
 from cxrdist.train.interrupt import Interrupted, StopRequest, stop_on_signals
 from cxrdist.train.metrics import MetricsLog
-from cxrdist.train.optim import lr_at, set_lr
+from cxrdist.train.optim import lr_at, set_lr, set_weight_decay, weight_decay_at
 from cxrdist.train.pieces import Reader
 from cxrdist.train.run_folder import RunFolder, record_start, write_json
 from cxrdist.train.state import Progress, facts_of, pieces_on_rank, restore_state
@@ -54,6 +54,10 @@ Validate = Callable[[nn.Module, int, Callable[[], None]], dict[str, Any]]
 """From a task, the micro-batch that its training fits in, and what to call before each batch, to the validation values;
 every rank calls it and gets the same.  Without `SCORE` among them nothing is chosen: the last step is the result."""
 
+Judge = Callable[[int, dict[str, Any]], None]
+"""Is told each validation's step and values, once they are written; every rank calls it, and a `UserError` that it
+raises on all of them ends the run, whose newest checkpoint is from before that validation."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -68,7 +72,7 @@ class Outcome:
     """Images per forward pass and rank."""
 
 
-def train(
+def train(  # noqa: PLR0913 - all but one by name
     build_task: BuildTask,
     *,
     config: TrainConfig,
@@ -80,10 +84,11 @@ def train(
     world: World,
     device: torch.device,
     validate_first: bool = False,
+    judge: Judge = lambda step, values: None,
 ) -> tuple[Outcome, nn.Module]:
     """Train to the last step; return how it ended, and a whole task on `device` with the weights of the chosen step.
 
-    With `validate_first` the initial weights are validated too, as step 0.
+    With `validate_first` the initial weights are validated too, as step 0.  `judge` may end the run by what it sees.
 
     Raises:
         Interrupted: After a stop signal, with a checkpoint written.
@@ -123,7 +128,7 @@ def train(
                 signum = stop.agreed(device)
                 validated = False
                 if validate is not None and state.validation_due and not signum:
-                    signum = run.validate(state, validate, stop)
+                    signum = run.validate(state, validate, judge, stop)
                     validated = not state.validation_due
                 if validated or signum or run.due(state.step, config.checkpoint_every):
                     run.save(state)
@@ -247,6 +252,7 @@ class _Run:
         if hasattr(engine.module, "at_step"):
             engine.module.at_step(state.step, self.config.steps, engine.optimizer)
         set_lr(engine.optimizer, lr_at(self.optim, state.step, self.config.steps))
+        set_weight_decay(engine.optimizer, weight_decay_at(self.optim, state.step, self.config.steps))
         with self.throughput.step():
             for micro_step in range(self.batching.accumulation):
                 with self.throughput.waiting():
@@ -308,12 +314,14 @@ class _Run:
             "lr": lr_at(self.optim, step - 1, self.config.steps),
             "grad_norm": grad_norm(self.engine),
         }
+        if self.optim.final_weight_decay is not None:
+            values["weight_decay"] = weight_decay_at(self.optim, step - 1, self.config.steps)
         scale = scalars(self.engine).get("loss_scale")
         values |= ({} if scale is None else {"loss_scale": scale}) | self.throughput.values()
         self.metrics.write(step, "train", values)
         self.note = note(values)
 
-    def validate(self, state: Progress, validate: Validate, stop: StopRequest) -> int:
+    def validate(self, state: Progress, validate: Validate, judge: Judge, stop: StopRequest) -> int:
         """Validate and remember the step if it is the best so far; return the signal that has come meanwhile, or 0.
 
         A signal ends the validation; it stays due then, and is made when the run is resumed.
@@ -332,6 +340,13 @@ class _Run:
             return stop.agreed(self.device)
         state.validated(values.get(SCORE), patience=self.config.early_stopping)
         self.metrics.write(state.step, "val", values)
+        try:
+            judge(state.step, values)
+        except UserError:
+            # All ranks are here: what is under way can be waited for, and the run be continued from it.
+            with suppress(UserError):
+                self.checkpoints.wait()
+            raise
         return stop.agreed(self.device)
 
     def save(self, state: Progress) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger
 from cxrdist.train.run_folder import RunFolder, flatten, read_lines
@@ -55,14 +57,16 @@ class MetricsLog:
     def write(self, step: int, kind: Literal["train", "val"], values: dict[str, Any]) -> None:
         """Append one line; its numbers become scalars of TensorBoard and of the trackers, named by `tag`.
 
-        A number that is not finite is null in the line and no scalar.
+        A number that is not finite is null in the line and no scalar.  An array is a picture, (H, W, 3) uint8, which
+        goes to TensorBoard alone.
 
         Raises:
             UserError: If the disk refuses; the run can be resumed from its last checkpoint.
         """
         if not self.enabled:
             return
-        values = _finite(values)
+        pictures = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        values = _finite({name: value for name, value in values.items() if name not in pictures})
         scalars = {
             tag(kind, name): float(value)
             for name, value in flatten(values).items()
@@ -75,6 +79,8 @@ class MetricsLog:
             # TensorBoard writes in a thread; what the disk refused there is raised by the next scalar.
             for name, value in scalars.items():
                 self.board.add_scalar(name, value, step)
+            for name, picture in pictures.items():
+                self.board.add_image(tag(kind, name), picture, step, dataformats="HWC")
         except OSError as error:
             raise self._refused(error) from None
         self.trackers.log(step, scalars)

@@ -38,8 +38,9 @@ FREE = (
     *(f"train.{name}" for name in ("micro_batch_size", "zero_stage", "offload", "activation_checkpointing", "compile")),
     *(f"train.{name}" for name in ("checkpoint_every", "checkpoint_in_background", "keep_last", "keep_best")),
     *(f"train.{name}" for name in ("keep_every", "log_every", "trackers", "hang_after")),
+    *(f"watch.{name}" for name in ("shards", "findings", "images", "probes", "pictures", "collapse")),
 )
-"""What may differ when a run is resumed: none of it changes which images a step sees."""
+"""What may differ when a run is resumed: none of it changes which images a step sees, or what is learnt of them."""
 
 
 class RunFolder:
@@ -53,6 +54,7 @@ class RunFolder:
         self.tensorboard = path / "tb"
         self.checkpoints = path / "checkpoints"
         self.predictions = path / "predictions"
+        self.pictures = path / "pictures"
         self.model = path / "model"
         self.result = path / "result.json"
         self.lock = path / ".lock"
@@ -132,8 +134,9 @@ class RunFolder:
         try:
             for name in (STARTS, TRACKERS, self.metrics.name):
                 (self.path / name).unlink(missing_ok=True)
-            if (self.path / BAD_BATCH).exists():
-                shutil.rmtree(self.path / BAD_BATCH)
+            for left in (self.path / BAD_BATCH, self.pictures):
+                if left.exists():
+                    shutil.rmtree(left)
         except OSError as error:
             raise UserError(f"`--out` must be writable, got {error.strerror!r} [{self.path}].") from None
 

@@ -26,7 +26,7 @@ log = get_logger(__name__)
 
 PROJECT = "cxrdist"
 """Name of the project (W&B) and of the experiment (MLflow)."""
-PATHS = ("shards", "model.weights", "train.deepspeed")
+PATHS = ("shards", "watch.shards", "model.weights", "train.deepspeed")
 """Values of a configuration that are paths: they tell of people and machines, and a tracker gets their last part."""
 MLFLOW_PARAM_CHARS = 500
 """Length that every MLflow server takes for the value of a parameter."""
