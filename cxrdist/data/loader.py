@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -21,7 +21,23 @@ from cxrdist.world import World
 
 Batch = dict[str, torch.Tensor]
 """``image`` (B, 1, S, S) uint8 or float32 in [0, 1]; ``target`` (B, K) float32, NaN masked; ``sample`` (B,) int64;
-in training also ``seed`` (B,) int64, one per image and epoch, for random choices made on the device."""
+in training also ``seed`` (B,) int64, one per image and epoch, for random choices made on the device.  Where several
+crops are compared, ``image`` (B, 2, 1, S, S), and ``local`` (B, L, 1, s, s) if there are small ones."""
+
+
+class Images(Protocol):
+    """Items by number: of the training stream's position, or of the sample."""
+
+    @property
+    def samples(self) -> Samples:
+        """Return where the images come from."""
+
+    @property
+    def config(self) -> InputConfig:
+        """Return how they are read."""
+
+    def __getitem__(self, number: int, /) -> Batch:
+        """Return one item, without the axis of the batch."""
 
 
 class TrainingImages(Dataset[Batch]):
@@ -54,7 +70,7 @@ class EvaluationImages(Dataset[Batch]):
 
 
 def training_batches(
-    images: TrainingImages, batching: Batching, world: World, *, start_step: int, stop_step: int
+    images: Images, batching: Batching, world: World, *, start_step: int, stop_step: int
 ) -> Generator[Batch, None, None]:
     """Yield this rank's micro-batches from `start_step` (included) to `stop_step` (excluded), in order."""
     steps = _MicroBatches(batching, world, start_step, stop_step)
@@ -91,7 +107,14 @@ class _MicroBatches:
         return max(0, self.stop_step - self.start_step) * self.batching.accumulation
 
 
-def _load(images: TrainingImages | EvaluationImages, positions: Any) -> Generator[Batch, None, None]:
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Return uint8 as it is, and uint16, which networks do not take, as float32 in [0, 1]."""
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _load(images: Images, positions: Any) -> Generator[Batch, None, None]:
     loader = DataLoader(_Careful(images), batch_sampler=positions, collate_fn=_collate, **_reading(images.config))
     for batch in loader:
         if isinstance(batch, UserError):
@@ -102,7 +125,7 @@ def _load(images: TrainingImages | EvaluationImages, positions: Any) -> Generato
 class _Careful(Dataset[Any]):
     """Hands errors over as values: raised in a worker, PyTorch would wrap their sentence in a traceback."""
 
-    def __init__(self, images: Dataset[Batch]) -> None:
+    def __init__(self, images: Images) -> None:
         self.images = images
 
     def __getitem__(self, position: int) -> Batch | UserError:
@@ -134,9 +157,8 @@ def _start_worker(worker: int) -> None:
 
 
 def _item(image: np.ndarray, target: np.ndarray, sample: int) -> Batch:
-    pixels = image if image.dtype == np.uint8 else image.astype(np.float32) / np.iinfo(image.dtype).max
     return {
-        "image": torch.from_numpy(np.ascontiguousarray(pixels))[None],
+        "image": as_tensor(image)[None],
         "target": torch.from_numpy(target),
         "sample": torch.tensor(sample),
     }

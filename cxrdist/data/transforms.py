@@ -17,13 +17,13 @@ def fit(image: np.ndarray, size: int, how: Fit) -> np.ndarray:
     """
     height, width = image.shape
     if how == "squash" or height == width:
-        return _resize(image, size, size)
+        return resize(image, size, size)
     if how == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return _resize(np.ascontiguousarray(image[top : top + side, left : left + side]), size, size)
+        return resize(np.ascontiguousarray(image[top : top + side, left : left + side]), size, size)
     scale = size / max(height, width)
-    scaled = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    scaled = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
     height, width = scaled.shape
     square = np.zeros((size, size), image.dtype)
     top, left = (size - height) // 2, (size - width) // 2
@@ -55,7 +55,8 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     return changed.astype(image.dtype)
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return `image` in another size, same dtype: the area mean along what shrinks, linear along what grows."""
     # Shrink first: OpenCV's area mean silently becomes linear, without antialiasing, if the other axis grows.
     smaller = min(height, image.shape[0]), min(width, image.shape[1])
     if smaller != image.shape:

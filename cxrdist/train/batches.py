@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from cxrdist.data.loader import Batch, TrainingImages, training_batches
+from cxrdist.data.loader import Batch, Images, training_batches
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError, UserError
 from cxrdist.train.config import OptimConfig, TrainConfig
@@ -39,7 +39,7 @@ class Source:
     """Refuses a division that the task cannot have, with a `UsageError`."""
 
 
-def training_source(images: TrainingImages, world: World, *, steps: int) -> Source:
+def training_source(images: Images, world: World, *, steps: int) -> Source:
     """Return the source of `images` for a run of `steps` steps."""
 
     def batches_from(batching: Batching, step: int) -> Generator[Batch, None, None]:
@@ -90,7 +90,7 @@ def plan_batches(
     return batching
 
 
-def _repeated(images: TrainingImages, count: int) -> Batch:
+def _repeated(images: Images, count: int) -> Batch:
     batch: Batch = default_collate([images[0]] * count)
     return batch
 
