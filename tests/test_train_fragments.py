@@ -141,6 +141,7 @@ def test_a_checkpoint_of_any_division_goes_on_in_any_other():
         ({"name": "sgd"}, {"zero_stage": 2}),
         ({"name": "sgd", "momentum": 0}, {"zero_stage": 3}),
         ({"name": "lamb"}, {"zero_stage": 0}),
+        ({"name": "lars", "final_weight_decay": 0.5}, {"zero_stage": 0}),
         ({}, {"zero_stage": 2, "offload": "optimizer"}),
         ({}, {"zero_stage": 3, "offload": "parameters"}),
         ({}, {"zero_stage": 0, "precision": "fp16"}),

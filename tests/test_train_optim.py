@@ -4,6 +4,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from tiny_nets import SIZE, TINY_NETS, tiny_model
@@ -14,7 +15,15 @@ from cxrdist.models.head import classifier_name, head_parameters, set_classifier
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.train.config import OptimConfig
-from cxrdist.train.optim import build_optimizer, check_optimizer, lr_at, parameter_groups, set_lr
+from cxrdist.train.optim import (
+    build_optimizer,
+    check_optimizer,
+    lr_at,
+    parameter_groups,
+    set_lr,
+    set_weight_decay,
+    weight_decay_at,
+)
 
 
 class Task(nn.Module):
@@ -69,6 +78,7 @@ def test_without_layer_decay_there_are_two_groups_and_without_decay_one():
     task = Task(tiny_model())
     assert len(parameter_groups(task, weight_decay=0.1, layer_decay=1)) == 2
     assert len(parameter_groups(task, weight_decay=0.0, layer_decay=1)) == 1
+    assert len(parameter_groups(task, weight_decay=0.0, layer_decay=1, matrices_apart=True)) == 2
 
 
 def beit_layer(name: str, depth: int) -> int:
@@ -148,10 +158,13 @@ def test_a_network_whose_classifier_is_taken_away_returns_its_features(family):
         assert torch.equal(classifier(model(images)), logits)
 
 
-@pytest.mark.parametrize(("name", "lr"), [("adamw", 0.02), ("sgd", 0.5), ("lamb", 0.2)])
-def test_every_optimizer_takes_the_groups_and_lowers_a_loss(name, lr):
+@pytest.mark.parametrize(
+    ("name", "lr", "family"),
+    [("adamw", 0.02, "vit"), ("sgd", 0.5, "vit"), ("lamb", 0.2, "vit"), ("lars", 1.0, "resnet")],
+)
+def test_every_optimizer_takes_the_groups_and_lowers_a_loss(name, lr, family):
     torch.manual_seed(0)
-    task = Task(tiny_model())
+    task = Task(tiny_model(family))
     config = OptimConfig(name=name, lr=lr, layer_decay=0.8, weight_decay=0.01)
     optimizer = build_optimizer(config, task)
     images, targets = torch.rand(4, 1, SIZE, SIZE), torch.tensor([[0.0, 1], [1, 0], [1, 1], [0, 0]])
@@ -195,11 +208,32 @@ def test_lamb_steps_each_layer_by_its_own_norm_and_leaves_clipping_to_the_engine
     torch.testing.assert_close(mean, 100 * torch.ones(2, 3))
 
 
-def test_lamb_is_refused_where_layers_are_divided():
-    check_optimizer(OptimConfig(name="lamb"), 0)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_lars_adapts_matrices_by_its_formula_and_leaves_biases_to_sgd(weight_decay):
+    """Equation 6 of You et al. 2017 with trust 0.001, and momentum as torch's SGD has it."""
+    task = nn.Linear(3, 2)
+    config = OptimConfig(name="lars", lr=2.0, momentum=0.8, weight_decay=weight_decay)
+    optimizer = build_optimizer(config, task)
+    weight, bias = task.weight.detach().clone(), task.bias.detach().clone()
+    velocity, bias_velocity = torch.zeros(2, 3), torch.zeros(2)
+    for step in range(3):
+        gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
+        task.weight.grad, task.bias.grad = gradient.clone(), gradient[:, 0].clone()
+        optimizer.step()
+        trust = 0.001 * weight.norm() / (gradient.norm() + weight_decay * weight.norm())
+        velocity = 0.8 * velocity + trust * (gradient + weight_decay * weight)
+        bias_velocity = 0.8 * bias_velocity + gradient[:, 0]
+        weight, bias = weight - 2.0 * velocity, bias - 2.0 * bias_velocity
+    torch.testing.assert_close(task.weight.detach(), weight)
+    torch.testing.assert_close(task.bias.detach(), bias)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_what_scales_whole_layers_is_refused_where_layers_are_divided(name):
+    check_optimizer(OptimConfig(name=name), 0)
     check_optimizer(OptimConfig(name="adamw"), 3)
-    with pytest.raises(UsageError, match=r"`optim\.name` 'lamb' must have `train\.zero_stage` 0, got 2"):
-        check_optimizer(OptimConfig(name="lamb"), 2)
+    with pytest.raises(UsageError, match=rf"`optim\.name` '{name}' must have `train\.zero_stage` 0, got 2"):
+        check_optimizer(OptimConfig(name=name), 2)
 
 
 def test_a_group_s_rate_is_the_schedule_s_times_its_scale_and_none_while_it_is_held():
@@ -212,7 +246,7 @@ def test_a_group_s_rate_is_the_schedule_s_times_its_scale_and_none_while_it_is_h
         assert group["lr"] == (0 if group["backbone"] else 2 * group["lr_scale"])
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lars"])
 def test_a_rate_of_zero_leaves_weights_their_bits_under_decay(name):
     task = Task(tiny_model(), head_first=True)
     before = copy.deepcopy(task.state_dict())
@@ -231,3 +265,39 @@ def test_schedules_end_where_they_say():
     cosine = OptimConfig(lr=2.0, warmup=0.0, final_lr=0.0)
     assert lr_at(cosine, 3, 9) == pytest.approx(1 + math.cos(math.pi / 3))
     assert {lr_at(OptimConfig(lr=2.0, warmup=0.0, schedule="constant"), step, 9) for step in range(9)} == {2.0}
+
+
+def test_weight_decay_goes_from_its_first_value_to_its_last_by_a_half_cosine():
+    """The schedule of DINO (Caron et al. 2021), whose code has it as an array over all steps."""
+    config = OptimConfig(weight_decay=0.04, final_weight_decay=0.4)
+    theirs = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * np.arange(10) / 10))
+    assert [weight_decay_at(config, step, 10) for step in range(10)] == pytest.approx(theirs)
+    assert weight_decay_at(config, 10, 10) == 0.4
+    assert {weight_decay_at(OptimConfig(weight_decay=0.3), step, 9) for step in range(9)} == {0.3}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lars"])
+def test_weight_decay_that_begins_at_zero_reaches_matrices_and_nothing_else(name):
+    torch.manual_seed(0)
+    steps, weights = [], []
+    for final in (0.0, 0.5):
+        task = Task(tiny_model())
+        config = OptimConfig(name=name, weight_decay=0.0, final_weight_decay=final)
+        optimizer = build_optimizer(config, task)
+        set_weight_decay(optimizer, weight_decay_at(config, 9, 9))
+        steps.append({name: group["weight_decay"] for name, group in by_name(task, optimizer).items()})
+        for parameter in task.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        set_lr(optimizer, 0.1)
+        optimizer.step()
+        weights.append({name: value.detach() for name, value in task.named_parameters()})
+    decayed = {name for name, group in settings(task).items() if group["weight_decay"]}
+    assert {name for name, decay in steps[1].items() if decay == 0.5} == decayed
+    assert not any(steps[0].values())
+    moved = {name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])}
+    assert {name.removeprefix("model.net.") for name in moved} == decayed
+
+
+def by_name(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
+    by_id = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    return {name.removeprefix("model.net."): by_id[id(parameter)] for name, parameter in task.named_parameters()}

@@ -13,8 +13,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class OptimConfig(Config):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """AdamW (Loshchilov & Hutter 2019), SGD with Nesterov momentum, or LAMB (You et al. 2020)."""
+    name: Literal["adamw", "sgd", "lamb", "lars"] = "adamw"
+    """AdamW (Loshchilov & Hutter 2019), SGD with Nesterov momentum, LAMB (You et al. 2020), or LARS (You et al. 2017)
+    for CNNs, whose rate is of the order of 1."""
 
     lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate, taken as it stands: it is not scaled by the batch."""
@@ -22,11 +23,14 @@ class OptimConfig(Config):
     weight_decay: float = Field(default=0.05, ge=0)
     """Weight decay; biases, norms, tokens, position embeddings and other one-dimensional parameters have none."""
 
+    final_weight_decay: float | None = Field(default=None, ge=0)
+    """Weight decay at the end of a half cosine over the whole run (Caron et al. 2021, DINO); null keeps it."""
+
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the two running means of AdamW and LAMB, each in [0, 1)."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
 
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each layer to the one below (Clark et al. 2020; BEiT); 1 is the same for all."""

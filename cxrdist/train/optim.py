@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups and the learning rate as a function of the step."""
+"""The optimizer, its parameter groups, and learning rate and weight decay as functions of the step."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.models import group_parameters
-from timm.optim import Lamb
+from timm.optim import Lamb, Lars
 from torch import nn
 
 from cxrdist.errors import UsageError
@@ -25,7 +25,13 @@ def build_optimizer(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
     Raises:
         UsageError: If `config.layer_decay` is below 1 and the backbone's layers have no known order.
     """
-    groups = parameter_groups(task, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+    lars = config.name == "lars"
+    groups = parameter_groups(
+        task,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        matrices_apart=lars or config.final_weight_decay is not None,
+    )
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
     if config.name == "sgd":
@@ -33,6 +39,12 @@ def build_optimizer(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
     if config.name == "lamb":
         # The engine clips; LAMB's own clipping would do so a second time.
         return Lamb(groups, lr=config.lr, betas=config.betas, max_grad_norm=None)
+    if lars:
+        # Biases and norms are neither decayed nor adapted (Chen et al. 2020, SimCLR; Grill et al. 2020, BYOL).  Left to
+        # itself timm would adapt no matrix either where nothing decays.
+        for group in groups:
+            group["always_adapt"] = group["matrices"]
+        return Lars(groups, lr=config.lr, momentum=config.momentum)
     # On a CPU, too: a quarter of the time of the loop over parameters.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
@@ -40,23 +52,26 @@ def build_optimizer(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
 def check_optimizer(config: OptimConfig, zero_stage: int) -> None:
     """Refuse an optimizer that a ZeRO stage would make another one.
 
-    LAMB divides by the norms of whole layers (You et al. 2020, algorithm 2); from stage 1 on a rank sees all layers of
-    a group as one flat piece, whose norm is none of a layer.
+    LAMB and LARS divide by the norms of whole layers (You et al. 2020, algorithm 2; You et al. 2017, equation 6); from
+    stage 1 on a rank sees all layers of a group as one flat piece, whose norm is none of a layer.
 
     Raises:
-        UsageError: For LAMB at stage 1 or above.
+        UsageError: For LAMB and LARS at stage 1 or above.
     """
-    if config.name == "lamb" and zero_stage > 0:
+    if config.name in ("lamb", "lars") and zero_stage > 0:
         raise UsageError(
-            f"`optim.name` 'lamb' must have `train.zero_stage` 0, got {zero_stage}: it scales each layer's step by the "
-            "whole layer's norm, which no rank sees. Use 'adamw', or stage 0."
+            f"`optim.name` {config.name!r} must have `train.zero_stage` 0, got {zero_stage}: it scales each layer's "
+            "step by the whole layer's norm, which no rank sees. Use 'adamw', or stage 0."
         )
 
 
-def parameter_groups(task: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    task: nn.Module, *, weight_decay: float, layer_decay: float, matrices_apart: bool = False
+) -> list[dict[str, Any]]:
     """Return the trainable parameters of `task`, each in exactly one group, in as few groups as there are settings.
 
-    A group has ``params``; ``weight_decay``, 0 but for matrices and kernels that the network itself does not except;
+    A group has ``params``; ``weight_decay``, 0 but for matrices and kernels that the network itself does not except,
+    whose groups have ``matrices`` True where there is a decay, or with `matrices_apart`;
     ``lr_scale``, `layer_decay` to the number of layers above, 1 outside the backbone (head, decoder, adapters).
     Where ``task.head_first`` is true the backbone shares no group with the rest, and its groups have ``backbone`` True,
     so that they can be held.  The order is that of the task's parameters: the same on every rank, in every start.
@@ -68,15 +83,16 @@ def parameter_groups(task: nn.Module, *, weight_decay: float, layer_decay: float
     scales = {} if net is None else layer_scales(net, layer_decay)
     excepted = set() if net is None else _excepted(net)
     apart = bool(getattr(task, "head_first", False))
-    groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
+    matrices_apart = matrices_apart or weight_decay > 0
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for name, parameter in task.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and _MATRIX.search(name) is not None and id(parameter) not in excepted
-        decay = weight_decay if decays else 0.0
+        matrix = parameter.ndim > 1 and _MATRIX.search(name) is not None and id(parameter) not in excepted
         scale = scales.get(id(parameter), 1.0)
-        key = (apart and id(parameter) in scales, scale, decay)
-        group = {"params": [], "weight_decay": decay, "lr_scale": scale, "backbone": key[0]}
+        key = (apart and id(parameter) in scales, scale, matrix and matrices_apart)
+        decay = weight_decay if key[2] else 0.0
+        group = {"params": [], "weight_decay": decay, "lr_scale": scale, "backbone": key[0], "matrices": key[2]}
         groups.setdefault(key, group)["params"].append(parameter)
     return list(groups.values())
 
@@ -127,6 +143,21 @@ def set_lr(optimizer: Any, lr: float) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = 0.0 if group.get("held") else lr * group.get("lr_scale", 1.0)
+
+
+def weight_decay_at(config: OptimConfig, step: int, steps: int) -> float:
+    """Return the weight decay of optimizer step `step` of `steps`: a function of the step, with no state."""
+    if config.final_weight_decay is None:
+        return config.weight_decay
+    left = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return config.final_weight_decay + (config.weight_decay - config.final_weight_decay) * left
+
+
+def set_weight_decay(optimizer: Any, weight_decay: float) -> None:
+    """Give every parameter group of matrices the weight decay `weight_decay`; `optimizer` may be the engine's."""
+    for group in optimizer.param_groups:
+        if group.get("matrices"):
+            group["weight_decay"] = weight_decay
 
 
 def _excepted(net: Any) -> set[int]:
