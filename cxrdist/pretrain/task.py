@@ -77,13 +77,17 @@ def grid_features(model: RadiographModel, images_B1SS: torch.Tensor) -> tuple[to
     """Return `pooled_features` and the last feature map (B, H, W, D), None where the network has no such grid."""
     net = model.net
     features = net.forward_features(model.normalise(images_B1SS))
-    pooled = net.forward_head(features, pre_logits=True)
+    return net.forward_head(features, pre_logits=True), grid_of(net, features)
+
+
+def grid_of(net: Any, features: torch.Tensor) -> torch.Tensor | None:
+    """Return what ``net.forward_features`` gave as a map (B, H, W, D), None where it is no such grid."""
     if features.ndim == 4:  # CNNs have channels first; the windowed transformers of timm have them last
         last = features.shape[-1] == net.num_features and features.shape[1] != net.num_features
-        return pooled, features if last else features.permute(0, 2, 3, 1)
+        return features if last else features.permute(0, 2, 3, 1)
     patches = features[:, getattr(net, "num_prefix_tokens", 0) :]
     side = round(patches.shape[1] ** 0.5)
-    return pooled, patches.unflatten(1, (side, side)) if side * side == patches.shape[1] else None
+    return patches.unflatten(1, (side, side)) if side * side == patches.shape[1] else None
 
 
 def embedding_width(model: RadiographModel) -> int:
