@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from stopping import stopped_at
 
 from cxrdist.config import override
+from cxrdist.data.samples import read_samples
 from cxrdist.errors import UsageError
 from cxrdist.evaluate.predict import sigmoid
 from cxrdist.finetune import run as finetune_run
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.run import finetune, open_test
 from cxrdist.models.folder import load_model
+from cxrdist.stats.predictions import read_predictions
 from cxrdist.train import batches
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.loop import Outcome
@@ -173,3 +175,23 @@ def test_what_a_network_cannot_compute_is_a_sentence(shards, tmp_path, changes, 
     tree = override(tree, {name.replace("__", "."): value for name, value in changes.items()})
     with pytest.raises(UsageError, match=sentence):
         finetune(FinetuneConfig.build(tree, where="t"), tmp_path / "run", world=World())
+
+
+def test_two_shard_folders_are_one_dataset(tmp_path):
+    folders = [make_shards(tmp_path / name, patients=30, seed=seed, name=name) for seed, name in enumerate("ab")]
+    tree = finetune_tree(folders[0], steps=2, evaluate_every=2) | {"shards": [str(folder) for folder in folders]}
+    assert finetune(FinetuneConfig.build(tree, where="t"), tmp_path / "run", world=World()) is not None
+    predictions = read_predictions(open_test(tmp_path / "run"))
+    alone = [read_samples([folder], "test").table["image_id"].tolist() for folder in folders]
+    assert sorted(predictions.image_id) == sorted(alone[0] + alone[1])
+
+
+def test_two_folders_that_map_labels_in_two_ways_are_no_dataset(tmp_path):
+    folders = [make_shards(tmp_path / name, patients=30, name=name) for name in "ab"]
+    manifest = folders[1] / "manifest.json"
+    tree = json.loads(manifest.read_text(encoding="utf-8"))
+    tree["policy"]["uncertain"] = "zeros" if tree["policy"]["uncertain"] != "zeros" else "ones"
+    manifest.write_text(json.dumps(tree), encoding="utf-8")
+    config = FinetuneConfig.build({"shards": [str(folder) for folder in folders]}, where="t")
+    with pytest.raises(UsageError, match="must map labels alike"):
+        config.resolved()

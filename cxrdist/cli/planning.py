@@ -121,7 +121,7 @@ def _count_findings(config: "FinetuneConfig") -> tuple[int, list[str]]:
     if config.findings:
         return len(config.findings), []
     try:
-        return len(read_manifest(config.shards).findings), []
+        return len({name for folder in config.folders for name in read_manifest(folder).findings}), []
     except UserError:
         return FINDINGS, [f"The shards are not here, so {FINDINGS} findings are assumed."]
 

@@ -1,14 +1,14 @@
 """One fine-tuning as a file."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import InputConfig
 from cxrdist.datasets.shard_format import read_manifest
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy, check_names
 from cxrdist.models.config import ModelConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
@@ -61,8 +61,8 @@ class ProtocolConfig(Config):
 class FinetuneConfig(Config):
     """Fine-tune a backbone on one shard folder."""
 
-    shards: Path
-    """The packed dataset."""
+    shards: Path | Annotated[list[Path], Field(min_length=1)]
+    """The packed dataset; several folders are one dataset together (Shenzhen and Montgomery, say)."""
 
     findings: list[str] = []
     """What to predict; empty is every finding with both values in the training and the validation split, but for those
@@ -116,14 +116,31 @@ class FinetuneConfig(Config):
             raise ValueError("must not have `soft` true: a metric needs a yes or a no. Set it in `labels` alone.")
         return policy
 
+    @property
+    def folders(self) -> list[Path]:
+        """Return the shard folders."""
+        return self.shards if isinstance(self.shards, list) else [self.shards]
+
+    @property
+    def dataset(self) -> str:
+        """Return what to call the dataset in a sentence."""
+        return " + ".join(folder.name for folder in self.folders)
+
     def resolved(self) -> Self:
         """Return the configuration with what the shards' manifest decides written out.
 
         Raises:
-            UsageError, UserError: If the shards cannot be read.
+            UsageError, UserError: If the shards cannot be read, or several of them map labels in different ways.
         """
+        policies = [read_manifest(folder).policy for folder in self.folders]
         own = {name: getattr(self.labels, name) for name in self.labels.model_fields_set}
-        return self.model_copy(update={"labels": read_manifest(self.shards).policy.model_copy(update=own)})
+        labels = [policy.model_copy(update=own) for policy in policies]
+        if any(one != labels[0] for one in labels):
+            raise UsageError(
+                f"Shard folders that are one dataset must map labels alike, got other defaults [in {self.dataset}]. "
+                "Set `labels.uncertain` and `labels.not_mentioned`."
+            )
+        return self.model_copy(update={"labels": labels[0]})
 
     def evaluation_policy(self) -> LabelPolicy:
         """Return the policy of validation and test."""

@@ -77,14 +77,12 @@ def read_parts(config: FinetuneConfig, *, told: bool) -> Parts:
     Raises:
         UserError: If there is nothing to train or to validate with.
     """
-    train, val = (
-        read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "val")
-    )
-    if told and not count_samples(config.shards, "test", projection=config.input.projection):
+    train, val = (read_samples(config.folders, split, projection=config.input.projection) for split in ("train", "val"))
+    if told and not any(count_samples(folder, "test", projection=config.input.projection) for folder in config.folders):
         log.warning(
             "The test split has no image of projection %r, so this run cannot be tested [in %s].",
             config.input.projection,
-            config.shards.name,
+            config.dataset,
         )
     if config.train_images is not None:
         train = train.draw(config.train_images, config.seed)
@@ -93,21 +91,21 @@ def read_parts(config: FinetuneConfig, *, told: bool) -> Parts:
     if not findings:
         raise UserError(
             "A training split must have a finding with both values, in validation too, got none "
-            f"[in {config.shards.name}]. Pack more images or name `findings`."
+            f"[in {config.dataset}]. Pack more images or name `findings`."
         )
     targets = train.training_targets(findings, config.labels)
     unknown = [name for name, none in zip(findings, np.isnan(targets).all(axis=0), strict=True) if none]
     if unknown:
         raise UserError(
             f"A finding must have a label in the training images, got none of {', '.join(unknown)} "
-            f"[in {config.shards.name}]. Take it out of `findings` or change `labels`."
+            f"[in {config.dataset}]. Take it out of `findings` or change `labels`."
         )
     return Parts(config, train, val, findings, targets, val.targets(findings, val_policy))
 
 
 def own_findings(config: FinetuneConfig, findings: list[str]) -> list[str]:
     """Return `findings` without those that are made of others: a mean over all would count these twice."""
-    made_of_others = read_manifest(config.shards).derived
+    made_of_others = {name for folder in config.folders for name in read_manifest(folder).derived}
     derived = [name for name in findings if name in made_of_others]
     if derived:
         log.info(

@@ -58,10 +58,10 @@ def finetune(config: FinetuneConfig, out: Path, *, world: World, resume: Resume 
     check_trackers(config.train.trackers)
     if world.world_size == 1:
         # Before the engine is imported, so that a wrong folder is refused at once.
-        folder.check(config, resume=resume, shards=[config.shards])
+        folder.check(config, resume=resume, shards=config.folders)
     with (
         process_group(world, hang_after=config.train.hang_after) as device,
-        start(folder, config, resume=resume, world=world, shards=[config.shards], seed=config.seed) as begun,
+        start(folder, config, resume=resume, world=world, shards=config.folders, seed=config.seed) as begun,
     ):
         return _train(config, folder, world, device) if begun else None
 
@@ -154,7 +154,7 @@ def open_test(out: Path, *, split: str = "test") -> Path:
     record_test_access(out, {"split": split})
     model, findings, _ = load_model(folder.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    samples = read_samples([config.shards], split, projection=config.input.projection)
+    samples = read_samples(config.folders, split, projection=config.input.projection)
     images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
     model.to(device)
     size = json.loads(folder.result.read_text(encoding="utf-8")).get("micro_batch_size", _given_size(config, ALONE))

@@ -1,5 +1,6 @@
 """Checks of rigor that need the shards, the plan or the ledger; the report adds those that need predictions only."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ from cxrdist.datasets import read_facts
 from cxrdist.datasets.shard_format import read_index, read_manifest
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.report import Guard
+from cxrdist.report import Guard, row_name
 from cxrdist.stats.auroc import auroc
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.plan import Identity, Job, Plan
@@ -32,7 +33,7 @@ def check_study(study: StudyConfig, plan: Plan, done: Sequence[Job]) -> list[Gua
 
     `done` are its finished cells, whose run folders are read.
     """
-    indexes = {name: read_index(study.shards_of(name)) for name in study.datasets}
+    indexes = {name: pd.concat([read_index(one) for one in study.folders_of(name)]) for name in study.datasets}
     return [
         _disjoint_splits(indexes),
         _no_overlaps(study, plan),
@@ -46,25 +47,30 @@ def check_study(study: StudyConfig, plan: Plan, done: Sequence[Job]) -> list[Gua
 
 def describe_confounds(plan: Plan) -> list[str]:
     """Return sentences on what differs between strategies besides their weights, and on what does not differ at all."""
-    notes = []
-    for dataset in dict.fromkeys(job.dataset for job in plan.cells):
+    found: dict[str, list[str]] = {}
+    for rows, jobs in _rows(plan).items():
         for name in ("model.backbone", "model.args.patch_size", "model.args.img_size", "input.image_size"):
-            values = {job.strategy: flatten(job.tree).get(name) for job in plan.cells if job.dataset == dataset}
+            values = {job.strategy: flatten(job.tree).get(name) for job in jobs}
             if len(set(values.values())) > 1:
                 shown = ", ".join(f"{strategy}: {value}" for strategy, value in values.items())
-                notes.append(
-                    f"{dataset}: `{name}` differs between strategies ({shown}); weights are not all that is compared."
-                )
+                sentence = f"`{name}` differs between strategies ({shown}); weights are not all that is compared."
+                found.setdefault(sentence, []).append(rows)
         keys: dict[tuple[str, ...], list[str]] = {}
-        for strategy in dict.fromkeys(job.strategy for job in plan.cells):
-            ours = [job.key for job in plan.cells if (job.strategy, job.dataset) == (strategy, dataset)]
-            keys.setdefault(tuple(ours), []).append(strategy)
-        notes += [
-            f"{dataset}: {', '.join(names)} have the same configuration and the same start; they compare nothing."
-            for names in keys.values()
-            if len(names) > 1
-        ]
-    return notes
+        for strategy in dict.fromkeys(job.strategy for job in jobs):
+            keys.setdefault(tuple(job.key for job in jobs if job.strategy == strategy), []).append(strategy)
+        for names in keys.values():
+            if len(names) > 1:
+                sentence = f"{', '.join(names)} have the same configuration and the same start; they compare nothing."
+                found.setdefault(sentence, []).append(rows)
+    return [f"{'; '.join(rows)}: {sentence}" for sentence, rows in found.items()]
+
+
+def _rows(plan: Plan) -> dict[str, list[Job]]:
+    """Return the cells that are compared with each other: those of a dataset and variant, by what a report calls it."""
+    rows: dict[str, list[Job]] = {}
+    for job in plan.cells:
+        rows.setdefault(row_name(job.dataset, job.variant), []).append(job)
+    return rows
 
 
 def _disjoint_splits(indexes: dict[str, pd.DataFrame]) -> Guard:
@@ -80,22 +86,26 @@ def _disjoint_splits(indexes: dict[str, pd.DataFrame]) -> Guard:
 
 def _no_overlaps(study: StudyConfig, plan: Plan) -> Guard:
     """Datasets known to share images must not be a cell's source and its test."""
-    known = {}
-    for name in study.datasets:
-        dataset = read_manifest(study.shards_of(name)).dataset
-        try:
-            known[name] = (dataset, set(read_facts(dataset).overlaps))
-        except UsageError:  # packed with a fact file of the user's own, which need not be here
-            known[name] = (dataset, set())
+    known = {name: _packed_from(study, name) for name in study.datasets}
     found = []
     for job, _, source in _sources(study, plan):
-        (target, overlaps), (origin, other) = known[job.dataset], known[source]
-        if source != job.dataset and (origin in overlaps or target in other or origin == target):
+        (targets, overlaps), (origins, other) = known[job.dataset], known[source]
+        if source != job.dataset and (origins & (overlaps | targets) or targets & other):
             found.append(f"{job.strategy} on {job.dataset} starts from {source}")
     detail = (
         "; ".join(dict.fromkeys(found)) or "No strategy starts from a dataset known to share images with its target."
     )
     return Guard("No known overlap between pretraining and test data", not found, detail)
+
+
+def _packed_from(study: StudyConfig, name: str) -> tuple[set[str], set[str]]:
+    """Return which datasets the shard folders of `name` hold, and those known to share images with them."""
+    datasets = {read_manifest(folder).dataset for folder in study.folders_of(name)}
+    overlaps: set[str] = set()
+    for dataset in datasets:
+        with contextlib.suppress(UsageError):  # packed with a fact file of the user's own, which need not be here
+            overlaps |= set(read_facts(dataset).overlaps)
+    return datasets, overlaps
 
 
 def _shared_patients(study: StudyConfig, indexes: dict[str, pd.DataFrame], plan: Plan) -> Guard:
@@ -131,7 +141,7 @@ def _own_labels(plan: Plan) -> Guard:
         f"{job.strategy} on {job.dataset}"
         for job in plan.cells
         for stage in _ancestors(job, stages)
-        if stage.method == "train" and stage.tree["shards"] == job.tree["shards"]
+        if _reads_labels(stage) and set(_folders(stage)) & set(_folders(job))
     ]
     detail = (
         "; ".join(dict.fromkeys(found)) or "Supervised stages read other datasets than the cells that start from them."
@@ -158,43 +168,56 @@ def _test_after_choice(done: Sequence[Job]) -> Guard:
 
 def _same_recipe(plan: Plan) -> Guard:
     different = []
-    for dataset in dict.fromkeys(job.dataset for job in plan.cells):
-        trees = [flatten(job.tree) for job in plan.cells if job.dataset == dataset]
+    for rows, jobs in _rows(plan).items():
+        trees = [flatten(job.tree) for job in jobs]
         names = {name for tree in trees for name in tree}
         different += [
-            f"{dataset}: {name}"
+            f"{rows}: {name}"
             for name in sorted(names)
             if name not in FREE and len({repr(tree.get(name)) for tree in trees}) > 1
         ]
+    variants = " and variant" if any(job.variant for job in plan.cells) else ""
     detail = (
         ", ".join(different)
-        or "Same steps, batches, seeds, sample order and optimizer for all strategies of a dataset."
+        or f"Same steps, batches, seeds, sample order and optimizer for all strategies of a dataset{variants}."
     )
     return Guard("Every strategy has the same recipe and budget", not different, detail)
 
 
 def _projection_alone(study: StudyConfig, done: Sequence[Job]) -> Iterator[Guard]:
-    """How well the projection (PA, AP) alone predicts each finding: a known shortcut (Zech et al. 2018)."""
+    """How well the projection (PA, AP) alone predicts each finding: a known shortcut (Zech et al. 2018).
+
+    Told once per dataset, and again for variants of other images or other labels.
+    """
     for name in study.target_names():
-        cells = [job for job in done if job.dataset == name]
-        if not cells:
-            continue
-        predicted = [json.loads((job.folder / "result.json").read_bytes())["findings"] for job in cells]
-        config = FinetuneConfig.build(cells[0].tree, where=cells[0].name)
-        areas = _projection_areas(config, list(dict.fromkeys(itertools.chain(*predicted))))
-        if not areas:
-            continue
-        worst = max(areas, key=lambda finding: areas[finding])
-        mean = sum(areas.values()) / len(areas)
-        passed = areas[worst] < SHORTCUT_AUROC
-        seen = f"The projection alone reaches an AUROC of {areas[worst]:.3f} for {worst}, {mean:.3f} on average"
-        meaning = (
-            "."
-            if passed
-            else ": a model can earn that much of its AUROC without looking at the chest. Read the table against it,"
-            " or study one projection (`input.projection`)."
-        )
-        yield Guard(f"Projection alone says little about the findings of {name}", passed, seen + meaning)
+        told: dict[str, list[Job]] = {}
+        for job in (job for job in done if job.dataset == name):
+            seen = (job.tree["input"]["projection"], job.tree["labels"], job.tree["eval_labels"])
+            told.setdefault(repr(seen), []).append(job)
+        for cells in told.values():
+            variants = ", ".join(dict.fromkeys(job.variant for job in cells))
+            guard = _projection_guard(row_name(name, variants if len(told) > 1 else ""), cells)
+            if guard is not None:
+                yield guard
+
+
+def _projection_guard(name: str, cells: Sequence[Job]) -> Guard | None:
+    predicted = [json.loads((job.folder / "result.json").read_bytes())["findings"] for job in cells]
+    config = FinetuneConfig.build(cells[0].tree, where=cells[0].name)
+    areas = _projection_areas(config, list(dict.fromkeys(itertools.chain(*predicted))))
+    if not areas:
+        return None
+    worst = max(areas, key=lambda finding: areas[finding])
+    mean = sum(areas.values()) / len(areas)
+    passed = areas[worst] < SHORTCUT_AUROC
+    seen = f"The projection alone reaches an AUROC of {areas[worst]:.3f} for {worst}, {mean:.3f} on average"
+    meaning = (
+        "."
+        if passed
+        else ": a model can earn that much of its AUROC without looking at the chest. Read the table against it,"
+        " or study one projection (`input.projection`)."
+    )
+    return Guard(f"Projection alone says little about the findings of {name}", passed, seen + meaning)
 
 
 def _projection_areas(config: FinetuneConfig, findings: Sequence[str]) -> dict[str, float]:
@@ -203,7 +226,7 @@ def _projection_areas(config: FinetuneConfig, findings: Sequence[str]) -> dict[s
     Images and targets are those of a cell with `config`: its projections, its policy of training and of test.
     """
     train, test = (
-        read_samples([config.shards], split, projection=config.input.projection) for split in ("train", "test")
+        read_samples(config.folders, split, projection=config.input.projection) for split in ("train", "test")
     )
     config = config.resolved()
     seen, known = train.targets(findings, config.labels), test.targets(findings, config.evaluation_policy())
@@ -221,13 +244,21 @@ def _projection_areas(config: FinetuneConfig, findings: Sequence[str]) -> dict[s
 
 def _sources(study: StudyConfig, plan: Plan) -> Iterator[tuple[Job, Job, str]]:
     """Yield every cell with every stage behind it and every dataset that the stage learned from."""
-    names = {str(study.shards_of(name)): name for name in study.datasets}
+    names = {str(folder): name for name in study.datasets for folder in study.folders_of(name)}
     stages = {stage.identity: stage for stage in plan.stages}
     for job in plan.cells:
         for stage in _ancestors(job, stages):
-            folders = stage.tree["shards"]
-            for folder in folders if isinstance(folders, list) else [folders]:
-                yield job, stage, names[folder]
+            for source in dict.fromkeys(names[folder] for folder in _folders(stage)):
+                yield job, stage, source
+
+
+def _folders(job: Job) -> list[str]:
+    shards = job.tree["shards"]
+    return shards if isinstance(shards, list) else [shards]
+
+
+def _reads_labels(stage: Job) -> bool:
+    return stage.method == "train" or stage.tree["method"]["name"] == "supervised"
 
 
 def _ancestors(job: Job, stages: dict[Identity, Job]) -> Iterator[Job]:
