@@ -8,19 +8,34 @@ import torch
 from cxrdist.data.loader import Batch
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.weights import load_weights
+from cxrdist.pretrain.byol import ByolTask
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.dino import DinoTask
 from cxrdist.pretrain.dinov2 import Dinov2Task
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.pretrain.methods import CoupledConfig
+from cxrdist.pretrain.moco_v2 import MocoV2Task
+from cxrdist.pretrain.moco_v3 import MocoV3Task
+from cxrdist.pretrain.simclr import SimclrTask
 from cxrdist.pretrain.simmim import SimmimTask
+from cxrdist.pretrain.swav import SwavTask
 from cxrdist.pretrain.task import PretrainTask
 from cxrdist.seeds import Purpose, derive
 
 MakeTask = Callable[..., PretrainTask]
 """From a model, the method's configuration and whether the model is ``fresh`` (has no loaded weights) to the task."""
 
-TASKS: dict[str, MakeTask] = {"mae": MaeTask, "simmim": SimmimTask, "dino": DinoTask, "dinov2": Dinov2Task}
+TASKS: dict[str, MakeTask] = {
+    "mae": MaeTask,
+    "simmim": SimmimTask,
+    "dino": DinoTask,
+    "dinov2": Dinov2Task,
+    "simclr": SimclrTask,
+    "moco_v2": MocoV2Task,
+    "moco_v3": MocoV3Task,
+    "byol": ByolTask,
+    "swav": SwavTask,
+}
 """By the method's name."""
 
 
