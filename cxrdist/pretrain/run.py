@@ -15,8 +15,9 @@ from cxrdist.models.folder import save_model
 from cxrdist.pretrain.build import build_task
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.task import PretrainTask
+from cxrdist.pretrain.watch.watcher import Watcher
 from cxrdist.train.batches import training_source
-from cxrdist.train.engine import process_group
+from cxrdist.train.engine import gather, process_group
 from cxrdist.train.loop import Outcome, train
 from cxrdist.train.optim import check_optimizer
 from cxrdist.train.replay import Replay, replay_newest
@@ -36,7 +37,7 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
     folder = RunFolder(out)
     check_optimizer(config.optim, config.train.zero_stage)
     check_trackers(config.train.trackers)
-    for shards in config.shards:
+    for shards in [*config.shards, *([config.watch.shards] if config.watch.shards else [])]:
         read_manifest(shards)
     if world.world_size == 1:
         # Before the engine is imported, so that a wrong folder is refused at once.
@@ -51,14 +52,16 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
 def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     images = TrainingImages(samples, samples.values([]), config.input, config.seed)
-
+    watcher = Watcher(config, samples, folder, world, device, gather)
     outcome, task = train(
         partial(build_task, config),
         config=config.train,
         optim=config.optim,
         seed=config.seed,
         source=training_source(images, world, steps=config.train.steps),
-        validate=None,
+        validate=watcher.validate,
+        validate_first=True,
+        judge=watcher.judge,
         folder=folder,
         world=world,
         device=device,

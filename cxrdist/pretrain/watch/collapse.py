@@ -1,0 +1,79 @@
+"""When all images have become one to the network.
+
+A network that was never trained keeps images hardly apart (its features differ by a twentieth of their length), a good
+one can do with less for a while, and both widths and depths shift these values.  So a value counts as collapsed when it
+is below a limit *and* has fallen far since the first look, before the first step; what prototypes tell of images has an
+absolute limit alone, since methods without a usable distribution at the start begin there.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cxrdist.pretrain.config import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where one value says that images have become one."""
+
+    name: str
+    below: float
+    share: float | None
+    """Of the first look's value, below which it must have fallen as well; None asks for no fall."""
+    means: str
+
+
+LIMITS = (
+    Limit("prototype_entropy", 0.02, 0.5, "all images have one prototype"),
+    Limit("prototype_information", 1e-5, None, "all images have the same prototypes"),
+    Limit("embedding_std", 0.01, 0.2, "all images have one embedding"),
+    Limit("feature_std", 0.003, 0.1, "all images have the same features"),
+    Limit("rankme", 1.05, 0.9, "the features lie on one line"),
+)
+"""In the order in which they are looked at; the first that holds is told."""
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What was seen, as the beginning of a sentence's paragraph, and the way out."""
+
+    seen: str
+    way_out: str
+
+
+def find_collapse(
+    config: PretrainConfig, step: int, values: dict[str, Any], first: dict[str, Any] | None
+) -> Collapse | None:
+    """Return the collapse that the `values` of a look after `step` steps show, if they do.
+
+    `first` is the line of the first look, None where there was none: then the limits alone decide.
+    """
+    if values["feature_std"] is None:
+        return Collapse(f"Features must be finite numbers, got others at step {step}.", _way_out(config, "feature_std"))
+    for limit in LIMITS:
+        value, before = values.get(limit.name), (first or {}).get(limit.name)
+        if value is None or value >= limit.below:
+            continue
+        if limit.share is None or before is None or value < limit.share * before:
+            fell = "" if before is None or first is None else f", after {before:.2g} at step {first['step']}"
+            seen = f"A pretraining must keep images apart, got `{limit.name}` {value:.2g} at step {step}{fell}"
+            return Collapse(f"{seen}: {limit.means}.", _way_out(config, limit.name))
+    return None
+
+
+def _way_out(config: PretrainConfig, name: str) -> str:
+    """Return what to change, of what the method has."""
+    method: Any = config.method
+    changes = ["a lower `optim.lr`"]
+    if hasattr(method, "momentum"):
+        changes.append("a higher `method.momentum`")
+    if hasattr(method, "teacher_temperature"):
+        # Sharp targets keep the teacher from giving all prototypes alike, and drive it to one of them.
+        changes.append(f"a {'higher' if name == 'prototype_entropy' else 'lower'} `method.teacher_temperature`")
+    elif hasattr(method, "sinkhorn_epsilon"):
+        changes.append("a lower `method.sinkhorn_epsilon`")
+    elif hasattr(method, "temperature"):
+        changes.append("another `method.temperature`")
+    *others, last = changes
+    told = f"{', '.join(others)} or {last}" if others else last
+    return f"Begin anew with {told}, or go on all the same with `--resume auto --set watch.collapse=warn`."
