@@ -49,10 +49,12 @@ class Progress:
 def pieces_on_rank(engine: Any, ema: Ema | None, world: World) -> list[Piece]:
     """Return what this rank writes of the engine's state; what several ranks hold is written by one of them."""
     held = fragments(engine) + (ema.fragments() if ema is not None else [])
+    # Turns are counted over what is shared, which is the same on all ranks; of the rest each may have another number.
+    shared = [fragment for fragment in held if fragment.shared]
+    own = [fragment for fragment in held if not fragment.shared] + shared[world.rank :: world.world_size]
     pieces = [
         Piece(fragment.name, kind, fragment.shape, fragment.start, tensor)
-        for turn, fragment in enumerate(held)
-        if not fragment.shared or turn % world.world_size == world.rank
+        for fragment in own
         for kind, tensor in fragment.tensors.items()
     ]
     if world.is_main:
