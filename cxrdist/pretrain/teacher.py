@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from cxrdist.train.moved import gather_again, own_parts
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -21,11 +23,15 @@ def twin(build: Callable[[], M], of: M) -> M:
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move every parameter of `teacher`: ``teacher = momentum teacher + (1 - momentum) student``.
 
-    Buffers (the running statistics of batch norm) are the teacher's own.
+    Buffers (the running statistics of batch norm) are the teacher's own.  To be called between two steps, by all ranks
+    together: under ZeRO 3 each moves its own parts.
     """
-    theirs: list[torch.Tensor] = list(teacher.parameters())
-    ours: list[torch.Tensor] = list(student.parameters())
+    followers = list(teacher.parameters())
+    theirs, ours = own_parts(followers), own_parts(student.parameters())
+    # Where weights are offloaded, small ones may not be: the two networks need not agree on which.
+    ours = [one.to(other.device) for one, other in zip(ours, theirs, strict=True)]
     torch._foreach_lerp_(theirs, ours, 1 - momentum)
+    gather_again(followers)
 
 
 def half_cosine(start: float, end: float, step: int, steps: int) -> float:
