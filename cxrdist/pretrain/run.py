@@ -8,15 +8,14 @@ from typing import cast
 
 import torch
 
-from cxrdist.data.loader import TrainingImages
 from cxrdist.data.samples import read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.models.folder import save_model
 from cxrdist.pretrain.build import build_task
 from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.pretrain.source import source_of
 from cxrdist.pretrain.task import PretrainTask
 from cxrdist.pretrain.watch.watcher import Watcher
-from cxrdist.train.batches import training_source
 from cxrdist.train.engine import gather, process_group
 from cxrdist.train.loop import Outcome, train
 from cxrdist.train.optim import check_optimizer
@@ -51,14 +50,13 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
 
 def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     samples = read_samples(config.shards, "train", projection=config.input.projection)
-    images = TrainingImages(samples, samples.values([]), config.input, config.seed)
     watcher = Watcher(config, samples, folder, world, device, gather)
     outcome, task = train(
         partial(build_task, config),
         config=config.train,
         optim=config.optim,
         seed=config.seed,
-        source=training_source(images, world, steps=config.train.steps),
+        source=source_of(config, samples, world),
         validate=watcher.validate,
         validate_first=True,
         judge=watcher.judge,

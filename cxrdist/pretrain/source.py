@@ -1,0 +1,34 @@
+"""What a method sees of the training images, and how its batches may be divided."""
+
+from dataclasses import replace
+
+from cxrdist.data.crops import CropImages
+from cxrdist.data.loader import TrainingImages
+from cxrdist.data.samples import Samples
+from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.pretrain.methods import CoupledConfig
+from cxrdist.train.batches import Source, training_source
+from cxrdist.world import World
+
+
+def source_of(config: PretrainConfig, samples: Samples, world: World) -> Source:
+    """Return the source of a run's batches: crops for methods that compare them, whole images for the others.
+
+    Raises:
+        UsageError: If the method asks for pairs of images that these samples do not have.
+    """
+    method, steps = config.method, config.train.steps
+    if not isinstance(method, CoupledConfig):
+        images = TrainingImages(samples, samples.values([]), config.input, config.seed)
+        return training_source(images, world, steps=steps)
+    crops = CropImages(
+        samples,
+        config.input,
+        config.seed,
+        crops=method.crops,
+        local=getattr(method, "local_crops", None),
+        positives=getattr(method, "positives", "image"),
+    )
+    source = training_source(crops, world, steps=steps)
+    share = config.train.global_batch_size // world.world_size
+    return source if method.accumulate else replace(source, multiple_of=share)
