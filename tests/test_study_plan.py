@@ -10,7 +10,7 @@ import pytest
 from helpers import finetune_tree, make_shards, study_tree
 
 from cxrdist.cli.main import run
-from cxrdist.config import Tree, override, read_yaml, shipped, write_yaml
+from cxrdist.config import Tree, override, read_tree, read_yaml, shipped, write_yaml
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.study.config import StudyConfig
@@ -182,14 +182,17 @@ def test_every_missing_shard_folder_is_told(shards, tmp_path):
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
-def test_shipped_study_parses_and_plans(file, shards):
-    tree = read_yaml(file)
-    for number, name in enumerate(tree["datasets"]):
-        tree["datasets"][name]["shards"] = str(shards["ab"[number % 2]])
-    found = plan(tree)
-    assert found.cells
-    # A step count below its own validation interval would leave a cell without a choice.
-    assert all(job.tree["train"]["evaluate_every"] <= job.tree["train"]["steps"] for job in found.cells)
+def test_shipped_study_parses_and_plans_in_every_size(file, shards):
+    for debug in {False, "debug" in read_yaml(file)}:
+        tree = read_tree(file, debug=debug)
+        for number, name in enumerate(tree["datasets"]):
+            tree["datasets"][name]["shards"] = str(shards["ab"[number % 2]])
+        found = plan(tree)
+        assert found.cells
+        # A step count below its own validation interval would leave a cell without a choice.
+        assert all(job.tree["train"]["evaluate_every"] <= job.tree["train"]["steps"] for job in found.cells)
+        # Paths are all that is to fill in: what a debug size starts from is random.
+        assert not debug or all(job.needs or job.tree["model"]["weights"] is None for job in found.cells)
 
 
 def test_dry_run_shows_states_and_writes_nothing(shards, tmp_path, capsys):

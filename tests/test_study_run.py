@@ -36,10 +36,9 @@ class Site:
         tree = study_tree(self.shards, targets=["a"], **changes)
         if name == "failing":
             tree = override(tree, {"stages.broken": {"datasets": ["b"], "train": {"model.backbone": "vit_tinny"}}})
-            tree["strategies"] |= {
-                "blocked": {"stage": "broken"},
-                "lost": {"set": {"model.weights": str(self.root / "gone.safetensors")}},
-            }
+            spoiled = self.root / "spoiled.safetensors"
+            spoiled.write_bytes(b"no weights")
+            tree["strategies"] |= {"blocked": {"stage": "broken"}, "lost": {"set": {"model.weights": str(spoiled)}}}
         tree["strategies"] = {key: value for key, value in tree["strategies"].items() if key in only or not only}
         write_yaml(tree, file)
         return file
@@ -81,7 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def failing(site: Site) -> Ended:
-    """The one run on Ray that the fast tests share: two good cells, a lost weight file, a stage that cannot be."""
+    """The one run on Ray that the fast tests share: two good cells, a spoiled weight file, a stage that cannot be."""
     return site.run("run", site.write("failing"), "--out", site.root / "out")
 
 

@@ -1,6 +1,6 @@
 """The report of a study: read its run folders, compute the statistics, write one page and its tables."""
 
-from cxrdist.report.cells import CellFiles, Guard, ReportOptions
+from cxrdist.report.cells import CellFiles, Guard, ReportOptions, row_name
 from cxrdist.report.write import write_report
 
-__all__ = ["CellFiles", "Guard", "ReportOptions", "write_report"]
+__all__ = ["CellFiles", "Guard", "ReportOptions", "row_name", "write_report"]

@@ -22,6 +22,23 @@ class CellFiles:
     dataset: str
     seed: int
     folder: Path
+    variant: str = ""
+    """Empty in a study without variants."""
+
+    @property
+    def rows(self) -> str:
+        """Name of what it is compared within: its dataset and variant."""
+        return row_name(self.dataset, self.variant)
+
+    @property
+    def label(self) -> str:
+        """Name of the cell in sentences."""
+        return f"{self.strategy} on {self.rows}, seed {self.seed}"
+
+
+def row_name(dataset: str, variant: str) -> str:
+    """Return what a report calls a dataset, or a variant of it: strategies are compared within one."""
+    return f"{dataset}, {variant}" if variant else dataset
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Cell:
     @property
     def label(self) -> str:
         """Name of the cell in sentences."""
-        return f"{self.files.strategy} on {self.files.dataset}, seed {self.files.seed}"
+        return self.files.label
 
     def fact(self, *names: str) -> Any:
         """Return the shallowest value in config.yaml, else environment.json, under any of `names`; None if absent."""
@@ -90,7 +107,7 @@ class Cell:
 def read_cell(files: CellFiles) -> Cell:
     """Return what the run folder of one cell holds; never raises for a missing or broken file."""
     faults: list[str] = []
-    label = f"{files.strategy} on {files.dataset}, seed {files.seed}"
+    label = files.label
     predictions: dict[str, Predictions | None] = {"val": None, "test": None}
     paths = {split: files.folder / "predictions" / f"{split}.parquet" for split in predictions}
     absent = [split for split, path in paths.items() if not path.is_file()]

@@ -8,7 +8,7 @@ trains.  Each is done and failed by itself, so a job is known by its `identity`.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,11 @@ from cxrdist.study.config import StudyConfig
 from cxrdist.train.run_folder import FREE, flatten
 
 KEY_LENGTH = 16
+LATER = {"optim.final_weight_decay": None}
+"""Names that configurations got after the first keys were made, with the value that means what was before: a key says
+nothing of them where they have it."""
+LOOKED_AT_EVERY = 100
+"""What a pretraining's key says of `train.evaluate_every`: how often it is looked at changes no result."""
 SHARED_INPUT = ("image_size", "fit", "projection", "workers")
 """What a pretraining takes from the recipe's `input`: its backbone must fit the cells that start from it."""
 
@@ -39,7 +44,7 @@ class Job:
     kind: Literal["stage", "cell"]
     method: Literal["train", "pretrain"]
     name: str
-    """Readable: the stage's name, or ``<strategy>--<dataset>--seed<k>``."""
+    """Readable: the stage's name, or `cell_name`."""
     key: str
     folder: Path
     """Its run folder."""
@@ -49,6 +54,8 @@ class Job:
     """The stages that must be done before it."""
     strategy: str = ""
     dataset: str = ""
+    variant: str = ""
+    """Empty in a study without variants."""
     seed: int = 0
 
     @property
@@ -88,22 +95,46 @@ def plan_study(study: StudyConfig, out: Path) -> Plan:
             # Two stages of one content have one folder, so they are one job under the first's name.
             stages[name] = next((other for other in stages.values() if other.key == job.key), job)
     cells: list[Job] = []
-    for strategy, dataset, seed in _grid(study):
+    for strategy, dataset, variant, seed in study.grid():
         choice = study.strategies[strategy]
         # A stage with a fault has no job; its cells are looked at all the same, so that all faults are told at once.
         start = stages.get(choice.stage_for.get(dataset, choice.stage) or "")
-        name = f"{strategy}--{dataset}--seed{seed}"
-        tree = override(override(recipe, study.datasets[dataset].set), choice.set)
-        tree = override(tree, {"shards": str(study.shards_of(dataset)), "seed": seed})
-        config = _build(FinetuneConfig, tree, start, name, faults)
+        name = cell_name(strategy, dataset, variant, seed)
+        tree = override(recipe, study.datasets[dataset].set)
+        tree = override(override(tree, study.variants[variant].set if variant else {}), choice.set)
+        tree = override(tree, {"shards": _one_or_all(study, dataset), "seed": seed})
+        config = _build(study, FinetuneConfig, tree, start, name, faults)
         if config is None:
             continue
-        key = _key("train", config, start, [hashes[dataset]])
+        key = _key("train", config, start, hashes[dataset])
         folder = out / "cells" / name
         needs = (start.identity,) if start else ()
-        cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, strategy, dataset, seed))
+        cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, strategy, dataset, variant, seed))
     faults.refuse()
     return Plan(tuple({job.key: job for job in stages.values()}.values()), tuple(cells))
+
+
+def cell_name(strategy: str, dataset: str, variant: str, seed: int) -> str:
+    """Return ``<strategy>--<dataset>--<variant>--seed<k>``, without a nameless variant."""
+    return "--".join([strategy, dataset, *([variant] if variant else []), f"seed{seed}"])
+
+
+def missing_weights(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Return each weight file that `jobs` start from and that is not here, with the names of those jobs.
+
+    Weights that a stage makes, and names that timm knows, are not asked for.
+    """
+    missing: dict[str, list[str]] = {}
+    for job in jobs:
+        weights = job.tree["model"]["weights"]
+        # A job has one start, so one with a stage has no file besides.
+        if weights is None or job.needs or is_timm_name(weights):
+            continue
+        try:
+            weight_files(Path(weights))
+        except UserError:
+            missing.setdefault(weights, []).append(job.name)
+    return missing
 
 
 @dataclass
@@ -125,25 +156,25 @@ class _Faults:
             raise UsageError("\n".join(lines))
 
 
-def _manifest_hashes(study: StudyConfig) -> dict[str, str]:
-    hashes, errors = {}, []
+def _one_or_all(study: StudyConfig, dataset: str) -> str | list[str]:
+    """Return a dataset's shard folders as a run file has them."""
+    folders = [str(folder) for folder in study.folders_of(dataset)]
+    return folders[0] if len(folders) == 1 else folders
+
+
+def _manifest_hashes(study: StudyConfig) -> dict[str, list[str]]:
+    """Return the hash of each folder's manifest by dataset."""
+    hashes: dict[str, list[str]] = {}
+    errors = []
     for name in study.datasets:
-        try:
-            hashes[name] = manifest_sha256(study.shards_of(name))
-        except UserError as error:
-            errors.append(error)
+        for folder in study.folders_of(name):
+            try:
+                hashes.setdefault(name, []).append(manifest_sha256(folder))
+            except UserError as error:
+                errors.append((error, name))
     if errors:
-        raise type(errors[0])("\n".join(dict.fromkeys(map(str, errors))))
+        raise type(errors[0][0])("\n".join(f"{error} [dataset {name}]" for error, name in errors))
     return hashes
-
-
-def _grid(study: StudyConfig) -> list[tuple[str, str, int]]:
-    return [
-        (strategy, dataset, seed)
-        for dataset in study.target_names()
-        for seed in study.seeds
-        for strategy in study.strategies
-    ]
 
 
 def _stages_in_order(study: StudyConfig) -> list[str]:
@@ -159,11 +190,8 @@ def _stages_in_order(study: StudyConfig) -> list[str]:
         if name not in ordered:
             ordered.append(name)
 
-    used = {
-        strategy.stage_for.get(dataset, strategy.stage)
-        for strategy in study.strategies.values()
-        for dataset in study.target_names()
-    }
+    choices = [(study.strategies[strategy], dataset) for strategy, dataset, _, _ in study.grid()]
+    used = {choice.stage_for.get(dataset, choice.stage) for choice, dataset in choices}
     for stage in study.stages:
         if stage in used:
             visit(stage, ())
@@ -175,13 +203,13 @@ def _stage_job(
     name: str,
     recipe: Tree,
     stages: Mapping[str, Job],
-    hashes: Mapping[str, str],
+    hashes: Mapping[str, list[str]],
     out: Path,
     faults: _Faults,
 ) -> Job | None:
     stage = study.stages[name]
     start = stages.get(stage.start or "")
-    folders = [str(study.shards_of(dataset)) for dataset in stage.datasets]
+    folders = [str(folder) for dataset in stage.datasets for folder in study.folders_of(dataset)]
     config: Config | None
     method: Literal["train", "pretrain"]
     if stage.pretrain is not None:
@@ -189,19 +217,19 @@ def _stage_job(
         shared = {one: given[one] for one in SHARED_INPUT if one in given} if isinstance(given, dict) else {}
         base = {"model": recipe.get("model", {}), "input": shared}
         method, tree = "pretrain", override(base, {**stage.pretrain, "shards": folders})
-        config = _build(PretrainConfig, tree, start, f"stage {name}", faults)
+        config = _build(study, PretrainConfig, tree, start, f"stage {name}", faults)
     else:
         base = override(recipe, study.datasets[stage.datasets[0]].set)
-        method, tree = "train", override(base, {**(stage.train or {}), "shards": folders[0]})
-        config = _build(FinetuneConfig, tree, start, f"stage {name}", faults)
+        method, tree = "train", override(base, {**(stage.train or {}), "shards": _one_or_all(study, stage.datasets[0])})
+        config = _build(study, FinetuneConfig, tree, start, f"stage {name}", faults)
     if config is None:
         return None
-    key = _key(method, config, start, [hashes[dataset] for dataset in stage.datasets])
+    key = _key(method, config, start, [one for dataset in stage.datasets for one in hashes[dataset]])
     needs = (start.identity,) if start else ()
     return Job("stage", method, name, key, out / "stages" / key, config.tree(), needs)
 
 
-def _build(cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Faults) -> Any:
+def _build(study: StudyConfig, cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Faults) -> Any:
     if start is not None:
         tree = override(tree, {"model.weights": str(start.folder)})
     try:
@@ -209,18 +237,29 @@ def _build(cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Fau
     except UsageError as error:
         faults.add(error, job)
         return None
+    # A worker on another machine has another working folder.
     if config.model.weights is not None:
-        # A worker on another machine has another working folder.
-        model = config.model.model_copy(update={"weights": absolute_weights(config.model.weights)})
+        model = config.model.model_copy(update={"weights": _absolute(config.model.weights, study.weights_root)})
         config = config.model_copy(update={"model": model})
+    if cls is PretrainConfig and config.watch.shards is not None:
+        name = str(config.watch.shards)
+        folder = study.folders_of(name)[0] if name in study.datasets else config.watch.shards.absolute()
+        config = config.model_copy(update={"watch": config.watch.model_copy(update={"shards": folder})})
     if config.train.deepspeed is not None:
         train = config.train.model_copy(update={"deepspeed": config.train.deepspeed.absolute()})
         config = config.model_copy(update={"train": train})
     return config
 
 
+def _absolute(weights: str, root: Path | None) -> str:
+    return absolute_weights(weights if root is None or is_timm_name(weights) else str(root / weights))
+
+
 def _key(method: str, config: Config, start: Job | None, manifests: list[str]) -> str:
     content = {name: value for name, value in flatten(config.tree()).items() if name not in FREE}
+    content = {name: value for name, value in content.items() if name not in LATER or value != LATER[name]}
+    if method == "pretrain":
+        content["train.evaluate_every"] = LOOKED_AT_EVERY
     content["shards"] = manifests
     if start is not None:
         content["model.weights"] = start.key

@@ -15,11 +15,13 @@ from cxrdist.report import CellFiles, write_report
 from cxrdist.study.config import Resources, StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
 from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, writing
-from cxrdist.study.plan import Identity, Job, Plan, plan_study
+from cxrdist.study.plan import Identity, Job, Plan, missing_weights, plan_study
 from cxrdist.study.room import check_room
 from cxrdist.train.run_folder import changes
 
 log = get_logger(__name__)
+
+TO_RUN: tuple[State, ...] = ("left", "running", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,19 @@ def run_study(study: StudyConfig, out: Path, *, address: str | None = None, show
 
     Raises:
         UserError: If jobs failed; the report is written all the same and names the missing cells.  If a trial does not
-            fit on the cluster, another run of this study is going on, or the folder cannot be written.
+            fit on the cluster, a weight file is missing, another run of this study is going on, or the folder cannot be
+            written.
     """
     plan = plan_study(study, out)
     ledger = _ledger(out)
     with ledger.hold():
+        _check_weights(Status(plan, ledger.states(plan.jobs)).jobs(*TO_RUN))
         with writing(out):
             for job in plan.jobs:
                 _make_way(job, out)
             write_yaml(study.tree(), out / "study.yaml")
         status = Status(plan, ledger.states(plan.jobs))
-        todo, total = status.jobs("left", "running", "stopped", "failed"), len(plan.jobs)
+        todo, total = status.jobs(*TO_RUN), len(plan.jobs)
         if todo:
             log.info("%d of %d jobs are done; %d to run.", total - len(todo), total, len(todo))
             with cluster(address):
@@ -83,7 +87,9 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         raise UserError(f"A report must have finished cells, got none [{out}]. Run the study first.")
     cells = [
         # What lies in the folder of an unfinished cell may be half of it, or of an earlier form of the study.
-        CellFiles(job.strategy, job.dataset, job.seed, job.folder if job in done else job.folder / "unfinished")
+        CellFiles(
+            job.strategy, job.dataset, job.seed, job.folder if job in done else job.folder / "unfinished", job.variant
+        )
         for job in plan.cells
     ]
     guards, notes = check_study(study, plan, done), describe_confounds(plan)
@@ -91,6 +97,23 @@ def report_study(study: StudyConfig, out: Path) -> Path:
     with writing(out):
         return write_report(
             cells, out / "report", title=study.title, options=study.statistics, guards=guards, notes=notes, map=spread
+        )
+
+
+def _check_weights(todo: Sequence[Job]) -> None:
+    """Make sure that every weight file is there before the first hour is spent.
+
+    Raises:
+        UserError: If one is not; all are told.
+    """
+    missing = missing_weights(todo)
+    if missing:
+        more = {path: f" and {len(names) - 2} more" if len(names) > 2 else "" for path, names in missing.items()}
+        told = [f"{path!r} (for {', '.join(names[:2])}{more[path]})" for path, names in missing.items()]
+        raise UserError(
+            f"Every weight file of a study must be there before it starts, got none at {'; '.join(told)}. Put "
+            f"{'it' if len(told) == 1 else 'them'} there, or set `weights_root` to the folder that "
+            f"{'it is' if len(told) == 1 else 'they are'} in."
         )
 
 
@@ -105,7 +128,7 @@ def _ledger(out: Path) -> Ledger:
 
 def _waves(status: Status) -> list[list[Job]]:
     """Return the jobs to run in groups; a group needs only groups before it."""
-    todo = status.jobs("left", "running", "stopped", "failed")
+    todo = status.jobs(*TO_RUN)
     waves: list[list[Job]] = []
     placed = {job.identity for job in status.jobs("done")}
     while todo:
