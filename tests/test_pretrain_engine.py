@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from engines import BATCH, LR, STAGES, TinyTask, batch_of, engine_of, on_ranks, step_once
+from engines import BATCH, LR, STAGES, TinyTask, alone, batch_of, engine_of, on_ranks, step_once
 from ranks import forks
 from torch import nn
 
 from cxrdist.data.order import Batching
+from cxrdist.errors import UserError
 from cxrdist.pretrain.teacher import follow, half_cosine
 from cxrdist.train import loop
 from cxrdist.train.batches import Source
 from cxrdist.train.checkpoints import checkpoint_name
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import fill
+from cxrdist.train.engine import agree_on_buffers, forward_buffers
 from cxrdist.train.fragments import live_weights
 from cxrdist.train.interrupt import Interrupted
 from cxrdist.train.pieces import Reader
@@ -108,32 +110,39 @@ def source_of(world: World) -> Source:
         for step in range(first, STEPS):
             for part in range(batching.accumulation):
                 start = (world.rank * batching.accumulation + part) * size
-                yield {name: value[start : start + size] for name, value in batch_of(step).items()}
+                batch = {**batch_of(step), "sample": torch.arange(BATCH)}
+                yield {name: value[start : start + size] for name, value in batch.items()}
 
     return Source(batches_from, lambda numbers: [str(one) for one in numbers], lambda size: batch_of(0, size=size))
 
 
 def run(
-    out: Path, world: World, device: torch.device, *, stop_at: int = 0, dropout: float = 0.0, **train: Any
+    out: Path,
+    world: World,
+    device: torch.device,
+    *,
+    stop_at: int = 0,
+    dropout: float = 0.0,
+    build_task: Any = None,
+    **train: Any,
 ) -> dict[str, torch.Tensor]:
     """Make or continue a run; return the chosen task's state, or nothing after a stop."""
-    if stop_at and world.rank == world.world_size - 1:
-        step = loop._Run.optimizer_step
+    step = loop._Run.optimizer_step
 
-        def step_and_signal(self, state, batches):
-            step(self, state, batches)
-            if state.step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def step_and_signal(self, state, batches):
+        step(self, state, batches)
+        if state.step == stop_at and world.rank == world.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        loop._Run.optimizer_step = step_and_signal
+    loop._Run.optimizer_step = step_and_signal
     out.mkdir(exist_ok=True)
 
-    def build_task(*, told: bool = False, loaded: bool = True) -> Pair:
+    def build_pair(*, told: bool = False, loaded: bool = True) -> Pair:
         return Pair(dropout=dropout)
 
     try:
         _, task = loop.train(
-            build_task,
+            build_task or build_pair,
             config=TrainConfig(steps=STEPS, global_batch_size=BATCH, log_every=1, **train),
             optim=OptimConfig(lr=LR, final_weight_decay=0.4),
             seed=0,
@@ -146,6 +155,8 @@ def run(
     except Interrupted as stopped:
         assert stopped.step == stop_at
         return {}
+    finally:
+        loop._Run.optimizer_step = step
     return task.state_dict()
 
 
@@ -178,3 +189,45 @@ def test_a_teacher_goes_on_at_another_stage_and_world_size(tmp_path):
     (state,) = on_ranks(1, lambda world, device: run(parts, world, device, zero_stage=3))
     for name, value in state.items():
         torch.testing.assert_close(value, reference[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+@forks
+def test_ranks_leave_each_other_s_agreed_buffers_alone(tmp_path):
+    def work(world, device):
+        task = nn.Module()
+        task.agreed = ("queue", "centre")
+        task.centre, task.centred = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        task.register_buffer("queue", torch.zeros(2))
+        for buffer in task.buffers():
+            buffer.fill_(world.rank)
+        names = {id(buffer): name for name, buffer in task.named_buffers()}
+        assert {names[id(buffer)].split(".")[0] for buffer in forward_buffers(task)} == {"centred"}
+        agree_on_buffers(task)
+        return {name: buffer.tolist() for name, buffer in task.named_buffers()}
+
+    for rank, buffers in enumerate(on_ranks(2, work)):
+        assert buffers["queue"] == [rank] * 2
+        assert buffers["centre.running_mean"] == [rank] * 3
+        assert buffers["centred.running_mean"] == [0.5] * 3
+        assert buffers["centred.num_batches_tracked"] == 0
+
+
+def test_a_step_that_fails_leaves_buffers_as_they_were(tmp_path):
+    class Failing(Pair):
+        def forward(self, batch):
+            output = super().forward(batch)
+            failed = self.training and self.queue[0, 0] == 2
+            return {**output, "loss": output["loss"] * (torch.nan if failed else 1)}
+
+    def build_task(*, told=False, loaded=True):
+        return Failing()
+
+    with alone() as (world, device):
+        whole = run(tmp_path / "whole", world, device)
+        with pytest.raises(UserError, match="must be finite"):
+            run(tmp_path / "failed", world, device, build_task=build_task)
+        stopped = run(tmp_path / "stopped", world, device, stop_at=2)
+    assert not stopped and whole["queue"].unique().tolist() == [STEPS]
+    failed, good = (Reader(tmp_path / f"{name}/checkpoints" / checkpoint_name(2)) for name in ("failed", "stopped"))
+    for name in ("centre", "queue"):
+        assert torch.equal(failed.full(name, "buffer"), good.full(name, "buffer"))

@@ -32,11 +32,15 @@ class Look:
 class PretrainTask(nn.Module):
     """One method.  In training ``task(batch)["loss"]``; in evaluation ``task(batch)["look"]`` of unchanged images.
 
-    Buffers that are saved (queues, centres) must be changed in place, and be the same on every rank.
+    Buffers that are saved (queues, centres) must be changed in place, and be the same on every rank: see `agreed`.
     """
 
     model: RadiographModel
     """What is trained; its backbone has the layer-wise learning rates."""
+
+    agreed: tuple[str, ...] = ()
+    """Saved buffers, or modules of them, that change in `at_step` and `after_step` alone, to the same on every rank:
+    the loop neither averages them over the ranks nor takes a copy for a step that fails."""
 
     @property
     def result(self) -> RadiographModel:

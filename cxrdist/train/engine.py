@@ -217,8 +217,18 @@ def mean_over_ranks(value: float, device: torch.device) -> float:
     return float(total.item()) / world_size
 
 
+def forward_buffers(module: nn.Module) -> list[torch.Tensor]:
+    """Return the saved buffers of `module` that a forward pass may change, by a rank's own images.
+
+    A task names in ``agreed`` those that it changes between steps alone, to the same on every rank: a queue can be as
+    large as a network.
+    """
+    agreed = tuple(f"{name}." for name in getattr(module, "agreed", ()))
+    return [buffer for name, buffer in saved_buffers(module).items() if not f"{name}.".startswith(agreed)]
+
+
 def agree_on_buffers(module: nn.Module) -> None:
-    """Give every rank the mean of all ranks' saved buffers, integers those of rank 0; all ranks must call it together.
+    """Give every rank the mean of all ranks' `forward_buffers`, integers those of rank 0; all must call it together.
 
     Batch norm counts its running statistics over a rank's own images: without this, each rank would validate another
     model, and a checkpoint would be rank 0's.
@@ -226,7 +236,7 @@ def agree_on_buffers(module: nn.Module) -> None:
     world_size = torch.distributed.get_world_size()
     if world_size == 1:
         return
-    buffers = list(saved_buffers(module).values())
+    buffers = forward_buffers(module)
     floating = [buffer for buffer in buffers if buffer.is_floating_point()]
     if floating:
         total = torch.cat([buffer.double().flatten() for buffer in floating])

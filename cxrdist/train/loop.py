@@ -18,13 +18,14 @@ from cxrdist.train.batches import Source, plan_batches, refusal
 from cxrdist.train.checkpoints import Checkpoints, Retention, checkpoint_name, latest_checkpoint
 from cxrdist.train.chosen import chosen_task
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.consolidate import compare_with_live, consolidate, saved_buffers
+from cxrdist.train.consolidate import compare_with_live, consolidate
 from cxrdist.train.deepspeed_config import deepspeed_config
 from cxrdist.train.ema import Ema
 from cxrdist.train.engine import (
     agree_on_buffers,
     build_engine,
     describe_device,
+    forward_buffers,
     gather,
     grad_norm,
     mean_over_ranks,
@@ -189,7 +190,7 @@ class _Run:
         )
         self.engine = build_engine(task, train=config, optim=self.optim, batching=self.batching, device=self.device)
         self.opened.callback(release_engine, self.engine)
-        self.buffers = list(saved_buffers(self.engine.module).values())
+        self.buffers = forward_buffers(self.engine.module)
         self.ema = None if config.ema_decay is None else Ema(self.engine, config.ema_decay)
         # Rank 0 looks for all: what another rank sees of a shared folder may be older.
         name, token = gather((latest_checkpoint(folder.checkpoints), secrets.token_hex(8)) if world.is_main else None)[
