@@ -6,7 +6,7 @@ papers count epochs of ImageNet, which mean nothing for another number of images
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import CropConfig, LocalCropsConfig, Positives
@@ -190,15 +190,26 @@ class Dinov2Config(DinoConfig):
     momentum: float = Field(default=0.992, ge=0, lt=1)
     centering: Literal["mean", "sinkhorn"] = "sinkhorn"
     ibot_weight: float = Field(default=1.0, ge=0)
+    """0 masks nothing."""
+
     koleo_weight: float = Field(default=0.1, ge=0)
+    """Of the sum over both large crops, each among the images of a rank and micro-batch."""
+
     mask_ratio: tuple[float, float] = (0.1, 0.5)
     """Range of the share of patches masked in a large crop that is."""
 
     mask_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the large crops that are masked."""
+    """Share of the large crops of a rank and micro-batch that are masked, one at least; 0 masks nothing."""
 
     shared_head: bool = False
     """Whether the patches use the head of the image."""
+
+    @field_validator("mask_ratio")
+    @classmethod
+    def _range(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < ratio[0] <= ratio[1] < 1:
+            raise ValueError(f"must be two shares in rising order, between 0 and 1, got {list(ratio)}.")
+        return ratio
 
 
 class SupervisedConfig(Config):
