@@ -14,7 +14,8 @@ from ranks import forks
 from torch import nn
 
 from cxrdist.data.order import Batching
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
+from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.teacher import follow, half_cosine
 from cxrdist.train import loop
 from cxrdist.train.batches import Source
@@ -231,3 +232,23 @@ def test_a_step_that_fails_leaves_buffers_as_they_were(tmp_path):
     failed, good = (Reader(tmp_path / f"{name}/checkpoints" / checkpoint_name(2)) for name in ("failed", "stopped"))
     for name in ("centre", "queue"):
         assert torch.equal(failed.full(name, "buffer"), good.full(name, "buffer"))
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "rule"),
+    [
+        ("dino", {"ema_decay": 0.99}, "must not set `train.ema_decay` with method 'dino', whose teacher is"),
+        ("moco_v2", {"ema_decay": 0.99}, "must not set `train.ema_decay` with method 'moco_v2'"),
+        ("mae", {"early_stopping": 3}, "must not set `train.early_stopping`, got 3"),
+        ("simclr", {"keep_best": 2}, "must not set `train.keep_best`, got 2"),
+    ],
+)
+def test_what_would_do_nothing_in_a_pretraining_is_refused(method, train, rule):
+    with pytest.raises(UsageError, match=rule):
+        PretrainConfig.build({"shards": ["toy"], "method": {"name": method}, "train": train}, where="t")
+
+
+def test_methods_without_a_teacher_may_keep_a_running_mean():
+    for method in ("mae", "simmim", "simclr", "swav", "supervised"):
+        tree = {"shards": ["toy"], "method": {"name": method}, "train": {"ema_decay": 0.99}}
+        assert PretrainConfig.build(tree, where="t").train.ema_decay == 0.99

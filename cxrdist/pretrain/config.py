@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from cxrdist.config import Config
 from cxrdist.data.config import AugmentConfig, InputConfig
 from cxrdist.models.config import ModelConfig
-from cxrdist.pretrain.methods import CoupledConfig, MaeConfig, Method
+from cxrdist.pretrain.methods import CoupledConfig, MaeConfig, Method, SimmimConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
 
 # Defaults stand on fields of classes of their own, not in the values of `PretrainConfig`: setting one name of a section
@@ -102,5 +102,34 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"must not set `input.augment` with method {self.method.name!r}, which does not use it: "
                 "its crops are described in `method.crops`."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_squares(self) -> Self:
+        size = self.input.image_size
+        if isinstance(self.method, SimmimConfig) and (size % self.method.mask_patch or size == self.method.mask_patch):
+            raise ValueError(
+                f"must have an `input.image_size` that is a multiple of `method.mask_patch`={self.method.mask_patch}, "
+                f"twice it or more, got {size}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> Self:
+        if self.train.ema_decay is not None and hasattr(self.method, "momentum"):
+            raise ValueError(
+                f"must not set `train.ema_decay` with method {self.method.name!r}, whose teacher is a running mean of "
+                "the weights already. Leave it null and set `method.momentum`."
+            )
+        if self.train.early_stopping is not None:
+            raise ValueError(
+                f"must not set `train.early_stopping`, got {self.train.early_stopping}: a pretraining has no score "
+                "that decides when to end. Leave it null."
+            )
+        if self.train.keep_best != TrainConfig.model_fields["keep_best"].default:
+            raise ValueError(
+                f"must not set `train.keep_best`, got {self.train.keep_best}: a pretraining has no score by which one "
+                "step is better than another. Set `train.keep_last` or `train.keep_every`."
             )
         return self
