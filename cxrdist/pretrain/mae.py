@@ -14,6 +14,7 @@ from cxrdist.data.loader import Batch
 from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
 from cxrdist.pretrain.methods import MaeConfig
+from cxrdist.pretrain.seeded import permutations
 from cxrdist.pretrain.task import PretrainTask, without_classifier
 
 
@@ -78,8 +79,7 @@ def random_masks(seeds: torch.Tensor, patches: int, prefix: int, ratio: float) -
 
     Each image's mask comes from its own seed (B,), so it is the same on any rank and in any batch.
     """
-    noise = torch.stack([torch.rand(patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
-    order = noise.argsort(dim=1) + prefix
+    order = permutations(seeds, patches) + prefix
     kept = min(max(1, patches - round(patches * ratio)), patches - 1)
     always = torch.arange(prefix).expand(len(seeds), prefix)
     return torch.cat([always, order[:, :kept]], dim=1), order[:, kept:]
