@@ -155,3 +155,19 @@ def test_delong_of_a_degenerate_sample_is_undefined():
     perfect = delong_test(targets, targets, np.zeros(4))
     assert perfect.difference == 0.5
     assert np.isnan(perfect.p)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"first": np.zeros(3)}, "`targets` and `scores` must have one shape"),
+        ({"second": np.zeros((2, 5))}, "`targets` and `scores` must have one shape"),
+        ({"first": np.array([0, np.nan, 0, 0])}, "`scores` must be numbers, got 1 NaN"),
+        ({"targets": np.array([0, 1, 2, 1])}, "`targets` must be 0, 1, or NaN for masked"),
+        ({"clusters": np.arange(3)}, "`clusters` must have the shape"),
+    ],
+)
+def test_wrong_shapes_and_values_are_refused(fault, message):
+    right = {"targets": np.array([0, 1, 0, 1]), "first": np.arange(4.0), "second": np.arange(4.0)}
+    with pytest.raises(ValueError, match=message):
+        delong_test(**right | fault)

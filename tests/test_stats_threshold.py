@@ -102,3 +102,10 @@ def test_an_operating_point_has_the_rates_of_the_metrics():
         point = operating_point(targets, scores, threshold)
         for rate in RATES:
             assert getattr(point, rate) == pytest.approx(rate_at(rate, targets, scores, threshold), abs=0, nan_ok=True)
+
+
+def test_a_labelled_score_that_is_no_number_is_neither_called_nor_not():
+    with pytest.raises(ValueError, match="`scores` must be numbers, got 1 NaN"):
+        operating_point(np.array([0, 1, 1]), np.array([0.1, np.nan, 0.9]), 0.5)
+    masked = operating_point(np.array([0, np.nan, 1]), np.array([0.1, np.nan, 0.9]), 0.5)
+    assert (masked.true_positive, masked.true_negative) == (1, 1)

@@ -14,7 +14,8 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return `comparisons` with q set over all of them.
 
     Of each metric, the differences of averages are one family, those of findings another.  A report over several
-    datasets declares its families over all of them, so it calls this once more with all.
+    datasets declares its families over all of them, so it calls this once more with all.  The corrections are those of
+    `families.adjust_redrawn`, over M differences of (R,) redraws each.
 
     Raises:
         ValueError: If the comparisons differ in their correction or their number of redraws.

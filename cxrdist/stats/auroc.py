@@ -1,10 +1,10 @@
 """Area under the ROC curve as the Mann-Whitney statistic.  Shapes: N images, K findings, P units, B redraws.
 
-The AUROC is the chance that a positive image scores above a negative one, ties counting one half (Mann & Whitney 1947;
-Hanley & McNeil 1982).  The scores never change between redraws, only how often each image counts; so images are sorted
-once (`auroc_statistic`) and a redraw is one walk over integer counts.  With integer counts every sum is exact, hence
-the result has one rounding (the last division) and does not depend on the order of images or on how redraws are
-grouped.
+The AUROC is the chance that a positive image scores above a negative one, ties counting one half (Mann & Whitney 1947,
+Ann Math Stat 18:50; Hanley & McNeil 1982, Radiology 143:29).  The scores never change between redraws, only how often
+each image counts; so images are sorted once (`auroc_statistic`) and a redraw is one walk over integer counts.  With
+integer counts every sum is exact, hence the result has one rounding (the last division) and does not depend on the
+order of images or on how redraws are grouped.
 """
 
 from dataclasses import dataclass
@@ -17,22 +17,27 @@ from cxrdist.stats.resample import Units
 
 @dataclass(frozen=True)
 class SortedAuroc:
-    """The AUROC of one model on one finding, its images sorted; a `cxrdist.stats.resample.Statistic`."""
+    """The AUROC (Hanley & McNeil 1982) of one model on one finding, its images sorted; a `resample.Statistic`."""
 
     units: np.ndarray
     """(E,) int32 as of `kernels.auroc_under`."""
     groups: np.ndarray
     """(G, 3) int64 as of `kernels.auroc_under`."""
     n_units: int
+    """P."""
 
     def under(self, counts: np.ndarray) -> np.ndarray:
-        """Return the (B,) AUROCs under the (P, B) uint16 or float64 `counts`; NaN where a class has no weight."""
+        """Return the (B,) AUROCs under the (P, B) uint16 or float64 `counts`; NaN where a class has no weight.
+
+        Raises:
+            ValueError: If `counts` do not have P rows, or might add up to more than 32 bits.
+        """
         check_counts(counts, self.n_units)
         return auroc_under(counts, self.units, self.groups)
 
 
 def auroc_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> SortedAuroc:
-    """Return the AUROC of one finding, prepared for redraws of `units`.
+    """Return the AUROC of one finding, prepared for redraws of `units` (Hanley & McNeil 1982).
 
     Args:
         targets: (N,) of 1, 0, or NaN for masked images, which take no part.
@@ -40,7 +45,7 @@ def auroc_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> So
         units: What is redrawn.
 
     Raises:
-        ValueError: If the shapes differ, a target is none of 0, 1, NaN, or a score is NaN.
+        ValueError: If the shapes differ, a target is none of 0, 1, NaN, a labelled score is NaN, or `units` are others.
     """
     targets, scores = checked(targets, scores)
     order, groups = sorted_groups(targets, scores)
@@ -56,7 +61,7 @@ def auroc_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> So
 
 
 def auroc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the AUROC of one finding, in [0, 1]; NaN if one class is absent.
+    """Return the AUROC of one finding, in [0, 1] (Hanley & McNeil 1982); NaN if one class is absent.
 
     Args:
         targets: (N,) of 1, 0, or NaN for masked images.
@@ -74,7 +79,7 @@ def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     """Return both as (N,) float64.
 
     Raises:
-        ValueError: If the shapes differ, a target is none of 0, 1, NaN, or a score is NaN.
+        ValueError: If the shapes differ, a target is none of 0, 1, NaN, or the score of a labelled image is NaN.
     """
     targets, scores = np.asarray(targets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if targets.ndim != 1 or targets.shape != scores.shape:
@@ -91,6 +96,7 @@ def sorted_groups(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, 
     """Return the known images by ascending score, (E,), positives first among equals; and the positives' groups.
 
     The (G, 3) groups, one for each distinct score of a positive, are start, end of the positives, end of the tied.
+    `targets` and `scores` are (N,) as of `checked`.
     """
     images = np.concatenate([np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)])
     order = images[np.argsort(scores[images], kind="stable")]
@@ -104,10 +110,10 @@ def sorted_groups(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, 
 
 
 def units_of(order: np.ndarray, targets: np.ndarray, units: Units) -> np.ndarray:
-    """Return the (E,) int32 units of the images in `order`.
+    """Return the (E,) int32 units of the images in `order`, (E,) numbers of the (N,) `targets`.
 
     Raises:
-        ValueError: If `units` are not those of these images.
+        ValueError: If `units` are not those of these N images, or not in [0, P).
     """
     of_image = np.asarray(units.of_image)
     if of_image.shape != targets.shape:
@@ -118,7 +124,7 @@ def units_of(order: np.ndarray, targets: np.ndarray, units: Units) -> np.ndarray
 
 
 def as_counts(weights: np.ndarray | None, n_images: int) -> np.ndarray:
-    """Return (N, 1) counts of single images: uint16 where the weights are small integers, so sums are exact.
+    """Return (N, 1) counts of single images from their (N,) weights: uint16 of small integers, so sums are exact.
 
     Raises:
         ValueError: If the shape is wrong or a weight is negative or no finite number.
@@ -138,6 +144,10 @@ def as_counts(weights: np.ndarray | None, n_images: int) -> np.ndarray:
 
 
 def check_counts(counts: np.ndarray, n_units: int) -> None:
-    """Raise a ValueError unless `counts` has a row for every unit: kernels read rows unchecked."""
+    """Refuse `counts` that are not (P, B): kernels read rows unchecked.
+
+    Raises:
+        ValueError: If there is not a row for each of `n_units`.
+    """
     if len(counts) != n_units:
         raise ValueError(f"`counts` must have a row for each of {n_units} units, got {len(counts)}.")

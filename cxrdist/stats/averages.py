@@ -1,4 +1,8 @@
-"""One number over several findings: macro, weighted and micro averages.  Shapes: N images, K findings, P units."""
+"""One number over several findings: macro, weighted and micro averages.
+
+Shapes: N images, K findings, P units, B redraws.  Macro and micro are those of Sokolova & Lapalme 2009 (Inf Process
+Manag 45:427), weighted is scikit-learn's ``average="weighted"``.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +20,7 @@ AverageKind = Literal["macro", "weighted"]
 def average(
     values: np.ndarray, kind: AverageKind, support: np.ndarray | None = None, *, included: np.ndarray
 ) -> np.ndarray:
-    """Return the average over findings of values worked out in each redraw.
+    """Return the macro (Sokolova & Lapalme 2009) or weighted average over findings of values in each redraw.
 
     Which findings are `included` is decided once, on the full sample: those where the metric is defined.  In a redraw
     where one of them has no value there is no average: averaging the rest would mix means over different findings, and
@@ -34,7 +38,7 @@ def average(
         (...) averages; NaN where undefined, without any finding included, and for ``weighted`` without positives.
 
     Raises:
-        ValueError: If the kind is unknown or `support` is missing.
+        ValueError: If the kind is unknown or `support` is missing, though a finding is included.
     """
     chosen = np.asarray(values, dtype=np.float64)[..., included]
     if not chosen.shape[-1]:
@@ -51,18 +55,30 @@ def average(
 
 @dataclass(frozen=True)
 class SupportStatistic:
-    """The weight of a finding's positives; a `Statistic`, never NaN."""
+    """The weight of a finding's positives (scikit-learn's support); a `Statistic`, never NaN."""
 
     positives: np.ndarray
     """(P, 1): how many of each unit's images have the finding."""
 
     def under(self, counts: np.ndarray) -> np.ndarray:
-        """Return (B,) the sum of the (P, B) `counts` over positive images."""
+        """Return (B,) the sum of the (P, B) `counts` over positive images.
+
+        Raises:
+            ValueError: If `counts` do not have P rows, or are of another type than kernels take.
+        """
         return weighted_sums(counts, self.positives)[0]
 
 
 def support_statistic(targets: np.ndarray, units: Units) -> SupportStatistic:
-    """Return the weight of the positives of one finding, (N,) of 1, 0, NaN for masked, prepared."""
+    """Return the weight of the positives of one finding (scikit-learn's support), prepared.
+
+    Args:
+        targets: (N,) of 1, 0, or NaN for masked.
+        units: Of the N images.
+
+    Raises:
+        ValueError: If a target is none of 0, 1, NaN, or `units` are others.
+    """
     targets, _ = checked(targets, np.zeros(np.shape(targets)))
     present = np.flatnonzero(targets == 1)
     return SupportStatistic(np.bincount(units_of(present, targets, units), minlength=units.n)[:, None].astype(float))
@@ -77,14 +93,14 @@ def micro_statistic(
 ) -> Statistic:
     """Return a metric over all pairs of image and finding as if they were one finding, prepared.
 
-    A frequent finding counts more than a rare one, and scores of different findings are ranked against each other, so
-    findings must share a scale of probability (as scikit-learn's ``average="micro"``).  A redrawn unit brings all pairs
-    of its images.
+    Sokolova & Lapalme 2009, and scikit-learn's ``average="micro"``.  A frequent finding counts more than a rare one,
+    and scores of different findings are ranked against each other, so findings must share a scale of probability.  A
+    redrawn unit brings all pairs of its images.
 
     Args:
         metric: Of `METRICS`.
         targets: (N, K) of 1, 0, or NaN for masked pairs, which take no part.
-        scores: (N, K).
+        scores: (N, K), probabilities where the metric asks for them.
         units: Of the N images.
         thresholds: (K,), each finding by its own, for metrics that need one; a NaN makes every value NaN.
 

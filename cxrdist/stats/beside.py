@@ -16,7 +16,7 @@ CALLED = {"sensitivity": 1.0, "specificity": 0.0, "accuracy": None}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models on one finding."""
+    """Two models on one finding, for the tests of `delong`, `permutation` and `mcnemar`, which cite their sources."""
 
     targets: np.ndarray
     """(N,) of 1, 0, NaN for masked."""
@@ -25,17 +25,25 @@ class Pair:
     second: np.ndarray
     """(S, N) of the other's; S may differ."""
     units: Units
+    """Of the N images."""
     clustered: bool
     """Whether units are patients, else images."""
 
     def delong(self, metric: str) -> DeLong | None:
-        """Return DeLong's test of the mean AUROCs, None for other metrics."""
+        """Return DeLong's test of the mean AUROCs (`delong_test`), clustered by the units; None for other metrics.
+
+        Raises:
+            ValueError: If a shape or value is wrong.
+        """
         return delong_test(self.targets, self.first, self.second, self.units.of_image) if metric == "auroc" else None
 
     def permutation(self, metric: str, n_permutations: int, seed: int, map: MapFunction) -> float:
-        """Return the p of the permutation test of the AUROCs; NaN if none is asked for or files cannot be swapped.
+        """Return the p of `permutation_test` of the AUROCs; NaN if none is asked for or files cannot be swapped.
 
         File s of the one is swapped with file s of the other, so there must be as many of each.
+
+        Raises:
+            ValueError: If a shape or value is wrong, or `n_permutations` is negative.
         """
         if not n_permutations or metric != "auroc" or len(self.first) != len(self.second):
             return math.nan
@@ -44,7 +52,13 @@ class Pair:
         )
 
     def mcnemar(self, metric: str, thresholds: tuple[float, float] | None) -> float:
-        """Return the p of McNemar's test of the calls; NaN for several files and metrics that are no share of calls."""
+        """Return the p of McNemar's test (`mcnemar_test`) of the calls at `thresholds`, of the first and the second.
+
+        NaN for several files, without thresholds, and for metrics that are no share of calls (`CALLED`).
+
+        Raises:
+            ValueError: If a shape or value is wrong.
+        """
         if metric not in CALLED or thresholds is None or len(self.first) + len(self.second) != 2:
             return math.nan
         if math.isnan(thresholds[0]) or math.isnan(thresholds[1]):

@@ -11,6 +11,8 @@ def equal_mass_error(
 ) -> np.ndarray:
     """Return (B,) the sum over bins of |sum of p - sum of y| over the sum of weights; NaN where that is 0.
 
+    The expected calibration error of Naeini et al. 2015 in bins of equal mass; see `calibration.ece_statistic`.
+
     Images come by ascending score.  Equal scores are a group and fall into one bin, that of their middle on the line
     of all weights: with c the weight below and w that of the group, bin ``floor(n_bins (c + w / 2) / total)``.  It is
     found by comparing ``n_bins (2 c + w)`` with ``2 total (bin + 1)``, exact for whole weights.
@@ -21,6 +23,9 @@ def equal_mass_error(
         scores: (n,) ascending.
         positive: (n,) bool.
         n_bins: 1 or more.
+
+    Raises:
+        ValueError: If `counts` are not (P, B) of one of these types.
     """
     return _error(writable(typed(counts)), writable(unit), writable(scores), writable(positive), n_bins)
 

@@ -1,8 +1,8 @@
 """Paired bootstrap of patients.  Shapes: N images, K findings, R redraws, P patients.
 
 Patients are drawn with replacement and bring all their images, because images of one patient are not independent
-(Obuchowski 1997; Field & Welsh 2007).  Every model, metric and finding sees the same redraws, so differences between
-models are paired, and averages over findings are taken inside each redraw.
+(Obuchowski 1997, Biometrics 53:567; Field & Welsh 2007, JRSS B 69:369).  Every model, metric and finding sees the same
+redraws, so differences between models are paired, and averages over findings are taken inside each redraw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ Column = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Redraws:
-    """Every column on the full sample and in every redraw; all columns share the redraws."""
+    """Every column (model, metric, finding or average) on the full sample and in every redraw, which all share."""
 
     point: dict[Column, float]
     """On the full sample; NaN where undefined."""
@@ -39,9 +39,11 @@ class Sample:
     """What all models were asked: images, what is true of them, and what is redrawn."""
 
     findings: tuple[str, ...]
+    """K names."""
     targets: np.ndarray
     """(N, K) of 1, 0, NaN for masked."""
     units: Units
+    """Of the N images."""
 
     def __post_init__(self) -> None:
         if self.targets.ndim != 2 or not len(self.targets):
@@ -67,6 +69,8 @@ def bootstrap(
     map: MapFunction = map,
 ) -> Redraws:
     """Return every metric of every model on every finding and average, on the full sample and in each redraw.
+
+    The cluster bootstrap (Field & Welsh 2007), paired: all columns are worked out under the same (P, R) counts.
 
     Averages are over the findings whose metric is defined on the full sample for every model.  A redraw in which one
     of them is not (it lost a class) has no average: the mean of the rest would mix means over different findings, and
@@ -128,11 +132,15 @@ def rare_strata(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, ...]:
 
     A patient belongs to the rarest (by patients) of the findings that any of its images shows; those without any are
     one stratum.  So every redraw has about as many patients of a rare finding as the sample.  A stratum of one patient
-    could not vary: a finding that would make one makes none, and a patient left over alone joins the largest.
+    could not vary: a finding that would make one makes none, and a patient left over alone joins the largest.  Drawing
+    within strata is the bootstrap of several samples (Davison & Hinkley 1997, 3.2); who is in which is our choice.
 
     Args:
         ids: (N,) patient of each image.
         targets: (N, K) of 1, 0, NaN for masked.
+
+    Returns:
+        For each stratum its patients, (Ps,) numbers in the sorted order of the ids, as of `whole_units`.
     """
     names, of_image = np.unique(ids, return_inverse=True)
     shows = np.zeros((len(names), targets.shape[1]), dtype=bool)

@@ -34,19 +34,23 @@ probability below 1 that single precision can hold is further from 1 (6e-8), so 
 
 @dataclass(frozen=True)
 class MeanStatistic:
-    """The mean of a number that every labelled image has; a `Statistic`."""
+    """The mean of a number that every labelled image has: Brier 1950, Good 1952; a `Statistic`."""
 
     sums: np.ndarray
     """(P, 2): of each unit, the sum of the numbers and how many."""
 
     def under(self, counts: np.ndarray) -> np.ndarray:
-        """Return (B,) the mean under the (P, B) `counts`; NaN without weight."""
+        """Return (B,) the mean under the (P, B) `counts`; NaN without weight.
+
+        Raises:
+            ValueError: If `counts` do not have P rows, or are of another type than kernels take.
+        """
         total, weight = weighted_sums(counts, self.sums)
         return np.divide(total, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
 
 
 def brier_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> MeanStatistic:
-    """Return the mean of (p - y)², prepared (Brier 1950, in the form for two classes: 0 best, 1 worst).
+    """Return the mean of (p - y)², prepared (Brier 1950, Mon Weather Rev 78:1, halved: 0 best, 1 worst).
 
     `targets` (N,) of 1, 0, NaN for masked; `scores` (N,) probabilities.  ValueError for wrong shapes or values.
     """
@@ -55,8 +59,9 @@ def brier_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> Me
 
 
 def log_loss_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> MeanStatistic:
-    """Return the mean of -ln(probability of what happened), prepared (Good 1952); least `LOG_LOSS_FLOOR`.
+    """Return the mean of -ln(probability of what happened), prepared (Good 1952, JRSS B 14:107).
 
+    A probability below `LOG_LOSS_FLOOR` counts as that, as in scikit-learn.
     `targets` (N,) of 1, 0, NaN for masked; `scores` (N,) probabilities.  ValueError for wrong shapes or values.
     """
     images = labelled(targets, scores, units, probabilities=True)
@@ -66,7 +71,7 @@ def log_loss_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) ->
 
 @dataclass(frozen=True)
 class CalibrationErrorStatistic:
-    """Expected calibration error over bins of equal mass; a `Statistic`.  Images by ascending score."""
+    """Expected calibration error (see `ece_statistic`); a `Statistic`.  Images by ascending score."""
 
     unit: np.ndarray
     """(n,) int32."""
@@ -78,7 +83,11 @@ class CalibrationErrorStatistic:
     n_bins: int
 
     def under(self, counts: np.ndarray) -> np.ndarray:
-        """Return (B,) the error under the (P, B) `counts`, binned anew in each column; NaN without weight."""
+        """Return (B,) the error under the (P, B) `counts`, binned anew in each column; NaN without weight.
+
+        Raises:
+            ValueError: If `counts` do not have P rows, or are of another type than kernels take.
+        """
         check_counts(counts, self.n_units)
         return equal_mass_error(counts, self.unit, self.scores, self.positive, self.n_bins)
 
@@ -88,12 +97,13 @@ def ece_statistic(
 ) -> CalibrationErrorStatistic:
     """Return the expected calibration error, prepared: the sum over bins of share of weight × |mean p - mean y|.
 
-    Of the finding's probability, not of the likelier class's (Naeini et al. 2015), in bins of equal mass (Nixon et al.
-    2019; less biased than equal width, Roelofs et al. 2022).  Images are lined up by score, each as long as its weight;
-    the line is cut into `n_bins` equal parts, and images that share a score stay together, in the part where their
-    common middle lies (the upper one, if it lies on the cut).  So bins depend on the weights, ties never on the order
-    of images, and a bin may stay empty.  The error of a finite sample is above zero even under perfect calibration, and
-    more so in redraws; compare models by it, do not test it against zero.
+    Of the finding's probability, not of the likelier class's (Naeini, Cooper & Hauskrecht 2015, AAAI), in bins of equal
+    mass (Nixon et al. 2019, CVPR Workshops; less biased than equal width, Roelofs et al. 2022, AISTATS).  Images are
+    lined up by score, each as long as its weight; the line is cut into `n_bins` equal parts, and images that share a
+    score stay together, in the part where their common middle lies (the upper one, if it lies on the cut).  So bins
+    depend on the weights, ties never on the order of images, and a bin may stay empty.  The error of a finite sample is
+    above zero even under perfect calibration, and more so in redraws; compare models by it, do not test it against
+    zero.
 
     Args:
         targets: (N,) of 1, 0, or NaN for masked.
@@ -112,7 +122,7 @@ def ece_statistic(
 
 @dataclass(frozen=True)
 class LogitStatistic:
-    """Calibration slope or intercept; a `Statistic`."""
+    """Calibration slope or intercept (Cox 1958; see the two functions that prepare it); a `Statistic`."""
 
     unit: np.ndarray
     """(n,) int32."""
@@ -125,7 +135,11 @@ class LogitStatistic:
     """(2,) intercept and slope of all images, from where the fits of a slope begin; None: the slope is held at 1."""
 
     def under(self, counts: np.ndarray) -> np.ndarray:
-        """Return (B,) the slope or intercept under the (P, B) `counts`; NaN where it does not exist."""
+        """Return (B,) the slope or intercept under the (P, B) `counts`; NaN where it does not exist.
+
+        Raises:
+            ValueError: If `counts` do not have P rows, or are of another type than kernels take.
+        """
         check_counts(counts, self.n_units)
         if self.start is None:
             return fit_intercepts(counts, self.unit, self.logit, self.positive)
@@ -133,9 +147,11 @@ class LogitStatistic:
 
 
 def calibration_slope_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> LogitStatistic:
-    """Return the slope b of ``logit P(y = 1) = a + b logit p``, prepared (Cox 1958; Van Calster et al. 2016, 2019).
+    """Return the slope b of ``logit P(y = 1) = a + b logit p``, prepared.
 
-    1 is right; below 1 the probabilities are too extreme, above 1 too timid.  See `LOGIT_FLOOR` for p of 0 and 1.
+    Cox 1958 (Biometrika 45:562); Van Calster et al. 2016 (J Clin Epidemiol 74:167), 2019 (BMC Med 17:230).  1 is right;
+    below 1 the probabilities are too extreme, above 1 too timid.  See `LOGIT_FLOOR` for p of 0 and 1.
+
     `targets` (N,) of 1, 0, NaN for masked; `scores` (N,) probabilities.  ValueError for wrong shapes or values.
     """
     one = _logits(targets, scores, units)
@@ -145,43 +161,67 @@ def calibration_slope_statistic(targets: np.ndarray, scores: np.ndarray, units: 
 
 
 def calibration_intercept_statistic(targets: np.ndarray, scores: np.ndarray, units: Units) -> LogitStatistic:
-    """Return a of ``logit P(y = 1) = a + logit p``, calibration in the large, prepared (Van Calster et al. 2016, 2019).
+    """Return a of ``logit P(y = 1) = a + logit p``, calibration in the large, prepared.
 
-    0 is right; below 0 the probabilities are too high on the whole, above 0 too low.  The slope is held at 1: the
-    intercept of the model with a free slope tells something else.  See `LOGIT_FLOOR` for p of 0 and 1.
+    Van Calster et al. 2016 (J Clin Epidemiol 74:167), 2019 (BMC Med 17:230).  0 is right; below 0 the probabilities are
+    too high on the whole, above 0 too low.  The slope is held at 1: the intercept of the model with a free slope tells
+    something else.  See `LOGIT_FLOOR` for p of 0 and 1.
+
     `targets` (N,) of 1, 0, NaN for masked; `scores` (N,) probabilities.  ValueError for wrong shapes or values.
     """
     return _logits(targets, scores, units)
 
 
 def brier(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the Brier score of one finding under (N,) image `weights`; see `brier_statistic`."""
+    """Return the Brier score of one finding, `targets`, `scores` and image `weights` (N,) each; see `brier_statistic`.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return point(partial(brier_statistic, targets, scores), len(targets), weights)
 
 
 def log_loss(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the log loss of one finding under (N,) image `weights`; see `log_loss_statistic`."""
+    """Return the log loss of one finding, `targets`, `scores` and image `weights` (N,) each; see `log_loss_statistic`.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return point(partial(log_loss_statistic, targets, scores), len(targets), weights)
 
 
 def ece(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None, *, n_bins: int = N_BINS) -> float:
-    """Return the expected calibration error of one finding under (N,) image `weights`; see `ece_statistic`."""
+    """Return the calibration error of one finding, `targets`, `scores` and `weights` (N,) each; see `ece_statistic`.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return point(partial(ece_statistic, targets, scores, n_bins=n_bins), len(targets), weights)
 
 
 def calibration_slope(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the slope of one finding under (N,) image `weights`; see `calibration_slope_statistic`."""
+    """Return the slope of one finding, `targets`, `scores`, `weights` (N,) each; see `calibration_slope_statistic`.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return point(partial(calibration_slope_statistic, targets, scores), len(targets), weights)
 
 
 def calibration_intercept(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the intercept of one finding under (N,) image `weights`; see `calibration_intercept_statistic`."""
+    """Return the intercept of one finding, (N,) arguments as of `calibration_slope`.
+
+    See `calibration_intercept_statistic`.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return point(partial(calibration_intercept_statistic, targets, scores), len(targets), weights)
 
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """The bins that hold an image, by ascending probability; at most M points, (m,) each."""
+    """The bins that hold an image, by ascending probability, (m,) each, m <= M (Niculescu-Mizil & Caruana 2005)."""
 
     mean_predicted: np.ndarray
     """Mean probability of the bin's images."""
@@ -192,9 +232,10 @@ class ReliabilityCurve:
 
 
 def reliability_curve(targets: np.ndarray, scores: np.ndarray, n_bins: int = N_BINS) -> ReliabilityCurve:
-    """Return what was predicted and what happened in the bins of `ece_statistic` (Niculescu-Mizil & Caruana 2005).
+    """Return what was predicted and what happened in the bins of `ece_statistic`.
 
-    The error is ``sum(count / n * abs(mean_predicted - share_positive))``.  Without a labelled image, no points.
+    Niculescu-Mizil & Caruana 2005 (ICML), there with bins of equal width.  The error is
+    ``sum(count / n * abs(mean_predicted - share_positive))``.  Without a labelled image, no points.
 
     Args:
         targets: (N,) of 1, 0, or NaN for masked.

@@ -37,7 +37,7 @@ class Estimate:
 
     @property
     def spread(self) -> float:
-        """Standard deviation between the files (seeds); NaN with fewer than two."""
+        """Standard deviation between the S files (seeds), of S - 1 degrees of freedom; NaN with fewer than two."""
         # By size, so that the order of files changes no bit.
         return float(np.std(np.sort(self.by_member), ddof=1)) if len(self.by_member) > 1 else float("nan")
 

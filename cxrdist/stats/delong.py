@@ -1,7 +1,8 @@
-"""DeLong's test of two correlated AUROCs, a closed form to hold against the bootstrap.
+"""DeLong's test of two correlated AUROCs, a closed form to hold against the bootstrap.  Shapes: N images, S models.
 
-Fast by midranks (Sun & Xu 2014, IEEE Signal Processing Letters 21:1389).  With clusters it is Obuchowski's extension
-(1997, Biometrics 53:567); where each image is its own cluster the two are the same.
+DeLong, DeLong & Clarke-Pearson 1988 (Biometrics 44:837).  Fast by midranks (Sun & Xu 2014, IEEE Signal Processing
+Letters 21:1389).  With clusters it is Obuchowski's extension (1997, Biometrics 53:567); where each image is its own
+cluster the two are the same.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, rankdata
 
+from cxrdist.stats.auroc import checked
+
 
 @dataclass(frozen=True)
 class DeLong:
-    """AUROC of the first minus that of the second model, its standard error, and the two-sided p of no difference."""
+    """AUROC of the first minus that of the second model, its standard error and two-sided p (DeLong et al. 1988)."""
 
     difference: float
     standard_error: float
@@ -22,7 +25,7 @@ class DeLong:
 def delong_test(
     targets: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None = None
 ) -> DeLong:
-    """Return DeLong's test of two models on the same images.
+    """Return the test of DeLong et al. 1988 of two models on the same images; with clusters that of Obuchowski 1997.
 
     Args:
         targets: (N,) of 1, 0, NaN for masked.
@@ -33,7 +36,14 @@ def delong_test(
     Returns:
         NaN throughout if a class has fewer than two images (or clusters); p is NaN if the variance is 0 but the
         difference is not, since a degenerate sample says nothing about the spread.
+
+    Raises:
+        ValueError: If the shapes differ, a target is none of 0, 1, NaN, or the score of a labelled image is NaN.
     """
+    for scores in (*np.atleast_2d(first), *np.atleast_2d(second)):
+        checked(targets, scores)
+    if clusters is not None and np.shape(clusters) != np.shape(targets):
+        raise ValueError(f"`clusters` must have the shape {np.shape(targets)} of `targets`, got {np.shape(clusters)}.")
     known = ~np.isnan(np.asarray(targets, dtype=np.float64))
     positive = np.asarray(targets)[known] == 1
     groups = (

@@ -23,8 +23,10 @@ NO_SPREAD = 1e-12
 def adjust(p: np.ndarray, method: Adjustment) -> np.ndarray:
     """Return the (M,) adjusted p-values of one family of (M,) p-values.
 
-    "bh" and "by" bound the share of false among all claimed differences (the latter under any dependence), "holm" the
-    chance of even one false claim (under any dependence), "none" bounds nothing over the family.
+    - "bh" bounds the share of false among all claimed differences (Benjamini & Hochberg 1995, JRSS B 57:289),
+    - "by" does under any dependence (Benjamini & Yekutieli 2001, Ann Stat 29:1165),
+    - "holm" bounds the chance of even one false claim, under any dependence (Holm 1979, Scand J Stat 6:65),
+    - "none" bounds nothing over the family.
 
     Raises:
         ValueError: If `method` is unknown or a p-value is outside [0, 1].
@@ -61,7 +63,13 @@ def adjust_redrawn(p: np.ndarray, delta: np.ndarray, point: np.ndarray, correcti
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Return `adjust` by Benjamini & Hochberg 1995 (JRSS B 57:289): step-up, for independent or positive tests."""
+    """Return `adjust` of (M,) p-values by Benjamini & Hochberg 1995 (JRSS B 57:289), step-up.
+
+    For independent or positively dependent tests.
+
+    Raises:
+        ValueError: If a p-value is outside [0, 1].
+    """
     return adjust(p, "bh")
 
 

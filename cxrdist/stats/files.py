@@ -62,7 +62,11 @@ def labels_of(predictions: Mapping[str, Files]) -> Groups:
 
 
 def check_seeds(groups: Groups, options: StatisticsOptions) -> None:
-    """Refuse what has no standard deviation: shifts of Student's t with one or two degrees of freedom."""
+    """Refuse what has no standard deviation: shifts of Student's t with one or two degrees of freedom.
+
+    Raises:
+        UsageError: If max-T is asked for with seeds redrawn, of a model with 2 to `FEWEST_SEEDS` - 1 of them.
+    """
     if not (options.hierarchical and options.correction == "max_t"):
         return
     for name, labels in groups.items():
@@ -81,7 +85,7 @@ def by_label(groups: Groups, predictions: Mapping[str, Files]) -> dict[str, Pred
 
 
 def stacked(arrays: Mapping[str, np.ndarray], groups: Groups) -> dict[str, np.ndarray]:
-    """Return model -> (S, ...): the arrays of its files."""
+    """Return model -> (S, ...): the arrays, (...) each, of its S files."""
     return {name: np.stack([arrays[label] for label in labels]) for name, labels in groups.items()}
 
 

@@ -1,7 +1,7 @@
 """From redraws of a paired difference to p-values: no difference, non-inferiority, equivalence.  Shapes: R redraws.
 
 Undefined (NaN) redraws are left out; p is NaN if none is left.  The observed sample counts as one of the redraws
-(Davison & Hinkley 1997, 4.11; Phipson & Smyth 2010), so no p is ever 0.
+(Davison & Hinkley 1997, 4.11; Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9:39), so no p is ever 0.
 """
 
 import numpy as np

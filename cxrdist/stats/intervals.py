@@ -22,7 +22,7 @@ ROUNDING = 1e-13
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds of a confidence interval; NaN where nothing was defined."""
+    """Bounds of a confidence interval, in units of the number; NaN where nothing was defined."""
 
     low: float
     high: float
@@ -113,7 +113,7 @@ def raised_interval(theta: np.ndarray, *, point: float, confidence_level: float 
 
 
 def percentile_interval(theta: np.ndarray, *, confidence_level: float = 0.95) -> Interval:
-    """Return the percentile interval of the (R,) redraws `theta`; undefined (NaN) redraws are left out.
+    """Return the percentile interval of the (R,) redraws `theta` (Efron & Tibshirani 1993, 13.3); NaN are left out.
 
     Raises:
         ValueError: If `confidence_level` is outside (0, 1).

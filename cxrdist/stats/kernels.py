@@ -59,7 +59,7 @@ def _walk_group(
 
 @compiled
 def walk_float(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return (B,) AUROCs under float64 (P, B) `counts`; see `auroc_under`."""
+    """Return (B,) AUROCs under float64 (P, B) `counts`; see `auroc_under`, which checks what comes here."""
     lanes = counts.shape[1]
     below, before, here = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
     positive, twice = np.zeros(lanes), np.zeros(lanes)
@@ -210,7 +210,7 @@ def auroc_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np
             same; the entries between two groups are negatives.
 
     Raises:
-        ValueError: If counts are so large that their sum might not fit 32 bits.
+        ValueError: If counts are not of these types, or so large that their sum might not fit 32 bits.
     """
     counts = writable(typed(counts))
     if counts.dtype == np.float64:
@@ -219,7 +219,7 @@ def auroc_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np
 
 
 def average_precision_under(counts: np.ndarray, units: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the (B,) average precisions, the sum of precision x gain in recall; NaN where positives have no weight.
+    """Return the (B,) average precisions, scikit-learn's sum of precision x gain in recall; NaN without positives.
 
     Args:
         counts: (P, B) uint16 or float64 weights of the units.
@@ -227,7 +227,7 @@ def average_precision_under(counts: np.ndarray, units: np.ndarray, groups: np.nd
         groups: (G, 3) int64 as for `auroc_under`, one for each distinct score of a positive.
 
     Raises:
-        ValueError: If counts are so large that their sum might not fit 32 bits.
+        ValueError: If counts are not of these types, or so large that their sum might not fit 32 bits.
     """
     counts = writable(typed(counts))
     if counts.dtype == np.uint16:
@@ -243,6 +243,9 @@ def weighted_sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     Args:
         counts: (P, B) uint16 or float64.
         values: (P, V), finite numbers; zeros cost nothing.
+
+    Raises:
+        ValueError: If the shapes differ, or `counts` are of another type.
     """
     values = np.ascontiguousarray(values, dtype=np.float64)
     if values.ndim != 2 or len(values) != len(counts):
@@ -261,12 +264,16 @@ def _largest(counts: np.ndarray, entries: int) -> int:
 
 
 def typed(counts: np.ndarray) -> np.ndarray:
-    """Return `counts`; raise a ValueError unless they are (P, B) of a type that kernels take."""
+    """Return (P, B) `counts` as they are.
+
+    Raises:
+        ValueError: If they are not (P, B), or not of uint16 or float64, the types that kernels take.
+    """
     if counts.ndim != 2 or counts.dtype not in (np.uint16, np.float64):
         raise ValueError(f"`counts` must be (P, B) of uint16 or float64, got {counts.shape} of {counts.dtype}.")
     return counts
 
 
 def writable(array: np.ndarray) -> np.ndarray:
-    """Return the array contiguous and writable: a read-only one (Ray's) would be compiled for anew."""
+    """Return the (...) array contiguous and writable: a read-only one (Ray's) would be compiled for anew."""
     return np.require(array, requirements=("C", "W"))

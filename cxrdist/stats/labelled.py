@@ -35,7 +35,8 @@ def labelled(targets: np.ndarray, scores: np.ndarray, units: Units, *, probabili
         probabilities: Whether scores must be in [0, 1].
 
     Raises:
-        ValueError: If the shapes differ, a target is none of 0, 1, NaN, or a score is NaN or out of range.
+        ValueError: If the shapes differ, a target is none of 0, 1, NaN, a score is NaN or out of range, or `units` are
+            others.
     """
     targets, scores = checked(targets, scores)
     known = np.flatnonzero(~np.isnan(targets))

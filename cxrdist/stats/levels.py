@@ -25,7 +25,7 @@ def subgroup_masks(column: np.ndarray, name: str) -> dict[str, np.ndarray]:
     - A column named ``age`` (``age_years``, ``patient_age``), in years, is cut into `AGE_BANDS`; ages below 0 or above
       120 are the level `IMPLAUSIBLE`.
     - Up to `MOST_LEVELS` different values, of text or numbers, are a level each, in sorted order.
-    - More different numbers are cut at their quartiles, each up to and including its bound.
+    - More different numbers are cut at their quartiles (Hyndman & Fan 1996, definition 1), up to and including each.
     - Values that are not there (None, NaN, `NOT_KNOWN`) are the level `MISSING`, the last.
 
     Raises:

@@ -1,10 +1,10 @@
 """Logistic recalibration of log odds, every redraw by itself.  Shapes: n images, P units, B redraws.
 
-A maximum of the likelihood exists only where the classes overlap (Albert & Anderson 1984).  With one logit per image
-that means: some positive lies strictly below some negative, and some negative strictly below some positive.  Perfect
-separation, separation up to ties, constant logits and a single class are told from the images with weight before
-anything is fitted, and give NaN.  Elsewhere the maximum is unique and Newton's steps find it; NaN also where not even
-`MAX_STEPS` do, which takes a slope of hundreds: classes that overlap by a hair.
+A maximum of the likelihood exists only where the classes overlap (Albert & Anderson 1984, Biometrika 71:1).  With one
+logit per image that means: some positive lies strictly below some negative, and some negative strictly below some
+positive.  Perfect separation, separation up to ties, constant logits and a single class are told from the images with
+weight before anything is fitted, and give NaN.  Elsewhere the maximum is unique and Newton's steps find it; NaN also
+where not even `MAX_STEPS` do, which takes a slope of hundreds: classes that overlap by a hair.
 """
 
 import math
@@ -32,12 +32,17 @@ def fit_slopes(
 ) -> np.ndarray:
     """Return (2, B), the a and b that maximise the likelihood of ``logit P(y = 1) = a + b logit``; NaN where none do.
 
+    Recalibration as of Cox 1958 (Biometrika 45:562).
+
     Args:
         counts: (P, B) uint16 or float64.
         unit: (n,) unit of each image.
         logit: (n,) finite.
         positive: (n,) bool.
         start: (2,) where to begin, best near the answer; NaN to begin without a slope.
+
+    Raises:
+        ValueError: If `counts` are not (P, B) of one of these types.
     """
     return _slopes(writable(typed(counts)), writable(unit), writable(logit), writable(positive), writable(start))
 
@@ -45,7 +50,8 @@ def fit_slopes(
 def fit_intercepts(counts: np.ndarray, unit: np.ndarray, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Return (B,) the a of ``logit P(y = 1) = a + logit`` at which as many positives are expected as are seen.
 
-    NaN where a class has no weight: then a is infinite.  Arguments as of `fit_slopes`.
+    Calibration in the large (Van Calster et al. 2019, BMC Med 17:230).  NaN where a class has no weight: then a is
+    infinite.  Arguments, and what is refused, as of `fit_slopes`.
     """
     return _intercepts(writable(typed(counts)), writable(unit), writable(logit), writable(positive))
 

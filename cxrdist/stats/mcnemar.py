@@ -14,7 +14,7 @@ from cxrdist.stats.resample import Units
 
 @dataclass(frozen=True)
 class McNemar:
-    """How two models' calls differ on the same images."""
+    """How two models' calls differ on the same images (McNemar 1947); shares in [-1, 1], counts in images."""
 
     difference: float
     """Share of images that the first calls right minus that of the second."""

@@ -109,7 +109,7 @@ DIGITS = 6
 def confidence(alpha: float) -> str:
     """Return the confidence level 1 - `alpha` in percent, never rounded to 100 or to 0: ``"95 %"``.
 
-    `alpha`, or the level where that is the smaller one, keeps six significant digits.
+    `alpha`, in (0, 1), or the level where that is the smaller one, keeps six significant digits.
     """
     hundred, share = Decimal(100), 100 * Decimal(repr(float(alpha)))
     digits = Context(prec=DIGITS)

@@ -1,4 +1,7 @@
-"""All metrics by name: what they mean to a reader, and how they are prepared for redraws."""
+"""All metrics by name: what they mean to a reader, and how they are prepared for redraws.
+
+Shapes: N images, R redraws, P units.  Each is of the module that prepares it, which cites its source.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -61,6 +64,17 @@ class Metric:
 
         Where redraws raise the metric, it is `raised_interval` whatever the method.  Differences between models are not
         for this: in them what redraws add cancels about, and bounds are others.
+
+        Args:
+            theta: (R,) the metric in each redraw.
+            point: The metric on the sample as it is.
+            method: As of `intervals.interval`, and so the others.
+            confidence_level: In (0, 1).
+            jackknife: (P,) the metric with one unit left out; needed by BCa.
+            strata: (Ps,) each, in which redraws were drawn.
+
+        Raises:
+            ValueError: If the method is unknown, what it needs is missing, or the level is outside (0, 1).
         """
         if self.raised_by_redraws:
             return raised_interval(theta, point=point, confidence_level=confidence_level)
@@ -84,6 +98,8 @@ class Metric:
         threshold: float | None = None,
     ) -> float:
         """Return the metric of one finding under (N,) image `weights`, as in a redraw; NaN where undefined.
+
+        `targets` are (N,) of 1, 0, NaN for masked, `scores` (N,), probabilities where the metric asks for them.
 
         Raises:
             ValueError: If a shape or value is wrong, or a threshold is missing.

@@ -56,9 +56,12 @@ def permutation_test(
 ) -> float:
     """Return the two-sided p-value that two models are exchangeable, by the difference of their AUROCs.
 
+    Bandos et al. 2005, with whole units swapped.
+
     ``p = (#{|permuted difference| >= |difference|} + 1) / (n_permutations + 1)``: the observed sample is one of the
-    permutations (Phipson & Smyth 2010), so p is valid for any number of them and never 0.  Permutation number i is a
-    function of (seed, i) alone, hence p does not depend on `map`, and tests with one seed swap the same patients.
+    permutations (Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9:39), so p is valid for any number of them and never
+    0.  Permutation number i is a function of (seed, i) alone, hence p does not depend on `map`, and tests with one seed
+    swap the same patients.
 
     Args:
         targets: (N,) of 1, 0, NaN for masked.

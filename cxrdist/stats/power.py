@@ -107,6 +107,8 @@ def smallest_detectable_difference(
 ) -> Power:
     """Return the smallest paired difference in AUROC that a test of this sample finds with probability `power`.
 
+    By the variances of Hanley & McNeil 1982, 1983, see above.
+
     Args:
         auc: AUROC of the weaker model, in [0.5, 1).
         prevalence: Share of images with the finding, in (0, 1).
@@ -164,7 +166,7 @@ def patients_needed(
 ) -> Power:
     """Return the smallest test sample that shows a paired `difference` in AUROC with probability `power`.
 
-    Arguments are those of `smallest_detectable_difference`, and `difference` in (0, 1 - `auc`].
+    Arguments and sources are those of `smallest_detectable_difference`, and `difference` in (0, 1 - `auc`].
 
     Raises:
         UsageError: If a value is outside its range, or a thousand million patients are not enough.
@@ -196,7 +198,7 @@ def patients_needed(
 
 
 def auroc_variance(auc: float, n_positive: float, n_negative: float, scores: Scores = "binormal") -> float:
-    """Return the variance of an AUROC of independent images (Hanley & McNeil 1982, equation 1).
+    """Return the variance of an AUROC in (0, 1) of so many independent images (Hanley & McNeil 1982, equation 1).
 
     For ``binormal`` scores both chances are that of two normal numbers with correlation 1/2 below one bound, for which
     Owen (1956, Annals of Mathematical Statistics 27:1075) has a closed form.

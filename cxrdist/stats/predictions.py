@@ -49,7 +49,7 @@ class Predictions:
         return len(self.image_id)
 
     def rows(self, order: np.ndarray) -> "Predictions":
-        """Return the images that the index array or mask `order` picks."""
+        """Return the images that `order` picks: (n,) numbers, or an (N,) mask."""
         return replace(
             self,
             image_id=self.image_id[order],

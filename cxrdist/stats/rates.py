@@ -1,7 +1,8 @@
 """What a threshold does: rates of the confusion counts.  Shapes: N images, P units, B redraws.
 
-An image is *called* when ``score >= threshold``.  The four counts are whole numbers and exact under whole weights, so a
-rate has the rounding of its one formula and does not depend on the order of images.
+Every formula takes true and false positives, true and false negatives, (...) each and 0 or more, and gives (...) in
+[0, 1], MCC in [-1, 1].  An image is *called* when ``score >= threshold``.  The four counts are whole numbers and exact
+under whole weights, so a rate has the rounding of its one formula and does not depend on the order of images.
 
 A rate whose denominator is zero does not exist and is NaN, never 0 or 1: sensitivity without positives, specificity
 without negatives, PPV where nothing is called, NPV where everything is, F1 where there is neither a positive nor a
@@ -23,42 +24,45 @@ Formula = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def sensitivity(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the share of present findings that are called (Altman & Bland 1994, BMJ 308:1552)."""
+    """Return (...), the share of present findings that are called (Altman & Bland 1994, BMJ 308:1552)."""
     return _share(tp, tp + fn)
 
 
 def specificity(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the share of absent findings that are not called (Altman & Bland 1994, BMJ 308:1552)."""
+    """Return (...), the share of absent findings that are not called (Altman & Bland 1994, BMJ 308:1552)."""
     return _share(tn, tn + fp)
 
 
 def ppv(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the share of calls that are right, at the sample's prevalence (Altman & Bland 1994, BMJ 309:102)."""
+    """Return (...), the share of calls that are right, at this prevalence (Altman & Bland 1994, BMJ 309:102)."""
     return _share(tp, tp + fp)
 
 
 def npv(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the share of non-calls that are right, at the sample's prevalence (Altman & Bland 1994, BMJ 309:102)."""
+    """Return (...), the share of non-calls that are right, at this prevalence (Altman & Bland 1994, BMJ 309:102)."""
     return _share(tn, tn + fn)
 
 
 def f1(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the harmonic mean of sensitivity and PPV (van Rijsbergen 1979, chapter 7)."""
+    """Return (...), the harmonic mean of sensitivity and PPV (van Rijsbergen 1979, Information Retrieval, 7)."""
     return _share(2 * tp, 2 * tp + fp + fn)
 
 
 def accuracy(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the share of images called rightly."""
+    """Return (...), the share of images called rightly (Metz 1978, Semin Nucl Med 8:283)."""
     return _share(tp + tn, tp + fp + tn + fn)
 
 
 def balanced_accuracy(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the mean of sensitivity and specificity (Brodersen et al. 2010)."""
+    """Return (...), the mean of sensitivity and specificity (Brodersen et al. 2010, ICPR)."""
     return (_share(tp, tp + fn) + _share(tn, tn + fp)) / 2
 
 
 def mcc(tp: np.ndarray, fp: np.ndarray, tn: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """Return the correlation of calls with the truth (Matthews 1975; Chicco & Jurman 2020)."""
+    """Return (...), the correlation of calls with the truth.
+
+    Matthews 1975 (Biochim Biophys Acta 405:442); Chicco & Jurman 2020 (BMC Genomics 21:6).
+    """
     # Two roots, so that small float weights do not underflow in a product of four.
     spread = np.sqrt((tp + fp) * (tp + fn)) * np.sqrt((tn + fp) * (tn + fn))
     return _share(tp * tn - fp * fn, spread)
@@ -75,18 +79,23 @@ class RateStatistic:
     """One rate of one model on one finding at a threshold; a `Statistic`."""
 
     rate: str
+    """A name in `RATES`, which cite their sources."""
     cells: np.ndarray
     """(P, 4) float64 whole numbers: true and false positives, true and false negatives of each unit."""
 
     def under(self, counts: np.ndarray) -> np.ndarray:
-        """Return (B,) the rate under the (P, B) `counts`; NaN where its denominator is 0."""
+        """Return (B,) the rate under the (P, B) `counts`; NaN where its denominator is 0.
+
+        Raises:
+            ValueError: If `counts` do not have P rows, or are of another type than kernels take.
+        """
         return RATES[self.rate](*weighted_sums(counts, self.cells))
 
 
 def rate_statistic(
     rate: str, targets: np.ndarray, scores: np.ndarray, units: Units, threshold: float | None
 ) -> RateStatistic:
-    """Return one of `RATES`, prepared.
+    """Return one of `RATES`, which cite their sources, prepared.
 
     Args:
         rate: A name in `RATES`.
@@ -114,7 +123,13 @@ def rate_statistic(
 def rate_at(
     rate: str, targets: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None
 ) -> float:
-    """Return one of `RATES` of ``score >= threshold`` under (N,) image `weights`; see `rate_statistic`."""
+    """Return one of `RATES` of ``score >= threshold``, in [0, 1] (MCC: [-1, 1]); see `rate_statistic`.
+
+    `targets`, `scores` and image `weights` (None: all 1) are (N,) each.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return point(partial(rate_statistic, rate, targets, scores, threshold=threshold), np.shape(targets)[0], weights)
 
 

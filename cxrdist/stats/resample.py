@@ -2,11 +2,12 @@
 
 Shapes: N images, P units (patients, or images), R redraws, B redraws worked out together, C columns of numbers.
 
-A redraw never copies an image: it says how often each unit counts.  Redraw r is a pure function of (seed, r), and a
-statistic works every redraw out by itself in one fixed order; so any map function, any number of workers and any
-grouping of redraws give the same bits.  On processors of unlike kinds AUROC, AUPRC, rates, Brier score and calibration
-error have the same bits as well, being made of sums, products and quotients; log loss, calibration slope and intercept
-take exponentials and logarithms, whose last bit may differ there.
+The bootstrap (Efron 1979, Ann Stat 7:1), of whole clusters (Field & Welsh 2007, JRSS B 69:369).  A redraw never copies
+an image: it says how often each unit counts.  Redraw r is a pure function of (seed, r), and a statistic works every
+redraw out by itself in one fixed order; so any map function, any number of workers and any grouping of redraws give the
+same bits.  On processors of unlike kinds AUROC, AUPRC, rates, Brier score and calibration error have the same bits as
+well, being made of sums, products and quotients; log loss, calibration slope and intercept take exponentials and
+logarithms, whose last bit may differ there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -66,7 +67,7 @@ class Units:
 
 
 def whole_units(ids: np.ndarray) -> Units:
-    """Return the units whose (N,) `ids` tell which images belong together, numbered in sorted order of the ids."""
+    """Return the units whose (N,) `ids` tell which images belong together, P in the sorted order of the ids."""
     names, of_image = np.unique(ids, return_inverse=True)
     return Units(of_image.astype(np.int64), len(names))
 
@@ -80,7 +81,19 @@ def redraw(
     map: MapFunction = map,
     together: int = TOGETHER,
 ) -> np.ndarray:
-    """Return (R, C): every statistic in each of `n_resamples` redraws, which all statistics share."""
+    """Return (R, C): every statistic in each of `n_resamples` redraws, which all statistics share (Efron 1979).
+
+    Args:
+        statistics: C, prepared for `units`.
+        units: What is drawn, P of P with replacement, strata each by itself.
+        n_resamples: R; 0 gives (0, C).
+        seed: Redraw r is a pure function of (seed, r).
+        map: Where to work.
+        together: Redraws in one call; changes no bit of the result.
+
+    Raises:
+        ValueError: If a statistic is prepared for other units.
+    """
     calls = [range(first, min(first + together, n_resamples)) for first in range(0, n_resamples, together)]
     rows = list(map(partial(_redrawn, tuple(statistics), units, seed), calls))
     return np.concatenate(rows) if rows else np.empty((0, len(statistics)))
@@ -89,13 +102,21 @@ def redraw(
 def jackknife(
     statistics: Sequence[Statistic], units: Units, *, map: MapFunction = map, together: int = TOGETHER
 ) -> np.ndarray:
-    """Return (P, C): every statistic with one unit left out, in the order of units (Efron & Tibshirani 1993, 11)."""
+    """Return (P, C): every statistic with one unit left out, in the order of units (Efron & Tibshirani 1993, 11).
+
+    Raises:
+        ValueError: If a statistic is prepared for other units, or there are none.
+    """
     calls = [range(first, min(first + together, units.n)) for first in range(0, units.n, together)]
     return np.concatenate(list(map(partial(_without_each, tuple(statistics), units.n), calls)))
 
 
 def full_sample(statistics: Sequence[Statistic], units: Units) -> np.ndarray:
-    """Return (C,): every statistic on the sample as it is."""
+    """Return (C,): every statistic on the sample as it is, every unit counted once.
+
+    Raises:
+        ValueError: If a statistic is prepared for other units.
+    """
     return _under(statistics, np.ones((units.n, 1), dtype=np.uint16))[0]
 
 

@@ -80,7 +80,10 @@ def combine_seeds(
 
 
 def mean_over_files(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return the mean over the files along `axis`, added up by size: the order of files changes no bit."""
+    """Return (...), the mean of (..., S, ...) over the files along `axis`.
+
+    Added up by size, so that the order of files changes no bit; NaN where one is NaN.
+    """
     ordered = np.moveaxis(np.sort(values, axis=axis), axis, 0)
     total = ordered[0]
     for one in ordered[1:]:  # NumPy's own sum would ask how the array lies

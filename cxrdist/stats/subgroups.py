@@ -93,6 +93,9 @@ def compare_subgroups(
 ) -> list[SubgroupRow]:
     """Return a row per column, level, model and finding, the mean over findings (`MACRO`) the last of them.
 
+    Whether a level differs is told by the interval of its gap, not by two intervals or p-values side by side (Altman &
+    Bland 2003, BMJ 326:219).
+
     The *rest* of a level is every image whose value is known and another; that of `MISSING` is every image whose value
     is known.  A number needs `plan.minimum` images, of as many patients, with the finding and as many without; the gap
     needs them in the rest as well.  The macro mean is over the findings that have both, so that a level is never held

@@ -219,7 +219,9 @@ def replicate(
 
 
 def one_sided_p(first: np.ndarray, second: np.ndarray) -> tuple[float, int]:
-    """Return that paper's P of two models' (R,) redraws and which is told to be higher: 1, 2, or 0 for neither.
+    """Return the P of Tayebi Arasteh et al. 2024 of two models' (R,) redraws, and which is told to be higher.
+
+    That is 1, 2, or 0 for neither.
 
     Redraws undefined (NaN) in one of them are left out; P is NaN if none is left.
     """

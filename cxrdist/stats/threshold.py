@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from cxrdist.errors import UsageError, unknown
+from cxrdist.stats.auroc import checked
 from cxrdist.stats.labelled import labelled
 from cxrdist.stats.rates import RATES
 from cxrdist.stats.resample import Units
@@ -17,7 +18,7 @@ RULES = ("youden", "f1", "sensitivity=X", "specificity=X")
 
 @dataclass(frozen=True)
 class Rule:
-    """How a threshold is chosen; `least` is the rate to reach, for the two rules that have one."""
+    """How a threshold is chosen, see `choose_threshold`; `least`, in (0, 1], is the rate that two of them reach."""
 
     kind: RuleKind
     least: float | None = None
@@ -27,7 +28,7 @@ class Rule:
 class OperatingPoint:
     """Counts and rates of ``score >= threshold`` against the targets; a rate is NaN where its denominator is 0.
 
-    The formulas are those of `rates`.
+    Counts are of images; the formulas are those of `rates`, which cite their sources.
     """
 
     threshold: float
@@ -83,7 +84,10 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class RocCurve:
-    """(T + 1,) points from (0, 0) to (1, 1), one per distinct score, thresholds descending from infinity."""
+    """(T + 1,) points from (0, 0) to (1, 1), one per distinct score, thresholds descending from infinity.
+
+    Fawcett 2006 (Pattern Recognit Lett 27:861), as scikit-learn's `roc_curve` without dropped points.
+    """
 
     false_positive_rate: np.ndarray
     true_positive_rate: np.ndarray
@@ -133,7 +137,7 @@ def choose_threshold(targets: np.ndarray, scores: np.ndarray, rule: Rule | str) 
     Call it with **validation data only**: a threshold found on the test sample flatters every rate reported there
     (Leeflang et al. 2008, Clin Chem 54:729).
 
-    - ``youden``: the t with the largest sensitivity + specificity (Youden 1950); among equals the highest.
+    - ``youden``: the t with the largest sensitivity + specificity (Youden 1950, Cancer 3:32); among equals the highest.
     - ``f1``: the t with the largest F1; among equals the highest.
     - ``sensitivity=X``: the highest t whose sensitivity is at least X.
     - ``specificity=X``: the lowest t whose specificity is at least X; infinity, which calls nothing, if even the
@@ -173,12 +177,22 @@ def choose_threshold(targets: np.ndarray, scores: np.ndarray, rule: Rule | str) 
 
 
 def youden_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Return the threshold of `choose_threshold` with the rule ``youden``; validation data only."""
+    """Return the threshold of `choose_threshold` with the rule ``youden``, (N,) each; validation data only.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     return choose_threshold(targets, scores, Rule("youden"))
 
 
 def roc_curve(targets: np.ndarray, scores: np.ndarray) -> RocCurve | None:
-    """Return the empirical ROC curve of one finding ((N,) each, NaN targets masked), or None if one class only."""
+    """Return the empirical ROC curve of one finding (Fawcett 2006), or None if one class only.
+
+    `targets` are (N,) of 1, 0, NaN for masked, `scores` (N,) real numbers.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
     ladder = _ladder(targets, scores)
     if not ladder.n_positive or not ladder.n_negative:
         return None
@@ -190,9 +204,15 @@ def roc_curve(targets: np.ndarray, scores: np.ndarray) -> RocCurve | None:
 
 
 def operating_point(targets: np.ndarray, scores: np.ndarray, threshold: float) -> OperatingPoint:
-    """Return what ``score >= threshold`` does to one finding, (N,) each; masked (NaN) targets take no part."""
-    targets = np.asarray(targets, dtype=np.float64)
-    called = np.asarray(scores, dtype=np.float64) >= threshold
+    """Return what ``score >= threshold`` does to one finding; the formulas are those of `RATES`.
+
+    `targets` are (N,) of 1, 0, NaN for masked, which take no part, `scores` (N,) real numbers.
+
+    Raises:
+        ValueError: If a shape or value is wrong.
+    """
+    targets, scores = checked(targets, scores)
+    called = scores >= threshold
     return OperatingPoint(
         threshold=threshold,
         true_positive=int(np.count_nonzero(called & (targets == 1))),

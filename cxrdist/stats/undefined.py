@@ -39,7 +39,7 @@ def of_one_unit(sample: Sample, metrics: Sequence[str]) -> set[tuple[str, str]]:
     """Return each (metric, finding) that needs a class which fewer than two units have; `MICRO` is all findings as one.
 
     Redraws without that one unit are undefined and left out, so in all others it is there: what it might have been
-    instead never varies, and an interval or p would rest on a single patient without showing it.
+    instead never varies, and an interval or p would rest on a single patient without showing it.  A rule of ours.
     """
     found = set()
     for finding, targets in {
@@ -53,7 +53,7 @@ def of_one_unit(sample: Sample, metrics: Sequence[str]) -> set[tuple[str, str]]:
 
 
 def too_few_left(redraws: np.ndarray) -> bool:
-    """Return whether more than `MOST_UNDEFINED` of (R,) redraws are undefined (NaN)."""
+    """Return whether more than `MOST_UNDEFINED` of the (R,) redraws are undefined (NaN), a rule of ours."""
     return bool(np.isnan(redraws).mean() > MOST_UNDEFINED)
 
 
