@@ -84,8 +84,8 @@ def _joint(norm: _BatchNorm, values: torch.Tensor) -> torch.Tensor:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the mean over all batches
             momentum = 1.0 / float(norm.num_batches_tracked)
-    if imagined(values):  # a batch of one image, which this function takes, has others on the other ranks
-        return torch.batch_norm(values, norm.weight, norm.bias, mean, var, True, momentum, norm.eps, True)
+    if imagined(values):  # one image alone is taken without running statistics only; on other ranks are more
+        return torch.batch_norm(values, norm.weight, norm.bias, None, None, True, momentum, norm.eps, True)
     result: torch.Tensor
     if values.is_cuda:
         group = torch.distributed.group.WORLD
