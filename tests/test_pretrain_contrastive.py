@@ -5,8 +5,10 @@ import secrets
 
 import pytest
 import torch
+from helpers import finetune_tree, make_shards
 from lightly.loss import NTXentLoss
 from paired import CONFIGS, TAUGHT, paired_batch, paired_task
+from stopping import stopped_at
 from tiny_nets import SIZE, tiny_model
 from torch import nn
 
@@ -15,13 +17,22 @@ from cxrdist.models.folder import load_model, save_model
 from cxrdist.pretrain.batchnorm import join_batch_norm
 from cxrdist.pretrain.build import TASKS
 from cxrdist.pretrain.byol import distance
+from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.gathering import gather
 from cxrdist.pretrain.methods import MocoV2Config
 from cxrdist.pretrain.moco_v2 import info_nce
 from cxrdist.pretrain.moco_v3 import contrast
 from cxrdist.pretrain.paired import direction
+from cxrdist.pretrain.run import pretrain
 from cxrdist.pretrain.simclr import nt_xent
 from cxrdist.train.dryrun import imagine, profile_pass
+from cxrdist.train.pieces import Reader
+from cxrdist.world import World
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data"))
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -247,3 +258,28 @@ def test_batch_norm_of_another_kind_is_refused():
 def test_nothing_is_exchanged_without_a_process_group():
     values = torch.randn(3, 2)
     assert gather(values) is values
+
+
+@pytest.mark.parametrize("method", ["moco_v2", "swav"])
+def test_a_run_stopped_and_resumed_is_the_run_to_the_bit(method, shards, tmp_path):
+    tree = finetune_tree(shards, steps=4, evaluate_every=4) | {
+        "shards": [str(shards)],
+        "method": CONFIGS[method].model_dump(mode="json", exclude_unset=True) | {"name": method},
+        "model": {"backbone": "densenet121", "args": {"block_config": [2, 2], "growth_rate": 8}},
+    }
+    if method == "swav":
+        tree["method"]["local_crops"] = {"count": 2, "size": 16}
+    config = PretrainConfig.build(tree, where="t")
+    pretrain(config, tmp_path / "whole", world=World())
+    with stopped_at(2):
+        pretrain(config, tmp_path / "parts", world=World())
+    pretrain(config, tmp_path / "parts", world=World(), resume="auto")
+    whole, parts = (Reader(tmp_path / f"{name}/checkpoints/step-00000004") for name in ("whole", "parts"))
+    for kind in ("weight", "buffer", "exp_avg", "exp_avg_sq"):
+        assert whole.names(kind)
+        for name in whole.names(kind):
+            assert torch.equal(whole.full(name, kind), parts.full(name, kind)), (kind, name)
+    if method == "moco_v2":  # round once
+        assert int(whole.full("oldest", "buffer")) == 4 * 8 % 20
+    one, two = (tmp_path / f"{name}/model/model.safetensors" for name in ("whole", "parts"))
+    assert one.read_bytes() == two.read_bytes()

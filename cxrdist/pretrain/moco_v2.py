@@ -24,6 +24,8 @@ from cxrdist.pretrain.task import embedding_width
 class MocoV2Task(TaughtTask):
     """Find the teacher's (key encoder's) embedding of the other crop among those of earlier batches."""
 
+    agreed = ("queue", "oldest")
+
     queue: torch.Tensor
     """Keys (K, E) of length 1, the same on every rank; random before there are earlier batches."""
     oldest: torch.Tensor
