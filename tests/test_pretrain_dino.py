@@ -1,17 +1,24 @@
 """DINO and DINOv2: losses against lightly's and plain loops, one process and two, centres, schedules, the teacher."""
 
 import copy
+import json
 from itertools import pairwise
 
 import pytest
 import torch
-from dino_tasks import SMALL, crop_batch, dino_model, dino_task, plain_koleo, plain_loss, plain_sinkhorn
+from dino_tasks import NETS, SIDES, SMALL, crop_batch, dino_model, dino_task, plain_koleo, plain_loss, plain_sinkhorn
 from engines import alone, engine_of, on_ranks, step_once
+from helpers import finetune_tree, make_shards
 from lightly.loss import DINOLoss, IBOTPatchLoss
 from ranks import forks
+from stopping import stopped_at
 from torch import nn
 
 from cxrdist.errors import UsageError
+from cxrdist.models.bits import same_bits
+from cxrdist.models.build import build_model
+from cxrdist.models.config import ModelConfig
+from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.build import build_task, example_batch
 from cxrdist.pretrain.centering import Centre, sinkhorn
 from cxrdist.pretrain.config import PretrainConfig
@@ -19,7 +26,11 @@ from cxrdist.pretrain.dino import DinoTask, crop_loss
 from cxrdist.pretrain.dinov2 import koleo_loss, patch_loss
 from cxrdist.pretrain.masks import block_masks
 from cxrdist.pretrain.methods import DinoConfig
+from cxrdist.pretrain.run import pretrain
+from cxrdist.train.consolidate import consolidate
 from cxrdist.train.dryrun import at_size, imagine, profile_pass
+from cxrdist.train.pieces import Reader
+from cxrdist.world import World
 
 METHODS = [("dino", {"centering": "mean"}), ("dinov2", {}), ("dinov2", {"centering": "mean", "shared_head": True})]
 
@@ -304,3 +315,37 @@ def test_small_crops_that_are_no_multiple_of_the_patch_are_refused():
     ):
         DinoTask(dino_model(), DinoConfig(**SMALL, local_crops={"size": 20}), fresh=True)
     DinoTask(dino_model(), DinoConfig(**SMALL, local_crops={"size": 20, "count": 0}), fresh=True)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data"), patients=20)
+
+
+@pytest.mark.parametrize(
+    ("method", "net"), [("dinov2", "vit"), pytest.param("dino", "convnext", marks=pytest.mark.slow)]
+)
+def test_stopped_and_resumed_equals_undisturbed(shards, tmp_path, method, net):
+    tree = finetune_tree(shards, steps=4, global_batch_size=4, evaluate_every=2, checkpoint_every=2)
+    tree |= {"shards": [str(shards)], "model": NETS[net], "watch": {"images": 32, "pictures": 0, "collapse": "warn"}}
+    tree["input"]["image_size"], small = SIDES[net]
+    tree["method"] = {"name": method, "local_crops": {"count": 1, "size": small}, "freeze_prototypes": 0.5, **SMALL}
+    config = PretrainConfig.build(tree, where="t")
+    assert pretrain(config, tmp_path / "whole", world=World()) is not None
+    with stopped_at(2):
+        pretrain(config, tmp_path / "halves", world=World())
+    assert pretrain(config, tmp_path / "halves", world=World(), resume="auto") is not None
+    tasks = []
+    for name in ("whole", "halves"):
+        reader = Reader(tmp_path / name / "checkpoints/step-00000004")
+        tasks.append(consolidate(reader))
+    assert all(same_bits(tensor, tasks[1][name]) for name, tensor in tasks[0].items())
+    assert tasks[0].keys() == tasks[1].keys()
+    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "halves")]
+    assert models[0] == models[1]
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "halves")]
+    losses = [[row.get("loss") for row in map(json.loads, one) if "loss" in row] for one in lines]
+    assert losses[0] == losses[1]
+    net = build_model(ModelConfig(**NETS[net]), num_classes=3, image_size=SIDES[net][0], seed=9).net
+    report = load_weights(net, tmp_path / "whole")  # the teacher: nothing of the heads
+    assert report.missing == report.unexpected == report.misshapen == []

@@ -54,6 +54,8 @@ LARGE = 2
 class DinoTask(PretrainTask):
     """Student and teacher, each a backbone and a head."""
 
+    agreed = ("centre", "patch_centre", "temperature")
+
     temperature: torch.Tensor
     """Of the teacher, at this step; saved, so that a look after a resume is the same."""
 
