@@ -13,11 +13,13 @@ from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.dino import DinoTask
 from cxrdist.pretrain.dinov2 import Dinov2Task
 from cxrdist.pretrain.mae import MaeTask
-from cxrdist.pretrain.methods import CoupledConfig
+from cxrdist.pretrain.methods import CoupledConfig, SupervisedConfig
 from cxrdist.pretrain.moco_v2 import MocoV2Task
 from cxrdist.pretrain.moco_v3 import MocoV3Task
 from cxrdist.pretrain.simclr import SimclrTask
 from cxrdist.pretrain.simmim import SimmimTask
+from cxrdist.pretrain.supervised import SupervisedTask
+from cxrdist.pretrain.supervision import Supervision, imagine_supervision, read_supervision
 from cxrdist.pretrain.swav import SwavTask
 from cxrdist.pretrain.task import PretrainTask
 from cxrdist.seeds import Purpose, derive
@@ -35,22 +37,31 @@ TASKS: dict[str, MakeTask] = {
     "moco_v3": MocoV3Task,
     "byol": ByolTask,
     "swav": SwavTask,
+    "supervised": SupervisedTask,
 }
 """By the method's name."""
 
 
-def build_task(config: PretrainConfig, *, told: bool = False, loaded: bool = True) -> PretrainTask:
+def build_task(
+    config: PretrainConfig, *, supervision: Supervision | None = None, told: bool = False, loaded: bool = True
+) -> PretrainTask:
     """Return the task with its initial weights, the same at every call; what of them fits is logged if `told`.
 
-    Without `loaded` only the shapes are of use: no weight file is read.  Student and teacher both start from the
-    weights; heads, which files of weights do not have, are random.
+    Without `loaded` only the shapes are of use: no weight file is read, and no shards.  Student and teacher both start
+    from the weights; heads, which files of weights do not have, are random.  A `supervision`, which the method
+    ``supervised`` has alone, is read if it is not given.
     """
-    model = _model(config)
+    more: dict[str, Any] = {}
+    if isinstance(config.method, SupervisedConfig):
+        if supervision is None:
+            supervision = read_supervision(config) if loaded else imagine_supervision(config)[0]
+        more = {"supervision": supervision}
+    model = _model(config, num_classes=1 if supervision is None else len(supervision.columns))
     if config.model.weights is not None and loaded:
         load_weights(model, config.model.weights, told=told)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
-        return TASKS[config.method.name](model, config.method, fresh=config.model.weights is None)
+        return TASKS[config.method.name](model, config.method, fresh=config.model.weights is None, **more)
 
 
 def example_batch(config: PretrainConfig, images: int) -> Batch:
@@ -59,8 +70,9 @@ def example_batch(config: PretrainConfig, images: int) -> Batch:
     Numbers of samples and seeds are real: they are read by value.
     """
     side = config.input.image_size
+    columns = len(imagine_supervision(config)[0].columns) if isinstance(config.method, SupervisedConfig) else 0
     batch = {
-        "target": torch.empty(images, 0, device="meta"),
+        "target": torch.empty(images, columns, device="meta"),
         "sample": torch.arange(images),
         "seed": torch.arange(images),
     }
@@ -77,13 +89,13 @@ def _bytes(*shape: int) -> torch.Tensor:
     return torch.empty(*shape, dtype=torch.uint8, device="meta")
 
 
-def _model(config: PretrainConfig) -> RadiographModel:
+def _model(config: PretrainConfig, *, num_classes: int) -> RadiographModel:
     """Return the backbone, which must take crops of two sizes where the method has them."""
     size, local = config.input.image_size, getattr(config.method, "local_crops", None)
     described: Any = config.model
     if local is not None and local.count and local.size != size and _has_positions(config.model.backbone):
         described = described.model_copy(update={"args": {"dynamic_img_size": True, **described.args}})
-    model = build_model(described, num_classes=1, image_size=size, seed=config.seed)
+    model = build_model(described, num_classes=num_classes, image_size=size, seed=config.seed)
     # What the network is called with here is no matter of the model that is saved.
     model.net.model_args = {
         name: value for name, value in model.net.model_args.items() if name in config.model.args or name in SAVED

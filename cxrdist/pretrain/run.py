@@ -14,6 +14,7 @@ from cxrdist.models.folder import save_model
 from cxrdist.pretrain.build import build_task
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.source import source_of
+from cxrdist.pretrain.supervision import read_supervision
 from cxrdist.pretrain.task import PretrainTask
 from cxrdist.pretrain.watch.watcher import Watcher
 from cxrdist.train.engine import gather, process_group
@@ -51,12 +52,13 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
 def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torch.device) -> Outcome:
     samples = read_samples(config.shards, "train", projection=config.input.projection)
     watcher = Watcher(config, samples, folder, world, device, gather)
+    supervision = read_supervision(config, samples) if config.method.name == "supervised" else None
     outcome, task = train(
-        partial(build_task, config),
+        partial(build_task, config, supervision=supervision),
         config=config.train,
         optim=config.optim,
         seed=config.seed,
-        source=source_of(config, samples, world),
+        source=source_of(config, samples, world, supervision=supervision),
         validate=watcher.validate,
         validate_first=True,
         judge=watcher.judge,
@@ -70,7 +72,7 @@ def _train(config: PretrainConfig, folder: RunFolder, world: World, device: torc
             cast(PretrainTask, task).result,
             folder.model,
             backbone=config.model.backbone,
-            findings=["pretrained"],
+            findings=["pretrained"] if supervision is None else supervision.columns,
             facts=facts,
         )
         write_json(folder.result, asdict(outcome) | {"time": round(time.time(), 3), "train_images": len(samples)})

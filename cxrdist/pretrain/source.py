@@ -7,19 +7,25 @@ from cxrdist.data.loader import TrainingImages
 from cxrdist.data.samples import Samples
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.methods import CoupledConfig
+from cxrdist.pretrain.supervision import Supervision
 from cxrdist.train.batches import Source, training_source
 from cxrdist.world import World
 
 
-def source_of(config: PretrainConfig, samples: Samples, world: World) -> Source:
+def source_of(
+    config: PretrainConfig, samples: Samples, world: World, *, supervision: Supervision | None = None
+) -> Source:
     """Return the source of a run's batches: crops for methods that compare them, whole images for the others.
+
+    Targets are those of a `supervision`; without, there are none.
 
     Raises:
         UsageError: If the method asks for pairs of images that these samples do not have.
     """
     method, steps = config.method, config.train.steps
     if not isinstance(method, CoupledConfig):
-        images = TrainingImages(samples, samples.values([]), config.input, config.seed)
+        targets = samples.values([]) if supervision is None else supervision.targets
+        images = TrainingImages(samples, targets, config.input, config.seed)
         return training_source(images, world, steps=steps)
     crops = CropImages(
         samples,
