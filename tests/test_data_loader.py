@@ -186,6 +186,17 @@ def test_a_sixteen_bit_shard_keeps_more_than_256_levels(deep_shards):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_eight_and_sixteen_bits_in_one_batch_are_on_one_scale(shards, deep_shards, workers):
+    samples = read_samples([shards, deep_shards], "val", projection="all")
+    images = EvaluationImages(samples, samples.values([]), InputConfig(image_size=32, workers=workers))
+    (batch,) = evaluation_batches(images, len(samples), World())
+    assert batch["image"].dtype == torch.float32
+    for pixels, sample in zip(batch["image"], batch["sample"].tolist(), strict=True):
+        packed = fit(samples.image(sample), 32, "pad")
+        assert np.array_equal(pixels[0].numpy(), packed.astype(np.float32) / np.iinfo(packed.dtype).max)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("part", ["all", "half", "cut"])
 def test_damaged_bytes_name_the_shard_and_the_key_and_nothing_else(jpeg_shards, tmp_path, workers, part):
     broken = tmp_path / "broken"

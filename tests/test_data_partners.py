@@ -23,6 +23,11 @@ UNCHANGED = CropConfig(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return read_samples([make_shards(tmp_path_factory.mktemp("partners"), patients=20)], "train")
+
+
 def drawn_table(count: int, *, folders: int = 3, per_patient: int = 4, seed: int = 0) -> pd.DataFrame:
     """Return an index over several folders whose patients and studies have the same names, in a random order."""
     rng = np.random.default_rng(seed)
@@ -109,8 +114,8 @@ def test_a_choice_that_would_change_nothing_is_refused(column):
     with pytest.raises(UsageError) as caught:
         Partners(Samples(table), "study")
     assert str(caught.value) == (
-        "`positives` 'study' must find another training image of the same study for some image, got none for all 3. "
-        "Set it to 'image', or let more take part by `input.projection`."
+        "`method.positives` 'study' must find images of the same study, got none among 3 training images. Set "
+        "it to 'image', or let more take part by `input.projection`."
     )
 
 
@@ -121,8 +126,7 @@ def test_many_samples_take_four_small_arrays():
     assert sum(array.nbytes for array in arrays) <= 16 * 100_000
 
 
-def test_the_second_crop_is_of_the_partner_and_all_others_of_the_image(tmp_path):
-    samples = read_samples([make_shards(tmp_path, patients=20)], "train")
+def test_the_second_crop_is_of_the_partner_and_all_others_of_the_image(samples):
     patients = samples.table["patient_id"].to_numpy()
     config = InputConfig(image_size=36, workers=0)
     local = {**UNCHANGED.model_dump(), "count": 1, "size": 36}
@@ -140,8 +144,7 @@ def test_the_second_crop_is_of_the_partner_and_all_others_of_the_image(tmp_path)
     assert 0 < alone < len(samples)
 
 
-def test_image_positives_change_only_the_second_crop(tmp_path):
-    samples = read_samples([make_shards(tmp_path, patients=20)], "train")
+def test_image_positives_change_only_the_second_crop(samples):
     config = InputConfig(image_size=36, workers=0)
     of_patient, of_image = (
         CropImages(samples, config, 3, crops=CropConfig(), positives=p) for p in ("patient", "image")
@@ -154,7 +157,6 @@ def test_image_positives_change_only_the_second_crop(tmp_path):
     assert 0 < differ < len(samples)
 
 
-def test_a_study_of_one_image_each_is_refused(tmp_path):
-    samples = read_samples([make_shards(tmp_path, patients=12)], "train")
-    with pytest.raises(UsageError, match="`positives` 'study' must find another training image"):
+def test_a_study_of_one_image_each_is_refused(samples):
+    with pytest.raises(UsageError, match=r"`method.positives` 'study' must find images of the same study"):
         CropImages(samples, InputConfig(), 0, crops=CropConfig(), positives="study")

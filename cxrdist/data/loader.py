@@ -136,7 +136,16 @@ class _Careful(Dataset[Any]):
 
 
 def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(_on_one_scale(items))
+
+
+def _on_one_scale(items: list[Batch]) -> list[Batch]:
+    """Return the items with one type of pixels: 8 bits, stacked with 16, would become floats from 0 to 255."""
+    if len({item["image"].dtype for item in items}) == 1:
+        return items
+    return [
+        {name: value / 255 if value.dtype == torch.uint8 else value for name, value in item.items()} for item in items
+    ]
 
 
 def _reading(config: InputConfig) -> dict[str, Any]:

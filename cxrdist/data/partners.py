@@ -46,8 +46,8 @@ class Partners:
         self.place[order] = image
         if not self.share:
             raise UsageError(
-                f"`positives` {group_by!r} must find another training image of the same {group_by} for some image, "
-                f"got none for all {len(samples)}. Set it to 'image', or let more take part by `input.projection`."
+                f"`method.positives` {group_by!r} must find images of the same {group_by}, got none among "
+                f"{len(samples)} training images. Set it to 'image', or let more take part by `input.projection`."
             )
 
     @property
