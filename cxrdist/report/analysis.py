@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cxrdist.errors import UsageError, UserError, unknown
-from cxrdist.report.cells import Cell, ReportOptions
+from cxrdist.report.cells import Cell, ReportOptions, row_name
 from cxrdist.stats.adjusted import adjust
 from cxrdist.stats.calibration import ReliabilityCurve, ece, reliability_curve
 from cxrdist.stats.compare import compare
@@ -17,6 +17,7 @@ from cxrdist.stats.levels import subgroup_masks
 from cxrdist.stats.metrics import METRICS
 from cxrdist.stats.predictions import Predictions, align
 from cxrdist.stats.resample import MapFunction
+from cxrdist.stats.tayebi2024 import CONVENTION, Replication, replicate
 from cxrdist.stats.threshold import operating_point, roc_curve
 
 RATES = ("threshold", "sensitivity", "specificity", "ppv", "npv", "accuracy", "f1")
@@ -49,11 +50,15 @@ class Reliability:
 
 @dataclass(frozen=True)
 class DatasetResult:
-    """Everything computed for one dataset."""
+    """Everything computed for one dataset, or one variant of it: what strategies are compared within."""
 
-    name: str
+    dataset: str
+    variant: str
+    """Empty in a study without variants."""
     cells: tuple[Cell, ...]
-    """All cells of this dataset, those without predictions included."""
+    """All its cells, those without predictions included."""
+    absent: frozenset[str]
+    """Strategies that have no cell here, by the design of the study."""
     missing: dict[str, str]
     """Strategy without any test predictions -> why."""
     comparison: Comparison | None
@@ -73,7 +78,14 @@ class DatasetResult:
     """(strategy, finding) -> ROC curve on test, mean over seeds."""
     reliability: dict[tuple[str, str], Reliability]
     """(strategy, finding) -> reliability on test, where the finding has both classes."""
+    replication: Replication | None
+    """Its numbers under the convention of another study, if that was asked for."""
     warnings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return what a reader knows it by."""
+        return row_name(self.dataset, self.variant)
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class StudyResult:
 
 
 def analyse(cells: Sequence[Cell], options: ReportOptions, map: MapFunction = map) -> StudyResult:
-    """Return the statistics of `cells`; the grid is every strategy x dataset x seed that any cell names.
+    """Return the statistics of `cells`, which are the whole grid: what none of them is of is absent by design.
 
     Raises:
         UsageError: If there are no cells or none of the reference strategy.
@@ -100,11 +112,10 @@ def analyse(cells: Sequence[Cell], options: ReportOptions, map: MapFunction = ma
         raise UsageError(unknown("`reference`", options.reference, strategies))
     strategies.sort(key=lambda name: name != options.reference)
     seeds = tuple(sorted({cell.files.seed for cell in cells}))
-    names = dict.fromkeys(cell.files.dataset for cell in cells)
-    datasets = [
-        _dataset(name, [cell for cell in cells if cell.files.dataset == name], strategies, seeds, options, map)
-        for name in names
-    ]
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.files.dataset, cell.files.variant), []).append(cell)
+    datasets = [_dataset(*names, ours, strategies, options, map) for names, ours in rows.items()]
     compared = [i for i, one in enumerate(datasets) if one.comparison]
     # The families are declared over the whole report: one table, one false discovery rate.
     adjusted = adjust([one.comparison for one in datasets if one.comparison])
@@ -114,17 +125,33 @@ def analyse(cells: Sequence[Cell], options: ReportOptions, map: MapFunction = ma
 
 
 def _dataset(
-    name: str,
+    dataset: str,
+    variant: str,
     cells: Sequence[Cell],
     strategies: Sequence[str],
-    seeds: Sequence[int],
     options: ReportOptions,
     map: MapFunction,
 ) -> DatasetResult:
-    done = {strategy: _finished(cells, strategy) for strategy in strategies}
-    missing, warnings = _missing(name, cells, done, seeds)
+    absent = frozenset(strategies) - {cell.files.strategy for cell in cells}
+    done = {strategy: _finished(cells, strategy) for strategy in strategies if strategy not in absent}
+    missing, warnings = _missing(row_name(dataset, variant), cells, done)
     files = {strategy: [cell.test for cell in ours if cell.test] for strategy, ours in done.items() if ours}
-    result = DatasetResult(name, tuple(cells), missing, None, "", "", "", {}, {}, {}, ())
+    result = DatasetResult(
+        dataset=dataset,
+        variant=variant,
+        cells=tuple(cells),
+        absent=absent,
+        missing=missing,
+        comparison=None,
+        fault="",
+        misaligned="",
+        no_rates="",
+        rates={},
+        curves={},
+        reliability={},
+        replication=None,
+        warnings=(),
+    )
     if not files:
         return replace(result, fault="No strategy has test predictions.", warnings=tuple(warnings))
     groups = labels_of(files)
@@ -144,7 +171,12 @@ def _dataset(
         return replace(result, fault=str(error), no_rates=no_rates, warnings=tuple(warnings))
     warnings += comparison.warnings()
     if comparison.reference is None:
-        warnings.append(f"The reference {options.reference} is missing, so no difference is given.")
+        why = "is not part of the grid here" if options.reference in absent else "is missing"
+        warnings.append(f"The reference {options.reference} {why}, so no difference is given.")
+    replication = None
+    if options.convention is not None:
+        replication, told = _replicated(done, files, options, map)
+        warnings += told
     rates: dict[tuple[str, str], dict[str, float]] = {}
     curves: dict[tuple[str, str], RocLine] = {}
     reliability: dict[tuple[str, str], Reliability] = {}
@@ -165,8 +197,37 @@ def _dataset(
         rates=rates,
         curves=curves,
         reliability=reliability,
+        replication=replication,
         warnings=tuple(warnings),
     )
+
+
+def _replicated(
+    done: Mapping[str, Sequence[Cell]],
+    files: Mapping[str, Sequence[Predictions]],
+    options: ReportOptions,
+    map: MapFunction,
+) -> tuple[Replication | None, list[str]]:
+    """Return the strategies' numbers under the asked convention, each by its first seed, and what to say of them."""
+    aligned = align({name: some[0] for name, some in files.items()}).predictions
+    base = next(iter(aligned.values()))
+    reference = options.reference
+    try:
+        found = replicate(
+            base.targets,
+            {name: one.scores for name, one in aligned.items()},
+            base.findings,
+            pairs=[(name, reference) for name in aligned if name != reference] if reference in aligned else [],
+            n_resamples=options.n_resamples,
+            seed=options.seed,
+            map=map,
+        )
+    except UserError as error:
+        return None, [f"No numbers of convention {CONVENTION}. {error}"]
+    if all(len(some) == 1 for some in files.values()):
+        return found, []
+    which = ", ".join(str(seed) for seed in sorted({done[name][0].files.seed for name in files}))
+    return found, [f"Convention {CONVENTION} has one file per model: its numbers are of seed {which} alone."]
 
 
 def _thresholds(
@@ -228,9 +289,7 @@ def _finished(cells: Sequence[Cell], strategy: str) -> list[Cell]:
     return sorted((c for c in cells if c.files.strategy == strategy and c.test), key=lambda cell: cell.files.seed)
 
 
-def _missing(
-    dataset: str, cells: Sequence[Cell], done: dict[str, list[Cell]], seeds: Sequence[int]
-) -> tuple[dict[str, str], list[str]]:
+def _missing(rows: str, cells: Sequence[Cell], done: dict[str, list[Cell]]) -> tuple[dict[str, str], list[str]]:
     """Return the strategies without any result and why, and a sentence for every cell or file that is not there."""
     missing: dict[str, str] = {}
     sentences: list[str] = []
@@ -239,14 +298,14 @@ def _missing(
         faults = [fault for cell in ours for fault in cell.faults]
         sentences += faults
         if not finished:
-            missing[strategy] = " ".join(faults) or f"{strategy} was not run on {dataset}."
-            sentences += [] if faults else [missing[strategy]]
+            missing[strategy] = " ".join(faults)
             continue
+        seeds = sorted({cell.files.seed for cell in ours})
         left = [seed for seed in seeds if seed not in {cell.files.seed for cell in finished}]
         if left:
             which = ", ".join(str(seed) for seed in left)
             sentences.append(
-                f"{strategy} on {dataset}: seed{'s' * (len(left) != 1)} {which} missing; "
+                f"{strategy} on {rows}: seed{'s' * (len(left) != 1)} {which} missing; "
                 f"its numbers are from {len(finished)} of {len(seeds)} seeds."
             )
     return missing, sentences

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import field_validator
@@ -55,6 +55,8 @@ class ReportOptions(StatisticsOptions):
 
     reference: str
     """Strategy that all others are compared with."""
+    convention: Literal["tayebi2024"] | None = None
+    """Another study's procedure, whose numbers are given besides, labelled as such: for its replication only."""
     metrics: tuple[str, ...] = ("auroc", "auprc", "sensitivity", "specificity", "f1", "mcc", "brier", "ece")
     """What is worked out; the AUROC comes first, the others stand in a table of their own.
 
@@ -87,6 +89,8 @@ class Cell:
     """Lines of metrics.jsonl by step; a step that was run again after a restart is there once, as it ended."""
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
+    train_images: int | None
+    """Images it was trained on, as result.json has it; None if that is not there."""
     faults: tuple[str, ...]
     """A sentence for each file that should be there and is not, or cannot be read."""
 
@@ -123,6 +127,7 @@ def read_cell(files: CellFiles) -> Cell:
     metrics, torn = _read_metrics(files.folder / "metrics.jsonl")
     if torn:
         faults.append(f"{label}: {torn} unreadable line{'s' * (torn != 1)} of metrics.jsonl left out.")
+    images = _read_mapping(files.folder / "result.json").get("train_images")
     return Cell(
         files=files,
         val=predictions["val"],
@@ -130,6 +135,7 @@ def read_cell(files: CellFiles) -> Cell:
         metrics=metrics,
         config=_read_mapping(files.folder / "config.yaml"),
         environment=_read_mapping(files.folder / "environment.json"),
+        train_images=images if isinstance(images, int) else None,
         faults=tuple(faults),
     )
 

@@ -80,9 +80,12 @@ def _sizes(comparison: Comparison, finding: str) -> dict[str, int]:
 
 
 def study_rows(study: StudyResult) -> list[dict[str, Any]]:
-    """Return `csv_rows` of every dataset of a report, with its name."""
+    """Return `csv_rows` of every dataset and variant of a report, with their names."""
     return [
-        {"dataset": one.name, **row} for one in study.datasets if one.comparison for row in csv_rows(one.comparison)
+        {"dataset": one.dataset, "variant": one.variant, **row}
+        for one in study.datasets
+        if one.comparison
+        for row in csv_rows(one.comparison)
     ]
 
 

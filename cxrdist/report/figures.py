@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
+from cxrdist.report.learning import LearningCurves, learning_curves
 from cxrdist.report.tables import number, title_of
-from cxrdist.stats.meanings import MACRO
+from cxrdist.stats.meanings import MACRO, confidence
 
 REFERENCE_COLOUR = "#5f6672"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B5A2B")
@@ -41,6 +42,8 @@ STYLE = {
     "figure.dpi": 100,
 }
 INK = "#1c2430"
+MANY = 6
+"""Datasets and variants, above which a line each is all that a page has room for."""
 PANEL_ENDS = (0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Where the axes of a reliability diagram may end."""
 
@@ -52,20 +55,34 @@ def colours(strategies: Sequence[str], reference: str) -> dict[str, str]:
 
 
 def draw(study: StudyResult) -> dict[str, Figure]:
-    """Return every figure by name: forest, training, and per dataset i ``forest_i``, ``roc_i``, ``reliability_i``."""
+    """Return every figure by name: forest, learning, training, and per dataset i ``forest_i``, ``roc_i`` and so on.
+
+    What would be longer than a few pages has another form: small panels, or a figure of each dataset.
+    """
     figures: dict[str, Figure] = {}
     with mpl.rc_context(STYLE):
         if any(one.comparison and one.comparison.differences for one in study.datasets):
-            figures["forest"] = _headline_forest(study)
+            figures["forest"] = _forest_panels(study) if many(study) else _headline_forest(study)
+        curves = learning_curves(study)
+        if curves:
+            figures["learning"] = _learning(study, curves)
         for i, one in enumerate(study.datasets):
             if one.comparison and one.comparison.differences:
                 figures[f"forest_{i}"] = _finding_forest(study, one)
             if one.curves:
                 figures[f"roc_{i}"] = _roc(study, one)
                 figures[f"reliability_{i}"] = _reliability(study, one)
-        if any(cell.metrics for one in study.datasets for cell in one.cells):
-            figures["training"] = _training(study)
+        trained = {i: one for i, one in enumerate(study.datasets) if any(cell.metrics for cell in one.cells)}
+        if many(study):
+            figures |= {f"training_{i}": _training(study, [one]) for i, one in trained.items()}
+        elif trained:
+            figures["training"] = _training(study, list(trained.values()))
     return figures
+
+
+def many(study: StudyResult) -> bool:
+    """Whether a report has so many datasets and variants that they are rows and not columns."""
+    return len(study.datasets) > MANY
 
 
 def to_bytes(figure: Figure, kind: str) -> bytes:
@@ -95,10 +112,12 @@ def _headline_forest(study: StudyResult) -> Figure:
     figure = _figure(8.6, 0.75 + 0.29 * len(shown) * (len(others) + 0.9))
     axes = figure.subplots()
     y, ticks, labels = 0.0, [], []
+    heads: list[int] = []
     for one in shown:
+        heads.append(len(ticks))
         ticks.append(y)
         labels.append(one.name)
-        for strategy in others:
+        for strategy in (name for name in others if name not in one.absent):
             y -= 1
             ticks.append(y)
             labels.append(strategy)
@@ -112,12 +131,89 @@ def _headline_forest(study: StudyResult) -> Figure:
             axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         y -= 1.4
     axes.set_yticks(ticks, labels)
-    for label in axes.get_yticklabels()[:: len(others) + 1]:
-        label.set_fontweight("bold")
+    for i in heads:
+        axes.get_yticklabels()[i].set_fontweight("bold")
     axes.set_ylim(y + 0.7, 0.7)
     _zero_line(axes)
     axes.set_xlabel(f"Difference in mean AUROC to {study.options.reference} (right: better)")
     return figure
+
+
+def _forest_panels(study: StudyResult) -> Figure:
+    """Difference of the macro mean to the reference: a panel per strategy, a line per dataset and variant."""
+    palette = colours(study.strategies, study.options.reference)
+    others = [name for name in study.strategies if name != study.options.reference]
+    shown = [one for one in study.datasets if one.comparison and one.comparison.differences]
+    across = min(4, len(others))
+    down = math.ceil(len(others) / across)
+    figure = _figure(1.9 * across + 1.6, down * (0.17 * len(shown) + 0.75))
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, strategy in zip(grid.flat, others, strict=False):
+        for row, one in enumerate(shown):
+            d = one.comparison.difference(strategy) if one.comparison else None
+            if d is not None and not math.isnan(d.value):
+                sure = d.q < study.options.alpha
+                _whisker(axes, d.value, d.low, d.high, row, palette[strategy], _marker(study, strategy), filled=sure)
+            elif strategy not in one.absent:
+                axes.text(0.98, row, "missing", transform=axes.get_yaxis_transform(), va="center", ha="right",
+                          fontsize=7, style="italic")  # fmt: skip
+        for row in range(1, len(shown)):
+            if shown[row].dataset != shown[row - 1].dataset:
+                axes.axhline(row - 0.5, color="#c9ced6", linewidth=0.6)
+        _zero_line(axes)
+        axes.set_title(strategy, color=palette[strategy])
+        axes.set_yticks(range(len(shown)), [one.name for one in shown], fontsize=7.5)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+    for place, axes in enumerate(grid.flat):
+        axes.set_visible(place < len(others))
+        axes.tick_params(axis="x", labelbottom=place + across >= len(others))
+    figure.supxlabel(
+        f"Difference in mean AUROC to {study.options.reference} (right: better; filled: q < {study.options.alpha:g})",
+        fontsize=9,
+    )
+    return figure
+
+
+def _learning(study: StudyResult, curves: Sequence[LearningCurves]) -> Figure:
+    """Mean AUROC with its interval against the size of the training set: a panel per dataset, a line per strategy."""
+    palette = colours(study.strategies, study.options.reference)
+    across = min(3, len(curves))
+    down = math.ceil(len(curves) / across)
+    figure = _figure(3.0 * across + 0.4, 2.7 * down + 0.6)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, one in zip(grid.flat, curves, strict=False):
+        for place, (strategy, points) in enumerate(one.lines.items()):
+            # Side by side, so that intervals of one size do not hide each other; the axis is logarithmic.
+            aside = 1.025 ** (place - (len(one.lines) - 1) / 2)
+            images = [point.images * aside for point in points]
+            values = np.array([point.estimate.value for point in points])
+            ends = np.array([(point.estimate.low, point.estimate.high) for point in points])
+            reach = np.abs(np.nan_to_num(ends - values[:, None])).T
+            axes.errorbar(
+                images, values, yerr=reach, color=palette[strategy], marker=_marker(study, strategy), linewidth=1.5,
+                elinewidth=1.0, capsize=1.8, markersize=5, markeredgecolor="white", markeredgewidth=0.5,
+            )  # fmt: skip
+        sizes = sorted({point.images for line in one.lines.values() for point in line})
+        axes.set_xscale("log")
+        axes.set_xticks(_apart(sizes), [f"{size:,.0f}" for size in _apart(sizes)])
+        axes.minorticks_off()
+        axes.set_title(one.title)
+        axes.grid(True)
+    for axes in list(grid.flat)[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel("Training images", fontsize=9)
+    figure.supylabel(f"Mean AUROC [{confidence(study.options.alpha)} interval]", fontsize=9)
+    _legend(figure, study, [name for name in study.strategies if any(name in one.lines for one in curves)])
+    return figure
+
+
+def _apart(sizes: Sequence[float]) -> list[float]:
+    """Return the sizes that can stand beside each other under an axis, of those that are nearly the same one."""
+    kept = list(sizes[:1])
+    for size in sizes[1:]:
+        if size / kept[-1] > (sizes[-1] / sizes[0]) ** 0.2:
+            kept.append(size)
+    return kept
 
 
 def _finding_forest(study: StudyResult, one: DatasetResult) -> Figure:
@@ -144,9 +240,14 @@ def _finding_forest(study: StudyResult, one: DatasetResult) -> Figure:
     return figure
 
 
-def _whisker(axes: Axes, value: float, low: float, high: float, y: float, colour: str, marker: str) -> None:
-    axes.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="round", zorder=2)
-    axes.plot(value, y, marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.8, zorder=3)
+def _whisker(
+    axes: Axes, value: float, low: float, high: float, y: float, colour: str, marker: str, *, filled: bool | None = None
+) -> None:
+    """Draw a value and its interval; small, and hollow unless `filled`, where that is told."""
+    width, size = (1.8, 7) if filled is None else (1.2, 4.5)
+    face, edge = (colour, "white") if filled in (None, True) else ("white", colour)
+    axes.plot([low, high], [y, y], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
+    axes.plot(value, y, marker, color=face, markersize=size, markeredgecolor=edge, markeredgewidth=0.8, zorder=3)
 
 
 def _zero_line(axes: Axes) -> None:
@@ -253,10 +354,9 @@ def _thin(x: np.ndarray, y: np.ndarray, most: int = 400) -> tuple[np.ndarray, np
     return x[keep], y[keep]
 
 
-def _training(study: StudyResult) -> Figure:
+def _training(study: StudyResult, shown: Sequence[DatasetResult]) -> Figure:
     """Train loss and validation AUROC against the step: a row per dataset, a line per run."""
     palette = colours(study.strategies, study.options.reference)
-    shown = [one for one in study.datasets if any(cell.metrics for cell in one.cells)]
     figure = _figure(8.6, 2.2 * len(shown) + 0.4)
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for (left, right), one in zip(grid, shown, strict=True):
@@ -271,7 +371,7 @@ def _training(study: StudyResult) -> Figure:
         right.set(title=f"{one.name}: validation AUROC", xlabel="Optimizer step")
         for axes in (left, right):
             axes.grid(True)
-    _legend(figure, study, study.strategies)
+    _legend(figure, study, [name for name in study.strategies if any(name not in one.absent for one in shown)])
     return figure
 
 

@@ -55,20 +55,26 @@ def _cells(study: StudyResult) -> list[Cell]:
 
 
 def _unfinished(study: StudyResult) -> list[str]:
-    finished = {(c.files.strategy, c.files.dataset, c.files.seed) for c in _cells(study) if c.test}
     return [
-        f"{strategy} on {one.name}, seed {seed}"
+        cell.label
         for one in study.datasets
-        for strategy in study.strategies
-        for seed in study.seeds
-        if (strategy, one.name, seed) not in finished
+        for cell in sorted(one.cells, key=lambda cell: (study.strategies.index(cell.files.strategy), cell.files.seed))
+        if not cell.test
     ]
 
 
 def _grid_size(study: StudyResult) -> str:
-    sizes = (len(study.strategies), len(study.datasets), len(study.seeds))
-    words = ("strategies" if sizes[0] != 1 else "strategy", f"dataset{_s(sizes[1])}", f"seed{_s(sizes[2])}")
-    return " × ".join(f"{size} {word}" for size, word in zip(sizes, words, strict=True))
+    variants = {one.variant for one in study.datasets if one.variant}
+    counts = (
+        (len(study.strategies), "strategy", "strategies"),
+        (len({one.dataset for one in study.datasets}), "dataset", "datasets"),
+        *([(len(variants), "variant", "variants")] if variants else []),
+        (len(study.seeds), "seed", "seeds"),
+    )
+    words = " × ".join(f"{count} {single if count == 1 else several}" for count, single, several in counts)
+    declared = len(_cells(study))
+    limited = declared < math.prod(count for count, _, _ in counts)
+    return f"{words}; {declared} cells, the others are not in the grid by design" if limited else words
 
 
 def _shared_patients(one: DatasetResult) -> str:
@@ -85,8 +91,9 @@ def _sizes(study: StudyResult) -> str:
         for split in ("val", "test"):
             files = next((getattr(cell, split) for cell in one.cells if getattr(cell, split)), None)
             counts.append(f"{len(np.unique(files.patient_id))} {split}" if files else f"no {split}")
-        parts.append(f"{one.name} {' / '.join(counts)}")
-    return "patients: " + ", ".join(parts)
+        # Variants of a dataset have the same patients.
+        parts.append(f"{one.dataset} {' / '.join(counts)}")
+    return "patients: " + ", ".join(dict.fromkeys(parts))
 
 
 def _has_results(one: DatasetResult) -> bool:
@@ -127,12 +134,15 @@ def _unequal_budget(one: DatasetResult) -> str:
 
 
 def _budgets(study: StudyResult) -> str:
-    parts = []
+    parts: dict[str, list[str]] = {}
     for one in study.datasets:
         budget = next((b for b in (_budget(cell) for cell in one.cells if cell.test) if b), None)
         if budget:
-            parts.append(f"{one.name} {budget[0]} steps × {budget[1]} images")
-    return ", ".join(parts) or "nothing was trained"
+            parts.setdefault(f"{budget[0]} steps × {budget[1]} images", []).append(one.name)
+    told = [f"{'; '.join(names)}: {budget}" for budget, names in parts.items()]
+    if len(parts) == 1 and len(study.datasets) > NAMED:
+        told = [f"everywhere {budget}" for budget in parts]
+    return ", ".join(told) or "nothing was trained"
 
 
 def _unrecorded_seeds(study: StudyResult) -> list[str]:

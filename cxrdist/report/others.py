@@ -6,7 +6,19 @@ from typing import Any
 
 from cxrdist.report.analysis import DatasetResult, StudyResult
 from cxrdist.report.compared import better, level_told
-from cxrdist.report.tables import MISSING, NONE, Table, Text, interval, number, probability, signed
+from cxrdist.report.tables import (
+    ABSENT,
+    MISSING,
+    NONE,
+    Table,
+    Text,
+    interval,
+    number,
+    probability,
+    row_heads,
+    row_texts,
+    signed,
+)
 from cxrdist.stats.comparison import Comparison, Difference, Estimate
 from cxrdist.stats.meanings import MACRO, confidence
 from cxrdist.stats.metrics import METRICS
@@ -27,12 +39,13 @@ def metrics_table(study: StudyResult) -> Table:
         for strategy in study.strategies
         if strategy in one.comparison.models
     ]
-    heads = ("Dataset", "Metric", "Better", "Strategy", "Value", f"{level} CI", "Difference", f"{level} CI of it")
+    names = row_heads(study)
+    heads = (*names, "Metric", "Better", "Strategy", "Value", f"{level} CI", "Difference", f"{level} CI of it")
     caption = (
         f"Averages over findings and their difference to {study.options.reference}, in bold and judged where "
         f"q < {study.options.alpha:g}."
     )
-    return Table("metrics", caption, (*heads, "p", "q"), tuple(rows))
+    return Table("metrics", caption, (*heads, "p", "q"), tuple(rows), len(names))
 
 
 def subgroup_tables(study: StudyResult) -> list[Table]:
@@ -41,17 +54,19 @@ def subgroup_tables(study: StudyResult) -> list[Table]:
     found = []
     for column in study.options.subgroups:
         rows = [
-            (Text(one.name), *_subgroup_row(row, len(one.comparison.counts)))
+            (*row_texts(study, one), *_subgroup_row(row, len(one.comparison.counts)))
             for one in study.datasets
             if one.comparison
             for row in one.comparison.subgroups
             if row.column == column and row.finding == MACRO
         ]
         title = METRICS[study.options.metrics[0]].title
-        heads = ("Dataset", column, "Images", "Patients", "Strategy", title, f"{level} CI", "Gap to the rest")
+        names = row_heads(study)
+        heads = (*names, column, "Images", "Patients", "Strategy", title, f"{level} CI", "Gap to the rest")
         caption = f"{title} by {column}, mean over findings, its gap to all other images; q is over a dataset."
         if rows:
-            found.append(Table(f"by-{column}", caption, (*heads, f"{level} CI of it", "p", "q"), tuple(rows)))
+            columns = (*heads, f"{level} CI of it", "p", "q")
+            found.append(Table(f"by-{column}", caption, columns, tuple(rows), len(names)))
     return found
 
 
@@ -69,7 +84,7 @@ def metric_blocks(study: StudyResult) -> list[dict[str, Any]]:
                 "title": _title(metric, average),
                 "note": better(metric),
                 "more": "",
-                "cells": [_metric_cell(study, one.comparison, metric, average, name) for name in study.strategies],
+                "cells": [_metric_cell(study, one, metric, average, name) for name in study.strategies],
             }
             for metric, average in _averages(one.comparison)
             if (metric, average) != ("auroc", MACRO)
@@ -92,7 +107,7 @@ def subgroup_blocks(study: StudyResult) -> list[dict[str, Any]]:
                     f"{first.n_images:,} image{_s(first.n_images)}, {first.n_patients:,} patient{_s(first.n_patients)}"
                 )
                 note = "" if math.isnan(first.value) else first.note
-                cells = [_subgroup_cell(by_model.get(name)) for name in study.strategies]
+                cells = [_subgroup_cell(by_model.get(name), name in one.absent) for name in study.strategies]
                 rows.append({"title": level, "note": counts, "more": note, "cells": cells})
             blocks += [{"column": column, "dataset": one.name, "rows": rows}] if rows else []
     return blocks
@@ -151,7 +166,14 @@ def _metric_row(study: StudyResult, one: DatasetResult, metric: str, average: st
     estimate, d = _numbers(one.comparison, metric, average, strategy)
     value = Text(number(estimate.value), _best(one.comparison, metric, average) == strategy) if estimate else Text(NONE)
     bounds = Text(interval(estimate.low, estimate.high) if estimate else NONE)
-    told = (Text(one.name), Text(_title(metric, average)), Text(_direction(metric)), Text(strategy), value, bounds)
+    told = (
+        *row_texts(study, one),
+        Text(_title(metric, average)),
+        Text(_direction(metric)),
+        Text(strategy),
+        value,
+        bounds,
+    )
     if d is None:
         return (*told, Text("reference" if strategy == study.options.reference else NONE), *[Text(NONE)] * 3)
     said = verdict(d, one.comparison)
@@ -163,11 +185,10 @@ def _metric_row(study: StudyResult, one: DatasetResult, metric: str, average: st
     )
 
 
-def _metric_cell(
-    study: StudyResult, comparison: Comparison, metric: str, average: str, strategy: str
-) -> dict[str, Any]:
-    if strategy not in comparison.models:
-        return _cell(MISSING, tone="missing")
+def _metric_cell(study: StudyResult, one: DatasetResult, metric: str, average: str, strategy: str) -> dict[str, Any]:
+    comparison = one.comparison
+    if comparison is None or strategy not in comparison.models:
+        return _no_cell(strategy in one.absent)
     estimate, d = _numbers(comparison, metric, average, strategy)
     if estimate is None:
         return _cell(NONE)
@@ -193,9 +214,9 @@ def _subgroup_row(row: SubgroupRow, findings: int) -> tuple[Text, ...]:
     return tuple(Text(cell) for cell in cells)
 
 
-def _subgroup_cell(row: SubgroupRow | None) -> dict[str, Any]:
+def _subgroup_cell(row: SubgroupRow | None, absent: bool) -> dict[str, Any]:
     if row is None:
-        return _cell(MISSING, tone="missing")
+        return _no_cell(absent)
     if math.isnan(row.value):
         return _cell(NONE, below=[row.note] if row.note else [])
     below = []
@@ -203,6 +224,10 @@ def _subgroup_cell(row: SubgroupRow | None) -> dict[str, Any]:
         q = f"q = {probability(row.q)}".replace("= <", "< ")
         below = [f"gap {signed(row.gap)} {interval(row.gap_low, row.gap_high, signed)}", q]
     return _cell(number(row.value), interval(row.low, row.high), below)
+
+
+def _no_cell(absent: bool) -> dict[str, Any]:
+    return _cell(ABSENT, tone="absent") if absent else _cell(MISSING, tone="missing")
 
 
 def _cell(

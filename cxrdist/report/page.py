@@ -12,9 +12,22 @@ import jinja2
 from cxrdist.report.analysis import BINS, DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard, flatten
 from cxrdist.report.compared import CORRECTIONS, meanings
-from cxrdist.report.figures import colours
+from cxrdist.report.figures import colours, many
+from cxrdist.report.learning import learning_curves, learning_table
 from cxrdist.report.others import metric_blocks, subgroup_blocks
-from cxrdist.report.tables import MISSING, NONE, best, interval, number, probability, signed, title_of
+from cxrdist.report.replication import replication_table
+from cxrdist.report.tables import (
+    ABSENT,
+    MISSING,
+    NONE,
+    Table,
+    best,
+    interval,
+    number,
+    probability,
+    signed,
+    title_of,
+)
 from cxrdist.stats.comparison import Comparison, Difference
 from cxrdist.stats.meanings import AVERAGES, MACRO, STATEMENTS, confidence
 from cxrdist.stats.metrics import METRICS
@@ -49,11 +62,16 @@ def render(
         alpha=f"{study.options.alpha:g}",
         level=confidence(study.options.alpha),
         summary=summary(study),
+        tally=tally(study) if many(study) else [],
         headline=_headline(study),
+        rows=_headline_rows(study) if many(study) else [],
+        learning=_plain(learning_table(study)) if learning_curves(study) else None,
+        convention=_plain(replication_table(study)) if any(one.replication for one in study.datasets) else None,
         palette=colours(study.strategies, study.options.reference),
         guards=guards,
         failed=sum(not guard.passed for guard in guards),
         datasets=[_dataset(study, one) for one in study.datasets],
+        linked=_linked(study),
         strategies=study.strategies,
         metrics=metric_blocks(study),
         subgroups=subgroup_blocks(study),
@@ -89,6 +107,23 @@ def summary(study: StudyResult) -> list[str]:
     return sentences
 
 
+def tally(study: StudyResult) -> list[str]:
+    """Return a sentence per strategy: on how many datasets and variants it is above or below the reference."""
+    alpha = study.options.alpha
+    sentences = []
+    for strategy in study.strategies:
+        found = [one.comparison.difference(strategy) for one in study.datasets if one.comparison]
+        known = [d for d in found if d is not None and not math.isnan(d.value)]
+        if known:
+            above, below = (sum(d.q < alpha and sign * d.value > 0 for d in known) for sign in (1, -1))
+            mean = sum(d.value for d in known) / len(known)
+            sentences.append(
+                f"{strategy} is above {study.options.reference} in {above} of {len(known)} comparisons with "
+                f"q < {alpha:g}, below it in {below}; the mean of its differences is {signed(mean)}."
+            )
+    return sentences
+
+
 def provenance(cells: Sequence[Cell]) -> tuple[list[tuple[str, str]], list[str], list[tuple[str, list[str]]]]:
     """Return the facts all cells share, the names of those they do not, and these per cell."""
     trees = [flatten(_with_shards_in_words(cell.environment)) for cell in cells]
@@ -119,10 +154,12 @@ def _named(differences: Sequence[Difference]) -> str:
 
 
 def _facts(study: StudyResult) -> list[tuple[str, str]]:
-    done = [one.comparison for one in study.datasets if one.comparison]
+    # Variants of a dataset have the same test images.
+    done = {one.dataset: one.comparison for one in study.datasets if one.comparison}.values()
     counts = (
         (len(study.strategies), "strategy", "strategies"),
-        (len(study.datasets), "dataset", "datasets"),
+        (len({one.dataset for one in study.datasets}), "dataset", "datasets"),
+        *([(len(variants), "variant", "variants")] if (variants := _variants(study)) else []),
         (len(study.seeds), "seed", "seeds"),
         (sum(one.n_images for one in done), "test image", "test images"),
         (sum(one.n_patients for one in done), "test patient", "test patients"),
@@ -138,20 +175,50 @@ def _headline(study: StudyResult) -> list[dict[str, Any]]:
     ]
 
 
+def _variants(study: StudyResult) -> set[str]:
+    return {one.variant for one in study.datasets if one.variant}
+
+
+def _headline_rows(study: StudyResult) -> list[dict[str, Any]]:
+    """Return the headline with a row per dataset and variant, and in each cell no more than fits into its column."""
+    rows = []
+    for i, one in enumerate(study.datasets):
+        cells = [_cell(study, one, strategy, MACRO) for strategy in study.strategies]
+        for cell, strategy in zip(cells, study.strategies, strict=True):
+            d = one.comparison.difference(strategy) if one.comparison else None
+            if d is not None and not math.isnan(d.value):
+                q = f"q {probability(d.q)}".replace("q <", "q < ")
+                cell["below"] = [f"{signed(d.value)} {cell['arrow'] or '·'} {q}"]
+        first = i == 0 or study.datasets[i - 1].dataset != one.dataset
+        rows.append({"dataset": one.dataset, "variant": one.variant, "first": first, "number": i, "cells": cells})
+    return rows
+
+
+def _linked(study: StudyResult) -> list[tuple[int, str]]:
+    """Return the datasets to link to: all of them with their variants, or, where these are many, each at its first."""
+    names = [one.dataset if many(study) else one.name for one in study.datasets]
+    return [(i, name) for i, name in enumerate(names) if name not in names[:i]]
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    return {"caption": table.caption, "columns": table.columns, "rows": table.rows}
+
+
 def _dataset(study: StudyResult, one: DatasetResult) -> dict[str, Any]:
     counts = one.comparison.counts if one.comparison else ()
+    shown = [strategy for strategy in study.strategies if strategy not in one.absent]
     rows = [
         {
             "title": title_of(count.finding),
             "n": f"{count.positive} / {count.positive + count.negative}",
-            "cells": [_cell(study, one, strategy, count.finding) for strategy in study.strategies],
+            "cells": [_cell(study, one, strategy, count.finding) for strategy in shown],
         }
         for count in counts
     ]
     text = _counts(one.comparison) if one.comparison else "No numbers."
     return {
         "name": one.name, "fault": one.fault, "warnings": one.warnings, "rows": rows, "counts": text,
-        "strategies": study.strategies,
+        "strategies": shown,
     }  # fmt: skip
 
 
@@ -188,6 +255,8 @@ def _counts(comparison: Comparison) -> str:
 def _cell(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -> dict[str, Any]:
     comparison = one.comparison
     if comparison is None or strategy not in comparison.models:
+        if strategy in one.absent:
+            return {"value": ABSENT, "interval": "", "below": [], "tone": "absent", "best": False, "arrow": ""}
         fault = "not comparable" if one.fault and strategy not in one.missing else MISSING
         return {"value": fault, "interval": "", "below": [], "tone": "missing", "best": False, "arrow": ""}
     estimate = comparison.estimate(strategy, finding)
@@ -197,8 +266,9 @@ def _cell(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -
     spread = "" if math.isnan(estimate.spread) or finding != MACRO else f" ± {number(estimate.spread)}"
     if finding == MACRO:
         below = _difference_lines(d) if d else ["reference" if strategy == study.options.reference else "no reference"]
-        few = len(estimate.by_member) < len(study.seeds)
-        below += [f"only {len(estimate.by_member)} of {len(study.seeds)} seeds"] if few else []
+        seeds = len({cell.files.seed for cell in one.cells if cell.files.strategy == strategy})
+        few = len(estimate.by_member) < seeds
+        below += [f"only {len(estimate.by_member)} of {seeds} seeds"] if few else []
     else:
         rates = one.rates.get((strategy, finding))
         below = [f"{number(rates['sensitivity'], 2)} / {number(rates['specificity'], 2)}"] if rates else []

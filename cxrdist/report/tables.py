@@ -18,6 +18,8 @@ from cxrdist.stats.meanings import MACRO, confidence
 NONE = "–"
 """What stands where there is no number, so that no cell is blank."""
 MISSING = "missing"
+ABSENT = "not in the grid"
+"""What stands where a study has no cell by its design."""
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -44,6 +46,8 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Text, ...], ...]
+    grouped_by: int = 1
+    """First columns whose values, where they repeat, are one group."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -85,7 +89,10 @@ def best(comparison: Comparison | None, finding: str) -> str | None:
 
 
 def headline_rows(study: StudyResult) -> list[dict[str, Any]]:
-    """Return a flat row per dataset and strategy for csv; a strategy without results has the status ``missing``."""
+    """Return a flat row per dataset, variant and strategy for csv.
+
+    A strategy without results has the status ``missing``, one without a cell by design ``absent``.
+    """
     return [_flat(study, one, strategy, MACRO) for one in study.datasets for strategy in study.strategies]
 
 
@@ -98,7 +105,18 @@ def finding_rows(study: StudyResult) -> list[dict[str, Any]]:
         for one in study.datasets
         for count in (one.comparison.counts if one.comparison else ())
         for strategy in study.strategies
+        if strategy not in one.absent
     ]
+
+
+def row_heads(study: StudyResult) -> tuple[str, ...]:
+    """Return the names of the columns that `row_texts` fills."""
+    return ("Dataset", "Variant") if any(one.variant for one in study.datasets) else ("Dataset",)
+
+
+def row_texts(study: StudyResult, one: DatasetResult) -> list[Text]:
+    """Return what names a dataset in a table, and its variant where any has one."""
+    return [Text(one.dataset), *([Text(one.variant or NONE)] if len(row_heads(study)) > 1 else [])]
 
 
 def headline_table(study: StudyResult) -> Table:
@@ -108,13 +126,18 @@ def headline_table(study: StudyResult) -> Table:
     rows = []
     for one in study.datasets:
         for strategy in study.strategies:
-            row = [Text(one.name), Text(strategy)]
+            row = [*row_texts(study, one), Text(strategy)]
             row += _auroc_texts(study, one, strategy, MACRO, with_spread=several)
             rows.append(tuple(row + _difference_texts(study, one, strategy, MACRO)))
     seeds = ("SD over seeds",) if several else ()
-    columns = ("Dataset", "Strategy", "AUROC", f"{level} CI", *seeds, "Difference", f"{level} CI of it", "p", "q")
-    caption = f"Mean AUROC over findings and its difference to {study.options.reference}; the best per dataset in bold."
-    return Table("headline", caption, columns, tuple(rows))
+    heads = row_heads(study)
+    columns = (*heads, "Strategy", "AUROC", f"{level} CI", *seeds, "Difference", f"{level} CI of it", "p", "q")
+    within = " and variant" * (len(heads) > 1)
+    caption = (
+        f"Mean AUROC over findings and its difference to {study.options.reference}; the best per dataset{within} in "
+        "bold."
+    )
+    return Table("headline", caption, columns, tuple(rows), len(heads))
 
 
 def finding_table(study: StudyResult) -> Table:
@@ -123,16 +146,17 @@ def finding_table(study: StudyResult) -> Table:
     rows = []
     for one in study.datasets:
         for count in one.comparison.counts if one.comparison else ():
-            for strategy in study.strategies:
+            for strategy in (name for name in study.strategies if name not in one.absent):
                 rate = one.rates.get((strategy, count.finding)) or dict.fromkeys(RATES, math.nan)
-                row = [Text(one.name), Text(title_of(count.finding)), Text(strategy)]
+                row = [*row_texts(study, one), Text(title_of(count.finding)), Text(strategy)]
                 row += [Text(f"{count.positive} / {count.positive + count.negative}")]
                 row += _auroc_texts(study, one, strategy, count.finding)
                 row += [Text(number(rate["sensitivity"], 2)), Text(number(rate["specificity"], 2))]
                 rows.append(tuple(row + _difference_texts(study, one, strategy, count.finding)))
-    columns = ("Dataset", "Finding", "Strategy", "n positive / n", "AUROC", f"{level} CI", "Sens.", "Spec.")
+    heads = row_heads(study)
+    columns = (*heads, "Finding", "Strategy", "n positive / n", "AUROC", f"{level} CI", "Sens.", "Spec.")
     caption = "AUROC per finding; sensitivity and specificity at the threshold that validation gave."
-    return Table("findings", caption, (*columns, "Difference", f"{level} CI of it", "p", "q"), tuple(rows))
+    return Table("findings", caption, (*columns, "Difference", f"{level} CI of it", "p", "q"), tuple(rows), len(heads))
 
 
 def guard_table(guards: Sequence[Guard]) -> Table:
@@ -176,14 +200,14 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     r"""Return `table` for LaTeX with ``\usepackage{booktabs}``, a long one with ``\usepackage{longtable}`` besides.
 
-    A rule parts the groups of the first column where it repeats itself.
+    A rule parts the groups of the first columns where they repeat themselves.
     """
     heads = " & ".join(_latex_cell(Text(name)) for name in table.columns) + r" \\"
-    groups = [row[0] for row in table.rows]
+    groups = [row[: table.grouped_by] for row in table.rows]
     grouped = len(set(groups)) < len(groups)
     body: list[str] = []
     for above, row in zip([None, *groups], table.rows, strict=False):
-        body += [r"\midrule"] if grouped and above is not None and row[0] != above else []
+        body += [r"\midrule"] if grouped and above is not None and row[: table.grouped_by] != above else []
         body.append(" & ".join(_latex_cell(one) for one in row) + r" \\")
     name = re.sub(r"[^A-Za-z0-9]+", "-", table.name)
     caption, columns = rf"\caption{{{_escape(table.caption, LATEX)}}}", "l" * len(table.columns)
@@ -206,10 +230,11 @@ def _latex_cell(one: Text) -> str:
 def _flat(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -> dict[str, Any]:
     estimate, difference = _numbers(one, strategy, finding)
     return {
-        "dataset": one.name,
+        "dataset": one.dataset,
+        "variant": one.variant,
         "strategy": strategy,
         "finding": finding,
-        "status": "done" if estimate else MISSING,
+        "status": "done" if estimate else "absent" if strategy in one.absent else MISSING,
         "seeds": len(estimate.by_member) if estimate else 0,
         "auroc": estimate.value if estimate else math.nan,
         "auroc_low": estimate.low if estimate else math.nan,
@@ -230,7 +255,8 @@ def _auroc_texts(
 ) -> list[Text]:
     estimate, _ = _numbers(one, strategy, finding)
     if estimate is None:
-        return [Text(MISSING), Text(NONE), *([Text(NONE)] if with_spread else [])]
+        told = ABSENT if strategy in one.absent else MISSING
+        return [Text(told), Text(NONE), *([Text(NONE)] if with_spread else [])]
     spread = [Text(number(estimate.spread))] if with_spread else []
     winner = best(one.comparison, finding) == strategy
     return [Text(number(estimate.value), winner), Text(interval(estimate.low, estimate.high)), *spread]
@@ -238,7 +264,7 @@ def _auroc_texts(
 
 def _difference_texts(study: StudyResult, one: DatasetResult, strategy: str, finding: str) -> list[Text]:
     _, d = _numbers(one, strategy, finding)
-    if strategy == study.options.reference:
+    if strategy == study.options.reference and strategy not in one.absent:
         return [Text("reference"), Text(NONE), Text(NONE), Text(NONE)]
     if d is None:
         return [Text(NONE)] * 4

@@ -10,8 +10,11 @@ from cxrdist.report.analysis import StudyResult, analyse
 from cxrdist.report.cells import CellFiles, Guard, ReportOptions, read_cell
 from cxrdist.report.figures import draw, to_bytes
 from cxrdist.report.guards import check
+from cxrdist.report.learning import learning_rows, learning_table
 from cxrdist.report.page import render
+from cxrdist.report.replication import replication_rows, replication_table
 from cxrdist.stats.resample import MapFunction
+from cxrdist.stats.tayebi2024 import CONVENTION
 
 
 def write_report(
@@ -56,7 +59,7 @@ def write_report(
 def _write_figures(study: StudyResult, folder: Path) -> dict[str, bytes]:
     """Write every figure as SVG and PNG, and return the SVG files by the name the page knows them."""
     folder.mkdir(exist_ok=True)
-    for kind in ("forest", "roc", "reliability", "training"):
+    for kind in ("forest", "roc", "reliability", "learning", "training"):
         for stale in (*folder.glob(f"{kind}*.svg"), *folder.glob(f"{kind}*.png")):
             stale.unlink()
     slugs = file_names([one.name for one in study.datasets])
@@ -86,8 +89,17 @@ def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> lis
     tables.write_csv([asdict(guard) for guard in guards], out / "guards.csv")
     tables.write_csv(compared.study_rows(study), out / "statistics.csv")
     names = ["headline.csv", "findings.csv", "guards.csv", "statistics.csv"]
+    more = {"learning": learning_rows(study), CONVENTION: replication_rows(study)}
+    for name, rows in more.items():
+        for stale in out.glob(f"{name}.*"):
+            stale.unlink()
+        if rows:
+            tables.write_csv(rows, out / f"{name}.csv")
+            names.append(f"{name}.csv")
     shown = [tables.headline_table(study), tables.finding_table(study), tables.guard_table(guards)]
+    shown += [learning_table(study)] * bool(more["learning"])
     shown += [others.metrics_table(study), *others.subgroup_tables(study)]
+    shown += [replication_table(study)] * bool(more[CONVENTION])
     for stale in (*out.glob("by-*.md"), *out.glob("by-*.tex")):
         stale.unlink()
     # A subgroup column may be named as no file can be.
