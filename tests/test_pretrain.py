@@ -1,11 +1,14 @@
 """Masked autoencoding: masks by image, the loss of the paper, weights that a fine-tuning takes whole."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from engines import on_ranks
 from helpers import finetune_tree, make_shards, tiny_vit
+from ranks import forks
 
 from cxrdist.config import Config, override
 from cxrdist.errors import UsageError
@@ -14,10 +17,12 @@ from cxrdist.finetune.run import finetune
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
 from cxrdist.models.weights import load_weights
+from cxrdist.pretrain.build import build_task, example_batch
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.mae import MaeTask, random_masks
 from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.pretrain.run import pretrain
+from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.train.run_folder import flatten
 from cxrdist.world import World
 
@@ -39,6 +44,11 @@ def task_of(**changes) -> MaeTask:
     torch.manual_seed(0)
     model = build_model(ModelConfig(**tiny_vit()), num_classes=1, image_size=32, seed=0)
     return MaeTask(model, MaeConfig(**SMALL, **changes), fresh=True)
+
+
+def pixels_of(images: int) -> dict[str, torch.Tensor]:
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 1, 32, 32), np.uint8)
+    return {"image": torch.from_numpy(pixels), "seed": torch.arange(1, images + 1)}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +93,43 @@ def test_the_loss_is_the_papers(normalise):
                 values = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6)
             errors.append(np.square(outputs[0][image, place] - values).mean())
     assert loss == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"]
+)
+def test_all_that_is_trained_has_a_gradient_also_under_autocast(backbone):
+    model = build_model(ModelConfig(backbone=backbone, args=tiny_vit()["args"]), num_classes=1, image_size=32, seed=0)
+    task = MaeTask(model, MaeConfig(**SMALL), fresh=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = task(pixels_of(2))["loss"]
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert [name for name, p in task.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+
+
+@forks
+def test_the_mean_over_ranks_is_the_loss_of_the_whole_batch_and_its_gradient():
+    task, batch = task_of(), pixels_of(4)
+
+    def part(world, device):
+        share = {name: value[2 * world.rank : 2 * world.rank + 2] for name, value in batch.items()}
+        loss = task(share)["loss"]
+        loss.backward()
+        return loss.item(), [p.grad for p in task.parameters() if p.requires_grad]
+
+    (first, ours), (second, theirs) = on_ranks(2, part)
+    loss = task(batch)["loss"]
+    loss.backward()
+    assert (first + second) / 2 == pytest.approx(loss.item(), rel=1e-5)
+    for p, one, two in zip([p for p in task.parameters() if p.requires_grad], ours, theirs, strict=True):
+        torch.testing.assert_close((one + two) / 2, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_plan_needs_no_values(tmp_path):
+    config = config_of(tmp_path)
+    profile = profile_pass(imagine(partial(build_task, config)), partial(example_batch, config), 2, precision="bf16")
+    assert profile.flops > 0 and profile.activations > 0
 
 
 def test_pretraining_lowers_the_loss_repeats_to_the_bit_and_starts_a_fine_tuning(shards, tmp_path):

@@ -92,7 +92,7 @@ def dense_features(
     if mask_BN is not None:
         assert token is not None
         if isinstance(net, WITH_TOKENS):
-            masking = _masked_tokens(net, mask_BN, token)
+            masking = masked_tokens(net, mask_BN, token)
         else:
             pixels = _masked_pixels(pixels, mask_BN, token)
     with masking:
@@ -107,7 +107,7 @@ def dense_features(
 
 
 @contextmanager
-def _masked_tokens(net: Any, mask_BN: torch.Tensor, token_F: torch.Tensor) -> Iterator[None]:
+def masked_tokens(net: Any, mask_BN: torch.Tensor, token_F: torch.Tensor) -> Iterator[None]:
     """Let the patch embedding of `net` give `token_F` for masked patches within the block."""
 
     def replaced(module: nn.Module, inputs: Any, patches: torch.Tensor) -> torch.Tensor:

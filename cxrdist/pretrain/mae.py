@@ -13,9 +13,10 @@ from torch import nn
 from cxrdist.data.loader import Batch
 from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
+from cxrdist.pretrain.ahead import look_ahead
 from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.pretrain.seeded import permutations
-from cxrdist.pretrain.task import PretrainTask, without_classifier
+from cxrdist.pretrain.task import PretrainTask
 
 
 class MaeTask(PretrainTask):
@@ -40,10 +41,13 @@ class MaeTask(PretrainTask):
         self.prefix = vit.num_prefix_tokens
         self.patches = vit.patch_embed.num_patches
         self.encoder = MaskedVisionTransformerTIMM(
-            vit,
-            weight_initialization="" if fresh else "skip",
-            pos_embed_initialization="sincos" if fresh else "skip",
+            vit, weight_initialization="" if fresh else "skip", pos_embed_initialization="skip"
         )
+        if fresh and vit.pos_embed is not None:
+            # Not left to the encoder: some networks have no position for their prefix tokens.
+            utils.initialize_2d_sine_cosine_positional_embedding(
+                vit.pos_embed, num_prefix_tokens=vit.pos_embed.shape[1] - self.patches
+            )
         self.encoder.mask_token.requires_grad_(False)
         self.decoder_embed = nn.Linear(vit.embed_dim, config.decoder_width)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
@@ -54,7 +58,8 @@ class MaeTask(PretrainTask):
             num_prefix_tokens=self.prefix,
         )
         self.predict = nn.Linear(config.decoder_width, self.patch**2 * 3)
-        without_classifier(model)
+        for parameter in look_ahead(vit).beyond:
+            parameter.requires_grad_(False)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean squared error of the masked patches, a scalar."""

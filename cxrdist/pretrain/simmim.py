@@ -13,26 +13,21 @@ Shapes: B images, S their side, D width, H and W of the last feature map, R pixe
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import pixel_shuffle
 
 from cxrdist.data.loader import Batch
 from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
+from cxrdist.pretrain.ahead import look_ahead
 from cxrdist.pretrain.batchnorm import join_batch_norm
+from cxrdist.pretrain.dense import masked_tokens
 from cxrdist.pretrain.methods import SimmimConfig
 from cxrdist.pretrain.seeded import permutations
 from cxrdist.pretrain.task import PretrainTask, grid_of
-
-ANY_SIZE = 224
-"""Side of the image that tells the stride of a network which takes any."""
 
 
 class SimmimTask(PretrainTask):
@@ -48,8 +43,14 @@ class SimmimTask(PretrainTask):
         self.model = model
         self.config = config
         net = model.net
-        self.stride, unused = _look_ahead(net, net.model_args.get("img_size", ANY_SIZE))
-        for parameter in unused:  # the classifier, and what some networks have between the feature map and it
+        ahead = look_ahead(net)
+        if ahead.stride is None:
+            raise UsageError(
+                f"`method` 'simmim' needs a backbone whose last feature map divides the image, got "
+                f"{type(net).__name__}. Choose a vision transformer, a ConvNeXt, a ResNet or a DenseNet."
+            )
+        self.stride = ahead.stride
+        for parameter in ahead.beyond:
             parameter.requires_grad_(False)
         self.patch: int | None = None
         """Side of the patches that are masked as tokens; None where pixels are."""
@@ -88,11 +89,11 @@ class SimmimTask(PretrainTask):
         if self.patch is None:
             features = net.forward_features(torch.where(masked_BSS[:, None], self.mask_token, images_B3SS))
         else:
-            masked_BHW = masked_BSS[:, :: self.patch, :: self.patch]
-            with _masked_patches(net.patch_embed, masked_BHW, self.mask_token):
+            masked_BN = masked_BSS[:, :: self.patch, :: self.patch].flatten(1)
+            with masked_tokens(net, masked_BN, self.mask_token):
                 features = net.forward_features(images_B3SS)
         grid_BHWD = grid_of(net, features)
-        assert grid_BHWD is not None  # `_look_ahead` has seen one
+        assert grid_BHWD is not None  # the stride is of one
         return grid_BHWD
 
 
@@ -111,43 +112,3 @@ def count_masked(squares: int, ratio: float) -> int:
 def enlarged(squares_Bhh: torch.Tensor, times: int) -> torch.Tensor:
     """Return `squares_Bhh` with each value `times` in both directions."""
     return squares_Bhh.repeat_interleave(times, 1).repeat_interleave(times, 2)
-
-
-@contextmanager
-def _masked_patches(embed: nn.Module, masked_BHW: torch.Tensor, token_D: torch.Tensor) -> Iterator[None]:
-    """Let `embed` give `token_D` in place of masked patches; its output is (B, N, D) or (B, H, W, D)."""
-
-    def replace(_: nn.Module, __: Any, patches: torch.Tensor) -> torch.Tensor:
-        masked = (masked_BHW if patches.ndim == 4 else masked_BHW.flatten(1))[..., None]
-        return torch.where(masked, token_D.to(patches.dtype), patches)
-
-    hook = embed.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _look_ahead(net: Any, size: int) -> tuple[int, list[nn.Parameter]]:
-    """Return the stride of the last feature map of `net`, and the parameters that do not enter it; nothing is computed.
-
-    Raises:
-        UsageError: If there is no such map.
-    """
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    training = net.training
-    net.eval()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        features = net.forward_features(torch.empty(1, 3, size, size, device=parameters[0].device))
-        grid = grid_of(net, features) if isinstance(features, torch.Tensor) else None
-        stride = 0 if grid is None else size // grid.shape[1]
-        # A map whose cells are not where their pixels are, because padding is missing, has another side than this.
-        if grid is None or stride != net.feature_info[-1]["reduction"] or grid.shape[1:3] != (size // stride,) * 2:
-            raise UsageError(
-                f"`method` 'simmim' needs a backbone whose last feature map divides the image, got "
-                f"{type(net).__name__}. Choose a vision transformer, a ConvNeXt, a ResNet or a DenseNet."
-            )
-        gradients = torch.autograd.grad(grid.sum(), parameters, allow_unused=True)
-    net.train(training)
-    pairs = zip(parameters, gradients, strict=True)
-    return stride, [parameter for parameter, gradient in pairs if gradient is None]
