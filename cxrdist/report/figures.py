@@ -111,7 +111,9 @@ def _headline_forest(study: StudyResult) -> Figure:
     shown = [one for one in study.datasets if one.comparison and one.comparison.differences]
     figure = _figure(8.6, 0.75 + 0.29 * len(shown) * (len(others) + 0.9))
     axes = figure.subplots()
-    y, ticks, labels = 0.0, [], []
+    y = 0.0
+    ticks: list[float] = []
+    labels: list[str] = []
     heads: list[int] = []
     for one in shown:
         heads.append(len(ticks))

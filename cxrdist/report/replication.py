@@ -3,7 +3,7 @@
 from typing import Any
 
 from cxrdist.report.analysis import StudyResult
-from cxrdist.report.tables import NONE, Table, Text, number
+from cxrdist.report.tables import NONE, Table, Text, number, row_heads, row_texts
 from cxrdist.stats.meanings import MACRO
 from cxrdist.stats.metrics import METRICS as TITLES
 from cxrdist.stats.tayebi2024 import CONVENTION, LABEL, METRICS, Value, Verdict
@@ -24,17 +24,19 @@ def replication_rows(study: StudyResult) -> list[dict[str, Any]]:
 
 def replication_table(study: StudyResult) -> Table:
     """Return the label means as that paper prints them, a row per dataset and strategy."""
-    rows = []
+    rows: list[tuple[Text, ...]] = []
     for one in study.datasets:
         found = one.replication
         for strategy in found.models if found else ():
             assert found
-            values = [_percent(found.value(strategy, MACRO, metric)) for metric in METRICS]
+            auroc, *values = [_percent(found.value(strategy, MACRO, metric)) for metric in METRICS]
             verdict = next((v for v in found.verdicts if (v.model, v.finding) == (strategy, MACRO)), None)
-            rows.append(tuple(Text(cell) for cell in (one.name, strategy, *values, *_p(verdict, found.n_resamples))))
-    heads = ("Dataset", "Strategy", *(f"{TITLES[name].title}, %" for name in METRICS))
+            p = _p(verdict, found.n_resamples)
+            rows.append((*row_texts(study, one), *(Text(cell) for cell in (strategy, auroc, *p, *values))))
+    auroc, *others = (f"{TITLES[name].title}, %" for name in METRICS)
+    heads = (*row_heads(study), "Strategy", auroc, "P", "Higher AUROC", *others)
     caption = f"{LABEL} Label means ± that standard deviation, P against {study.options.reference}."
-    return Table(CONVENTION, caption, (*heads, "P", "Higher AUROC"), tuple(rows))
+    return Table(CONVENTION, caption, heads, tuple(rows), len(row_heads(study)))
 
 
 def _percent(one: Value) -> str:
