@@ -25,6 +25,7 @@ from cxrdist.pretrain.simmim import SimmimTask, count_masked, random_squares
 from cxrdist.train.dryrun import imagine, profile_pass
 from cxrdist.world import World
 
+FAMILIES = ("vit", "dinov3", "beit", "swin", "convnext", "resnet", "densenet")
 COARSE = ("convnext", "resnet")
 """Networks whose last feature map has a stride of 32 pixels; 8 in the others."""
 
@@ -92,7 +93,7 @@ def test_the_loss_is_the_paper_s(family, square):
     assert loss == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-@pytest.mark.parametrize("family", TINY_NETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_masked_is_not_seen(family):
     task, batch = task_of(family).eval(), batch_of(family)
     given = []
@@ -114,7 +115,7 @@ def test_what_is_masked_is_not_seen(family):
         assert not torch.equal(*(task(batch | {"image": image})["look"].features for image in changed))
 
 
-@pytest.mark.parametrize("family", TINY_NETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_all_that_is_trained_has_a_gradient_also_under_autocast(family):
     task = task_of(family)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -157,7 +158,7 @@ def test_the_mean_over_ranks_is_the_loss_of_the_whole_batch_and_its_gradient(fam
         torch.testing.assert_close((one + two) / 2, p.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["vit", "densenet"])
+@pytest.mark.parametrize("family", [pytest.param("vit", marks=pytest.mark.slow), "densenet"])
 def test_a_run_stopped_and_resumed_is_the_run_uninterrupted_to_the_bit(family, tmp_path):
     shards = make_shards(tmp_path / "data", patients=20)
     backbone, args = TINY_NETS[family]
