@@ -56,10 +56,10 @@ class CropConfig(Config):
     rotate: float = Field(default=10.0, ge=0, le=180)
     """Largest rotation, degrees, either way."""
 
-    brightness: float = Field(default=0.2, ge=0, le=1)
+    brightness: float = Field(default=0.1, ge=0, le=1)
     """Largest change of brightness, as a share of the full range, either way."""
 
-    contrast: float = Field(default=0.4, ge=0, lt=1)
+    contrast: float = Field(default=0.3, ge=0, lt=1)
     """Largest relative change of contrast, either way."""
 
     gamma: float = Field(default=1.5, ge=1)

@@ -1,0 +1,107 @@
+"""The published studies as files: what they plan, and all of their layouts, stages and tables in a size for a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cxrdist.config import read_yaml, shipped
+from cxrdist.datasets import read_facts
+from cxrdist.pack import PackOptions
+from cxrdist.pack.dataset import pack_dataset
+from cxrdist.phantom import write_phantoms
+from cxrdist.study.config import StudyConfig
+
+STUDIES = ("tayebi2024", "tayebi2024-exact", "iyer2022", "verma2022", "verma2022-densenet121", "scaling")
+PATIENTS = {"vindr_cxr": 100}
+"""Drawn of each layout: enough that validation has a finding with both values; 40 unless told."""
+LAYOUTS = {"mimic_cxr": "mimic_cxr_jpg"}
+"""Where a study's dataset has another layout's name."""
+FEWER = {
+    "tayebi2024": [],
+    "iyer2022": [f"strategies.{name}=null" for name in ("medaug", "s2mts2", "convirt", "gloria", "cxr-repair-clip")],
+    "verma2022": ["targets=[nih14]"],
+}
+"""What is left out here for time; the files' own debug sizes have it."""
+
+
+def study_of(name: str) -> Path:
+    return shipped("launch") / "studies" / f"{name}.yaml"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_published_study_is_a_study(name, debug):
+    study = StudyConfig.read(study_of(name), debug=debug)
+    grid = study.grid()
+    assert len(grid) == len(set(grid)) > 0
+    assert {strategy for strategy, *_ in grid} == set(study.strategies)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategies", "datasets", "variants"),
+    [
+        ("tayebi2024", 3, 6, [""]),
+        ("iyer2022", 8, 13, ["fine-tune", "probe"]),
+        ("verma2022", 5, 3, [f"{size}-images" for size in (500, 1000, 2500, 5000, 10000, "all")]),
+        ("scaling", 4, 3, ["224px", "518px"]),
+    ],
+)
+def test_a_published_study_has_the_papers_grid(name, strategies, datasets, variants):
+    study = StudyConfig.read(study_of(name))
+    assert (len(study.strategies), len(study.datasets)) == (strategies, datasets)
+    assert sorted({variant for _, _, variant, _ in study.grid()}) == sorted(variants)
+
+
+def test_no_cell_of_the_mimic_arm_is_tested_on_mimic():
+    for name in ("tayebi2024", "tayebi2024-exact"):
+        grid = StudyConfig.read(study_of(name)).grid()
+        assert {dataset for strategy, dataset, *_ in grid if strategy == "mimic"} == {
+            *("vindr_cxr", "nih14", "chexpert", "uka_cxr", "padchest")
+        }
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """Return a folder with the shards of every dataset of the three studies, drawn small."""
+    out = tmp_path_factory.mktemp("published")
+    key = out / "id.key"
+    key.touch(mode=0o600)
+    key.write_text("phantoms-have-no-secret-" + "0" * 40, encoding="utf-8")
+    studies = [read_yaml(study_of(name)) for name in FEWER]
+    wanted = [one["shards"] for study in studies for one in study["datasets"].values()]
+    for name in dict.fromkeys(n for each in wanted for n in (each if isinstance(each, list) else [each])):
+        layout = LAYOUTS.get(name, name)
+        raw = out / "raw" / layout
+        patients = PATIENTS.get(name, 40)
+        write_phantoms(layout, raw, patients=patients, seed=1, difficulty=0.2, size=64, workers=2)
+        pack_dataset(read_facts(layout), raw, out / "shards" / name, PackOptions(size=64, id_key=key), shown=False)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEWER)
+def test_a_published_study_runs_to_its_report_on_phantoms(name, packed, tmp_path):
+    out = tmp_path / name
+    settings = [f"shards_root={packed / 'shards'}", *FEWER[name]]
+    command = ["study", "run", str(study_of(name)), "--debug", "--out", str(out), "--json"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cxrdist", *command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert Path(json.loads(done.stdout)["report"]).is_file()
+    study = StudyConfig.read(study_of(name), settings, debug=True)
+    ledger = [json.loads(line) for line in (out / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    cells = [line["name"] for line in ledger if line["event"] == "done" and line["kind"] == "cell"]
+    assert len(cells) == len(set(cells)) == len(study.grid())
+    # Pretraining and source-dataset training are shared: as many as the file has, each done once.
+    stages = [line["name"] for line in ledger if line["event"] == "done" and line["kind"] == "stage"]
+    assert sorted(stages) == sorted(study.stages)
+    headline = pd.read_csv(out / "report" / "headline.csv")
+    assert set(headline["strategy"]) == set(study.strategies)
