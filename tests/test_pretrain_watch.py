@@ -312,6 +312,7 @@ HEALTHY = {  # at the first look and the lowest of runs that kept what tells ima
 }
 BROKEN = [
     ("dino", {"prototype_information": 2.5e-7, "prototype_entropy": 1.0}, {"prototype_information": 9.5e-8}),  # T = 10
+    ("dino", {"embedding_std": 0.089, "prototype_entropy": 0.9}, {"embedding_std": 0.0006}),  # T = 1
     ("dino", {"prototype_information": 0.01}, {"prototype_information": 5.3e-7}),  # momentum 0
     ("dino", {"prototype_entropy": 0.4}, {"prototype_entropy": 6.9e-6}),  # a centre that stands still
     ("simclr", {"embedding_std": 0.074}, {"embedding_std": 0.0025}),  # attraction alone

@@ -4,10 +4,9 @@ A network that was never trained keeps images hardly apart (its features differ 
 run keeps them even less apart for a while.  In small runs of every method that kept what tells images apart, features
 fell to a twentieth of that (0.006), the embedding of DINO's student to a sixtieth, and what its prototypes tell of
 images to a hundredth; in runs broken on purpose, by a temperature, a momentum, a centre that stands still or a learning
-rate of 1, what was broken fell ten times deeper.  So a value counts as collapsed below a limit that no good run came
-near *and* after a fall deeper than theirs since the first look, before the first step.  Prototypes that tell nothing at
-all have no fall to show: a temperature can be wrong from the start.  Where there are prototypes, they are judged in
-place of the embedding.
+rate of 1, one value or the other fell below all that.  So a value counts as collapsed below a limit that no good run
+came to *and* after a fall deeper than theirs since the first look, before the first step.  Prototypes that tell nothing
+at all have no fall to show: a temperature can be wrong from the start.
 """
 
 from dataclasses import dataclass
@@ -25,13 +24,16 @@ class Limit:
     share: float | None
     """Of the first look's value, below which it must have fallen as well; None asks for no fall."""
     means: str
+    where_prototypes: bool = True
+    """Whether it holds for methods with prototypes too, which part these first and embeddings later."""
 
 
 LIMITS = (
     Limit("prototype_entropy", 0.02, 0.5, "all images have one prototype"),
     Limit("prototype_information", 1e-6, None, "all images have the same prototypes"),
     Limit("prototype_information", 1e-4, 0.002, "all images have the same prototypes"),
-    Limit("embedding_std", 0.01, 0.2, "all images have one embedding"),
+    Limit("embedding_std", 0.001, 0.01, "all images have one embedding"),
+    Limit("embedding_std", 0.01, 0.2, "all images have one embedding", where_prototypes=False),
     Limit("feature_std", 0.001, 0.02, "all images have the same features"),
     Limit("rankme", 1.03, 0.9, "the features lie on one line"),
 )
@@ -57,7 +59,7 @@ def find_collapse(
         return Collapse(f"Features must be finite numbers, got others at step {step}.", _way_out(config, "feature_std"))
     for limit in LIMITS:
         value, before = values.get(limit.name), (first or {}).get(limit.name)
-        if value is None or value >= limit.below or (limit.name == "embedding_std" and "prototype_entropy" in values):
+        if value is None or value >= limit.below or ("prototype_entropy" in values and not limit.where_prototypes):
             continue
         if limit.share is None or before is None or value < limit.share * before:
             fell = "" if before is None or first is None else f", after {before:.2g} at step {first['step']}"
