@@ -13,6 +13,7 @@ from ranks import forks, on_two_ranks
 from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cxrdist.config import override
 from cxrdist.data.samples import Samples, read_samples
@@ -236,6 +237,9 @@ def test_a_run_tells_probes_and_pictures_at_its_first_step_and_whenever_it_is_du
     pictures = sorted((tmp_path / "run/pictures").iterdir())
     assert [path.name for path in pictures] == [f"step-{step:08d}.png" for step in (0, 4, 8)]
     assert all(cv2.imread(str(path)).shape == (2 * SIDE + GAP, 2 * SIDE + GAP, 3) for path in pictures)
+    board = EventAccumulator(str(tmp_path / "run/tb"), size_guidance={"images": 0})
+    board.Reload()
+    assert [event.step for event in board.Images("val/patches")] == [0, 4, 8]
     assert json.loads((tmp_path / "run/result.json").read_text())["score"] is None  # nothing is chosen by them
 
 
