@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from cxrdist.cli.main import app, run
+from cxrdist.errors import UsageError
+from cxrdist.pretrain.build import TASKS
+from cxrdist.pretrain.methods import CoupledConfig, Method
 
 FINETUNE = """
 shards: nowhere
@@ -51,6 +54,70 @@ def test_a_pretraining_is_known_by_its_file(tmp_path: Path) -> None:
     rows = planned(tmp_path, PRETRAIN)["rows"]
     assert len(rows) == 4
     assert rows[0]["flops_per_image"] < planned(tmp_path, FINETUNE)["rows"][0]["flops_per_image"]
+
+
+TRANSFORMER = "{backbone: vit_tiny_patch16_224, args: {embed_dim: 32, depth: 1, num_heads: 2}}"
+CNN = "{backbone: resnet10t}"
+
+
+def pretraining(method: str, backbone: str, **more: Any) -> str:
+    """Return a small pretraining by `method`, with two small crops where it has any."""
+    fields = {"name": method, **more}
+    if "local_crops" in SETTINGS[method].model_fields:
+        fields["local_crops"] = {"count": 2, "size": 16}
+    side = 64 if method == "simmim" else 32  # its squares are as wide as a CNN's stride
+    described = f"model: {backbone}\ntrain: {{steps: 100, global_batch_size: 32, precision: bf16}}\n"
+    return f"shards: [nowhere]\nmethod: {json.dumps(fields)}\ninput: {{image_size: {side}}}\n{described}"
+
+
+SETTINGS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
+QUICK = [("dinov2", TRANSFORMER), ("moco_v3", CNN)]
+BOTH = [(method, backbone) for method in TASKS for backbone in (TRANSFORMER, CNN) if (method, backbone) != ("mae", CNN)]
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [
+        pytest.param(
+            method,
+            backbone,
+            id=f"{method}-{'cnn' if backbone is CNN else 'vit'}",
+            marks=() if (method, backbone) in QUICK else pytest.mark.slow,
+        )
+        for method, backbone in BOTH
+    ],
+)
+def test_every_method_of_pretraining_is_planned_with_its_teacher(tmp_path: Path, method: str, backbone: str) -> None:
+    tree = planned(tmp_path, pretraining(method, backbone))
+    assert [row["zero_stage"] for row in tree["rows"]] == [0, 1, 2, 3]
+    sizes, whole, *_, divided = tree["weights"], *(row["memory"]["device"]["weights"] for row in tree["rows"])
+    assert whole == sizes["weights"] + sizes["buffers"]
+    assert divided == pytest.approx(sizes["weights"] / 4 + sizes["buffers"], rel=0.01)
+    assert (sizes["trained"] < 0.8 * sizes["weights"]) == ("momentum" in SETTINGS[method].model_fields)
+    assert tree["rows"][0]["memory"]["checkpoint"] >= sizes["weights"] + sizes["buffers"] + 2 * sizes["trained"]
+    coupled = issubclass(SETTINGS[method], CoupledConfig)
+    assert all(row["largest"] == 8 for row in tree["rows"])
+    assert any("compares the images of a step with each other" in note for note in tree["notes"]) == coupled
+
+
+def test_a_method_that_compares_images_is_planned_in_parts_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    small = ("--gpus", "4", "--gpu-memory", "16", "--set", "train.micro_batch_size=2")
+    assert planned(tmp_path, pretraining("simclr", CNN, accumulate=True), *small)["rows"][0]["accumulation"] == 4
+    (tmp_path / "run.yaml").write_text(pretraining("simclr", CNN))
+    result = CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml"), *small])
+    assert isinstance(result.exception, UsageError)
+    assert "`train.micro_batch_size` must be all 8 images of a rank and step with method 'simclr'" in str(
+        result.exception
+    )
+
+
+def test_small_crops_cost_what_they_cost(tmp_path: Path) -> None:
+    many = pretraining("swav", CNN)
+    one, two = (planned(tmp_path, many.replace('"count": 2', f'"count": {count}'))["rows"][0] for count in (2, 4))
+    none = planned(tmp_path, many.replace('"count": 2', '"count": 0'))["rows"][0]
+    per_crop = (two["flops_per_image"] - one["flops_per_image"]) / 2
+    assert per_crop > 0
+    assert one["flops_per_image"] - none["flops_per_image"] == pytest.approx(2 * per_crop, rel=0.01)
 
 
 def test_a_micro_batch_that_is_set_is_the_one_that_is_told(tmp_path: Path) -> None:

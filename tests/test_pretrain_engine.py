@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from torch import nn
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError, UserError
 from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.pretrain.coupled import check_division, divisor
 from cxrdist.pretrain.teacher import follow, half_cosine
 from cxrdist.train import loop
 from cxrdist.train.batches import Source
 from cxrdist.train.checkpoints import checkpoint_name
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import fill
+from cxrdist.train.dryrun import by_itself, profile_pass
 from cxrdist.train.engine import agree_on_buffers, forward_buffers
 from cxrdist.train.fragments import live_weights
 from cxrdist.train.interrupt import Interrupted
+from cxrdist.train.microbatch import _pass
 from cxrdist.train.pieces import Reader
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
@@ -232,6 +236,42 @@ def test_a_step_that_fails_leaves_buffers_as_they_were(tmp_path):
     failed, good = (Reader(tmp_path / f"{name}/checkpoints" / checkpoint_name(2)) for name in ("failed", "stopped"))
     for name in ("centre", "queue"):
         assert torch.equal(failed.full(name, "buffer"), good.full(name, "buffer"))
+
+
+def test_a_trial_knows_no_other_rank():
+    """One may be done with a size before others are, or never come to it."""
+    joined = []
+
+    class Together(Pair):
+        def forward(self, batch):
+            joined.append(torch.distributed.is_initialized())
+            return super().forward(batch)
+
+    with alone():
+        for kind in (RuntimeError, None):
+            with suppress(RuntimeError), by_itself():
+                assert not torch.distributed.is_initialized()
+                if kind is not None:
+                    raise kind
+            assert torch.distributed.is_initialized()
+        profile_pass(Together(), lambda size: batch_of(0, size=size), 4, precision="fp32")
+        _pass(Together(), batch_of(0), TrainConfig(), torch.device("cpu"), beside=1)
+        assert joined == [False, False]
+
+
+@pytest.mark.parametrize(("accumulate", "world_size", "divisible"), [(False, 4, 8), (False, 1, 32), (True, 4, 1)])
+def test_a_rank_computes_its_share_at_once_where_images_are_compared(accumulate, world_size, divisible):
+    tree = {"shards": ["toy"], "method": {"name": "byol", "accumulate": accumulate}}
+    config = PretrainConfig.build({**tree, "train": {"global_batch_size": 32}}, where="t")
+    assert divisor(config, world_size) == divisible
+    share = 32 // world_size
+    check_division(config, Batching.plan(global_batch_size=32, micro_batch_size=share, world_size=world_size))
+    divided = Batching.plan(global_batch_size=32, micro_batch_size=share // 2, world_size=world_size)
+    with pytest.raises(UsageError, match=f"must be all {share} images .* 'byol'") if not accumulate else nullcontext():
+        check_division(config, divided)
+    alone = PretrainConfig.build({"shards": ["toy"]}, where="t")
+    assert divisor(alone, world_size) == 1
+    check_division(alone, divided)
 
 
 @pytest.mark.parametrize(

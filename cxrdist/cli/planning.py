@@ -25,6 +25,11 @@ GIB = 2**30
 FINDINGS = 14
 """How many are assumed where neither the file nor its shards say."""
 
+WHOLE = (
+    "The method {!r} compares the images of a step with each other, so each GPU computes its share at once; "
+    "`method.accumulate` would compare within micro-batches."
+)
+
 
 def plan(
     run: RunFile,
@@ -57,7 +62,7 @@ def plan(
             f"`--gpu` must be one of {', '.join(PEAKS)} that computes in {config.train.precision}, got {gpu!r}."
         )
     torch.set_num_threads(1)
-    work, assumed = _workload(config)
+    work, assumed = _workload(config, gpus)
     planner = Planner(work, gpus=gpus, gpu_memory=gpu_memory * GIB, rate=mfu * peak)
     ways = list(planner.ways())
     best = best_way(ways)
@@ -95,24 +100,43 @@ def _read(run: Path, settings: Iterable[str]) -> "RunConfig":
     return kind.build(tree, where=run.name)
 
 
-def _workload(config: "RunConfig") -> "tuple[Workload, list[str]]":
-    """Return what `train` or `pretrain` would run, and what had to be assumed of it."""
+def _workload(config: "RunConfig", gpus: int) -> "tuple[Workload, list[str]]":
+    """Return what `train` or `pretrain` would run on so many GPUs, and what had to be assumed or left out of it."""
+    import torch
+
+    from cxrdist.data.order import Batching
     from cxrdist.pretrain.config import PretrainConfig
     from cxrdist.train.planner import Workload
 
-    image_size, workers = config.input.image_size, config.input.workers
+    size, workers = config.input.image_size, config.input.workers
     if isinstance(config, PretrainConfig):
         from cxrdist.pretrain.build import build_task as build_pretraining
+        from cxrdist.pretrain.build import example_batch
+        from cxrdist.pretrain.coupled import check_division, divisor, undivided
 
-        return Workload(partial(build_pretraining, config), config.train, config.optim, image_size, 0, workers), []
+        batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+        if isinstance(micro, int):
+            check_division(config, Batching.plan(global_batch_size=batch, micro_batch_size=micro, world_size=gpus))
+        build, example = partial(build_pretraining, config), partial(example_batch, config)
+        notes = [WHOLE.format(config.method.name)] if undivided(config) else []
+        return Workload(build, example, config.train, config.optim, workers, divisor(config, gpus)), notes
     import numpy as np
 
     from cxrdist.finetune.parts import build_task
 
     findings, assumed = _count_findings(config)
-    build = partial(build_task, config, pos_weight=np.ones(findings), known_share=1.0)
+
+    def make_batch(images: int) -> dict[str, torch.Tensor]:
+        return {
+            "image": torch.empty(images, 1, size, size, dtype=torch.uint8, device="meta"),
+            "target": torch.empty(images, findings, device="meta"),
+            "sample": torch.arange(images),
+            "seed": torch.arange(images),
+        }
+
+    build_tuning = partial(build_task, config, pos_weight=np.ones(findings), known_share=1.0)
     multiple_of = 2 if config.mixup else 1
-    return Workload(build, config.train, config.optim, image_size, findings, workers, multiple_of), assumed
+    return Workload(build_tuning, make_batch, config.train, config.optim, workers, multiple_of), assumed
 
 
 def _count_findings(config: "FinetuneConfig") -> tuple[int, list[str]]:

@@ -8,10 +8,12 @@ weights, what autograd saves and what checkpointing computes again are counted a
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +24,9 @@ from cxrdist.models.precision import AUTOCAST
 from cxrdist.train.config import OptimConfig, Precision
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.task import BuildTask, MakeBatch
+
+PROFILED = 2
+"""Images of the smallest profile."""
 
 COLLECTED = 40
 """Times that a profile of a pass collects garbage: about once in each block of a large network."""
@@ -70,6 +75,17 @@ def imagine(build_task: BuildTask) -> nn.Module:
         return build_task(loaded=False)
 
 
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Let this process compute as if it were in no process group: in a trial the ranks are not at the same place."""
+    members = torch.distributed.distributed_c10d.GroupMember
+    group, members.WORLD = members.WORLD, None
+    try:
+        yield
+    finally:
+        members.WORLD = group
+
+
 def profile_pass(
     task: nn.Module, make_batch: MakeBatch, images: int, *, precision: Precision, device: str = "cpu"
 ) -> PassProfile:
@@ -77,14 +93,14 @@ def profile_pass(
 
     Args:
         task: It is left with fake weights on `device`, which only another profile can use.
-        make_batch: Called outside of the fake tensors' mode.
+        make_batch: Called outside of the fake tensors' mode.  The pass itself knows no other rank.
         images: Images in the micro-batch.
         precision: fp32 computes without autocast.
         device: Whose operators and autocast rules are taken.  Other than "cpu" must be there.
     """
     batch = dict(make_batch(images))
     # Numbers of samples and seeds of their random choices are read by value: they stay real.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with by_itself(), FakeTensorMode(allow_non_fake_inputs=True):
         _replace(task, device)
         parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         fake = {
@@ -125,8 +141,25 @@ def profile_pass(
     return PassProfile(images, taken, tuple(memory.curve()), counter.get_total_flops() // images)
 
 
+def profile_ends(
+    task: nn.Module, make_batch: MakeBatch, largest: int, *, precision: Precision
+) -> tuple[PassProfile, PassProfile]:
+    """Return the profiles of a pass over two images (a task may mix pairs) and over `largest`, for `at_size`.
+
+    They cost the same.  The peak is a maximum of lines, so between the two sizes the line through both is never too
+    low; beyond them it can be, where at one size weights have the peak and at the other activations.
+    """
+    one = make_batch(1)
+
+    def repeated(images: int) -> dict[str, torch.Tensor]:  # one image, so that no memory is taken for many
+        return {name: value.expand(images, *value.shape[1:]) for name, value in one.items()}
+
+    small = profile_pass(task, repeated, PROFILED, precision=precision)
+    return small, profile_pass(task, repeated, max(largest, 2 * PROFILED), precision=precision)
+
+
 def at_size(small: PassProfile, large: PassProfile, images: int) -> PassProfile:
-    """Return the profile of a pass over `images` images from those of two other numbers: every tensor is linear in it.
+    """Return the profile of a pass over `images` images from those of two other numbers: tensors are linear in it.
 
     Raises:
         ValueError: If the two are not of the same task and precision.

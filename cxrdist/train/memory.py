@@ -170,14 +170,15 @@ def plan_memory(
     else:
         device["ema"] = ema if stage == 0 else zero.share(ema)
     host |= {
-        "snapshot": saved if train.checkpoint_in_background else 0,
+        # Rank 0 has the buffers of all: a queue of negatives can be as large as a network.
+        "snapshot": saved + sizes.buffers if train.checkpoint_in_background else 0,
         "loader": (PREFETCHED * workers + 1) * passed.batch,
         "libraries": HOST_LIBRARIES,
         "building": sizes.weights + sizes.buffers if on_gpu else 0,
     }
     device["loader"] = passed.batch
     device["weights"] = device.get("weights", 0) + sizes.buffers
-    return RankMemory(Memory(**device), Memory(**host), checkpoint=saved * world_size)
+    return RankMemory(Memory(**device), Memory(**host), checkpoint=saved * world_size + sizes.buffers)
 
 
 def profile_step(

@@ -11,7 +11,7 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
 from cxrdist.models.precision import AUTOCAST
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.dryrun import at_size, imagine, profile_pass
+from cxrdist.train.dryrun import at_size, by_itself, imagine, profile_ends, profile_pass
 from cxrdist.train.engine import checkpoint_activations
 from cxrdist.train.host_memory import available_host_memory
 from cxrdist.train.memory import GIB, plan_memory, profile_step
@@ -113,8 +113,7 @@ def _largest_on_cpu(
     task = imagine(build_task)
     if train.activation_checkpointing:
         checkpoint_activations(task)
-    small, large = (profile_pass(task, make_batch, images, precision=train.precision) for images in (2, 4))
-
+    small, large = profile_ends(task, make_batch, sizes[0], precision=train.precision)
     stepped = profile_step(task, train=train, optim=optim, world_size=world.world_size, on_gpu=False)
 
     def fits(size: int) -> bool:
@@ -176,7 +175,8 @@ def _pass(task: torch.nn.Module, batch: Any, train: TrainConfig, device: torch.d
     block = torch.empty(beside, dtype=torch.uint8, device=device)
     task.train()
     batch = {name: value.to(device) for name, value in batch.items()}
-    with torch.autocast(device.type, dtype=AUTOCAST[train.precision], enabled=train.precision != "fp32"):
-        loss = task(batch)["loss"]
-    loss.backward()
+    with by_itself():  # a rank whose memory ends here goes on to the next size: the others must not wait for it
+        with torch.autocast(device.type, dtype=AUTOCAST[train.precision], enabled=train.precision != "fp32"):
+            loss = task(batch)["loss"]
+        loss.backward()
     del block

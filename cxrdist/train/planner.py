@@ -4,23 +4,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from cxrdist.errors import UsageError
 from cxrdist.train.config import OptimConfig, TrainConfig
-from cxrdist.train.dryrun import PassProfile, at_size, imagine, profile_pass
+from cxrdist.train.dryrun import PassProfile, at_size, imagine, profile_ends
 from cxrdist.train.engine import checkpoint_activations
 from cxrdist.train.memory import RankMemory, plan_memory, profile_step, usable_gpu_memory
 from cxrdist.train.microbatch import candidates
 from cxrdist.train.optim import check_optimizer
-from cxrdist.train.task import BuildTask
+from cxrdist.train.task import BuildTask, MakeBatch
 
 ENOUGH = 8
 """Images in a micro-batch from which on more memory is not worth more traffic between the GPUs."""
-
-PROFILED = 2
-"""Images of the smallest profile: a task may mix pairs."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,14 @@ class Workload:
     """What is run, as far as its needs go."""
 
     build_task: BuildTask
+    make_batch: MakeBatch
     train: TrainConfig
     optim: OptimConfig
-    image_size: int
-    """S, pixels."""
-    targets: int
-    """Numbers that an image's target has; 0 in a pretraining."""
     workers: int
     """Reading processes per rank."""
     multiple_of: int = 1
-    """What a micro-batch must be a multiple of: 2 where images are mixed in pairs."""
+    """What a micro-batch must be a multiple of: 2 where images are mixed in pairs, a rank's whole share where they are
+    compared with each other."""
 
 
 class Planner:
@@ -154,10 +148,7 @@ class Planner:
             task = imagine(self.work.build_task)
             if again:
                 checkpoint_activations(task)
-            small, large = (
-                profile_pass(task, self._batch, images, precision=self.work.train.precision)
-                for images in (PROFILED, 2 * PROFILED)
-            )
+            small, large = profile_ends(task, self.work.make_batch, self.sizes[0], precision=self.work.train.precision)
             self._profiles[again] = (task, small, large)
         return self._profiles[again]
 
@@ -170,15 +161,6 @@ class Planner:
             self.notes.append(str(error))
             return False
         return True
-
-    def _batch(self, images: int) -> dict[str, torch.Tensor]:
-        size = self.work.image_size
-        return {
-            "image": torch.empty(images, 1, size, size, dtype=torch.uint8, device="meta"),
-            "target": torch.empty(images, self.work.targets, device="meta"),
-            "sample": torch.arange(images),
-            "seed": torch.arange(images),
-        }
 
 
 def best_way(ways: list[Way]) -> Way | None:
