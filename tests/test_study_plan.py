@@ -209,7 +209,7 @@ def dry_run(file: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[s
     with pytest.raises(SystemExit) as ended:
         run(["study", "run", str(file), "--out", str(out), "--dry-run", "--json"])
     assert ended.value.code == 0
-    return {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    return {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)["jobs"]}
 
 
 def make_job(folder: Path, name: str = "random--a--seed0", key: str = "k0") -> Job:

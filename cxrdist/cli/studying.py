@@ -1,21 +1,27 @@
 """`cxrdist study` and `cxrdist demo`: the grid of cells on Ray, its state, and its report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxrdist.cli.options import Json, Settings
+from cxrdist.cli.options import Debug, Json, Settings
 from cxrdist.cli.show import print_table
+from cxrdist.cli.training import default_folder
+from cxrdist.errors import UsageError
 
 if TYPE_CHECKING:
     from cxrdist.study.config import StudyConfig
+    from cxrdist.study.cost import JobCost
     from cxrdist.study.run import Status
 
 study = typer.Typer(help="Run a study on Ray, see how far it is, and write its report.", no_args_is_help=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.")]
-Out = Annotated[Path | None, typer.Option(help="Study folder. Default: runs/NAME, for NAME.yaml.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Study folder. Default: runs/NAME, for NAME.yaml; with --debug runs/NAME-debug.")
+]
 
 
 def demo(
@@ -38,7 +44,11 @@ def run(
     out: Out = None,
     settings: Settings = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster. Default: a local one of its own.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and its cost, and stop.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="With --dry-run: GPUs, over all machines.")] = 1,
+    gpu: Annotated[str, typer.Option(help="With --dry-run: name of one of them, for its peak rate.")] = "H100",
+    mfu: Annotated[float, typer.Option(help="With --dry-run: share of that peak that is reached.")] = 0.4,
+    debug: Debug = False,
     as_json: Json = False,
 ) -> None:
     """Run the cells that are not done yet, then write the report.
@@ -47,39 +57,120 @@ def run(
     """
     from cxrdist.study.run import run_study, study_status
 
-    config, folder = _read(file, settings), out or Path("runs") / file.stem
+    config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
     if dry_run:
-        _show_status(study_status(config, folder), as_json)
+        if not 0 < mfu <= 1:
+            raise UsageError(f"`--mfu` must be in (0, 1], got {mfu}. 0.4 is usual.")
+        _show_costs(study_status(config, folder), gpus=gpus, gpu=gpu, mfu=mfu, as_json=as_json)
         return
     _finish(run_study(config, folder, address=address), as_json)
 
 
 @study.command()
-def status(file: StudyFile, out: Out = None, settings: Settings = None, as_json: Json = False) -> None:
+def status(
+    file: StudyFile, out: Out = None, settings: Settings = None, debug: Debug = False, as_json: Json = False
+) -> None:
     """Show what is done, running, failed and left.  Needs no cluster.
 
     Example: `cxrdist study status launch/studies/demo.yaml --out runs/demo/study`
     """
     from cxrdist.study.run import study_status
 
-    _show_status(study_status(_read(file, settings), out or Path("runs") / file.stem), as_json)
+    _show_status(study_status(_read(file, settings, debug), out or default_folder(file, debug=debug)), as_json)
 
 
 @study.command()
-def report(file: StudyFile, out: Out = None, settings: Settings = None, as_json: Json = False) -> None:
+def report(
+    file: StudyFile, out: Out = None, settings: Settings = None, debug: Debug = False, as_json: Json = False
+) -> None:
     """Work out statistics and report again from the saved predictions.
 
     Example: `cxrdist study report launch/studies/demo.yaml --out runs/demo/study --set statistics.n_resamples=10000`
     """
     from cxrdist.study.run import report_study
 
-    _finish(report_study(_read(file, settings), out or Path("runs") / file.stem), as_json)
+    _finish(report_study(_read(file, settings, debug), out or default_folder(file, debug=debug)), as_json)
 
 
-def _read(file: Path, settings: list[str] | None) -> "StudyConfig":
+def _read(file: Path, settings: list[str] | None, debug: bool) -> "StudyConfig":
     from cxrdist.study.config import StudyConfig
 
-    return StudyConfig.read(file, settings or ())
+    return StudyConfig.read(file, settings or (), debug=debug)
+
+
+def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: bool) -> None:
+    import json
+
+    import torch
+
+    from cxrdist.study.cost import study_cost
+    from cxrdist.study.plan import missing_weights
+
+    torch.set_num_threads(1)
+    costs = study_cost(status.plan.jobs, gpu=gpu, mfu=mfu)
+    rows = [
+        {"state": status.states[job.identity], "key": job.key, **cost.tree()}
+        for job, cost in zip(status.plan.jobs, costs, strict=True)
+    ]
+    left = [cost for row, cost in zip(rows, costs, strict=True) if row["state"] != "done"]
+    totals = {"all": _total(costs, gpus), "left": _total(left, gpus)}
+    missing = missing_weights(status.jobs("left", "running", "stopped", "failed"))
+    uncounted = [cost.name for cost in costs if cost.flops is None]
+    if as_json:
+        about = {"gpu": gpu, "gpus": gpus, "mfu": mfu, "missing_weights": missing, "uncounted": uncounted}
+        typer.echo(json.dumps({"jobs": rows, "totals": totals, **about}))
+        return
+    print_table(
+        f"What would run, on {gpu} at {100 * mfu:g} % of its peak",
+        ["name", "state", "method", "network", "px", "steps", "images", "evaluated", "GFLOP per image", "GPU-hours"],
+        [
+            [
+                cost.name, row["state"], cost.method, cost.backbone, cost.image_size, f"{cost.steps:,}",
+                f"{cost.images:,}", f"{cost.evaluated:,}",
+                "-" if cost.flops_per_image is None else f"{cost.flops_per_image / 1e9:,.1f}", _hours(cost.gpu_hours),
+            ]
+            for row, cost in zip(rows, costs, strict=True)
+        ],
+    )  # fmt: skip
+    for name, total in totals.items():
+        if name == "all" or total["jobs"] != totals["all"]["jobs"]:
+            typer.echo(
+                f"{name.capitalize()}: {_counted(total['stages'], 'stage')}, {_counted(total['cells'], 'cell')}, "
+                f"{total['images']:,} training images, {total['flops']:.2e} FLOP, {_hours(total['gpu_hours'])} GPU-hours; "
+                f"{_hours(total['hours'])} hours on {_counted(gpus, 'GPU')}."
+            )
+    typer.echo(
+        "At most: training and the images evaluated; early stopping ends sooner, and reading data takes no time here."
+    )
+    if uncounted:
+        typer.echo(f"Note: the operations of {', '.join(uncounted)} cannot be counted and are in no total.")
+    for path, names in missing.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        typer.echo(f"Note: no weight file yet at {path} (for {names[0]}{more}).")
+
+
+def _counted(count: float, name: str) -> str:
+    return f"{count:,} {name}{'s' * (count != 1)}"
+
+
+def _total(costs: "Sequence[JobCost]", gpus: int) -> dict[str, float]:
+    hours = sum(cost.gpu_hours or 0 for cost in costs)
+    return {
+        "jobs": len(costs),
+        "stages": sum(cost.kind == "stage" for cost in costs),
+        "cells": sum(cost.kind == "cell" for cost in costs),
+        "images": sum(cost.images for cost in costs),
+        "evaluated": sum(cost.evaluated for cost in costs),
+        "flops": sum(cost.flops or 0 for cost in costs),
+        "gpu_hours": hours,
+        "hours": hours / gpus,
+    }
+
+
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return "-"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _show_status(status: "Status", as_json: bool) -> None:
@@ -115,12 +206,15 @@ def _finish(page: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"report": str(page), "headline": rows, "failed_checks": failed}))
         return
+    variants = any(row["variant"] for row in rows)
+    rows = [row for row in rows if row["status"] != "absent"]
     print_table(
         f"Mean AUROC over findings, and its difference to {rows[0]['reference']}",
-        ["dataset", "strategy", "AUROC", "difference", "p", "q"],
+        ["dataset", *(["variant"] if variants else []), "strategy", "AUROC", "difference", "p", "q"],
         [
             [
                 row["dataset"],
+                *([row["variant"]] if variants else []),
                 row["strategy"],
                 _interval(row, "auroc", ".3f") or row["status"],
                 _interval(row, "difference", "+.3f") or ("reference" if row["strategy"] == row["reference"] else "-"),
