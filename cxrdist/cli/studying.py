@@ -136,8 +136,8 @@ def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: b
         if name == "all" or total["jobs"] != totals["all"]["jobs"]:
             typer.echo(
                 f"{name.capitalize()}: {_counted(total['stages'], 'stage')}, {_counted(total['cells'], 'cell')}, "
-                f"{total['images']:,} training images, {total['flops']:.2e} FLOP, {_hours(total['gpu_hours'])} GPU-hours; "
-                f"{_hours(total['hours'])} hours on {_counted(gpus, 'GPU')}."
+                f"{total['images']:,} training images, {total['flops']:.2e} FLOP, {_hours(total['gpu_hours'])} "
+                f"GPU-hours; {_hours(total['hours'])} hours on {_counted(gpus, 'GPU')}."
             )
     typer.echo(
         "At most: training and the images evaluated; early stopping ends sooner, and reading data takes no time here."
