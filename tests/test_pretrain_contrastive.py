@@ -12,6 +12,7 @@ from stopping import stopped_at
 from tiny_nets import SIZE, tiny_model
 from torch import nn
 
+from cxrdist.config import override
 from cxrdist.errors import UsageError
 from cxrdist.models.folder import load_model, save_model
 from cxrdist.pretrain.batchnorm import join_batch_norm
@@ -19,7 +20,6 @@ from cxrdist.pretrain.build import TASKS
 from cxrdist.pretrain.byol import distance
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.gathering import gather
-from cxrdist.pretrain.methods import MocoV2Config
 from cxrdist.pretrain.moco_v2 import info_nce
 from cxrdist.pretrain.moco_v3 import contrast
 from cxrdist.pretrain.paired import direction
@@ -218,12 +218,10 @@ def test_keys_of_a_step_are_no_negatives_in_it_and_go_if_it_is_not_made():
 
 
 def test_a_queue_shorter_than_a_global_batch_is_refused():
-    said = "`method.queue` must hold the keys of a global batch, got 20 for 24 images"
-    with pytest.raises(UsageError, match=said):
-        MocoV2Config(queue=20).check(24)
-    MocoV2Config(queue=24).check(24)
-    with pytest.raises(UsageError, match=said):
-        paired_task("moco_v2").loss(paired_batch("moco_v2", 24))
+    tree = {"shards": ["a"], "method": {"name": "moco_v2", "queue": 20}, "train": {"global_batch_size": 24}}
+    with pytest.raises(UsageError, match="holds the keys of a global batch, got 20 for 24 images"):
+        PretrainConfig.build(tree, where="t")
+    PretrainConfig.build(override(tree, {"method.queue": 24}), where="t")
 
 
 def test_moco_v3_leaves_the_patch_projection_and_the_positions_of_a_fresh_transformer():

@@ -56,6 +56,7 @@ class CropImages(Dataset[Batch]):
         self.samples, self.config, self.seed = samples, config, seed
         self.crops, self.local = crops, local if local and local.count else None
         # Here and not where it is first needed, so that forked reading processes share it.
+        self.positives = positives
         self.partners = None if positives == "image" else Partners(samples, positives)
 
     def __getitem__(self, position: int) -> Batch:

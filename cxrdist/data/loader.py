@@ -115,6 +115,7 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 def _load(images: Images, positions: Any) -> Generator[Batch, None, None]:
+    images.samples.prepare()
     loader = DataLoader(_Careful(images), batch_sampler=positions, collate_fn=_collate, **_reading(images.config))
     for batch in loader:
         if isinstance(batch, UserError):

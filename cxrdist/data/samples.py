@@ -119,6 +119,10 @@ class Samples:
         chosen = self.table["patient_id"].isin(order[:enough])
         return self.subset(np.flatnonzero(chosen.to_numpy()))
 
+    def prepare(self) -> None:
+        """Make ready for `image`; called before reading processes are forked, they all share what this holds."""
+        _ = self._reads
+
     @property
     def _reads(self) -> list[tuple[str, int, int, int]]:
         # Plain tuples: a DataFrame row costs more than decoding a small image does.

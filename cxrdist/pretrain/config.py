@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from cxrdist.config import Config
 from cxrdist.data.config import AugmentConfig, InputConfig
 from cxrdist.models.config import ModelConfig
-from cxrdist.pretrain.methods import CoupledConfig, MaeConfig, Method, SimmimConfig
+from cxrdist.pretrain.methods import CoupledConfig, MaeConfig, Method, MocoV2Config, SimmimConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
 
 # Defaults stand on fields of classes of their own, not in the values of `PretrainConfig`: setting one name of a section
@@ -112,6 +112,16 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"must have an `input.image_size` that is a multiple of `method.mask_patch`={self.method.mask_patch}, "
                 f"twice it or more, got {size}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _queue_holds_a_batch(self) -> Self:
+        batch = self.train.global_batch_size
+        if isinstance(self.method, MocoV2Config) and self.method.queue < batch:
+            raise ValueError(
+                f"must have a `method.queue` that holds the keys of a global batch, got {self.method.queue} for "
+                f"{batch} images. Set it to several global batches."
             )
         return self
 

@@ -10,7 +10,6 @@ from pydantic import Field, field_validator, model_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import CropConfig, LocalCropsConfig, Positives
-from cxrdist.errors import UsageError
 from cxrdist.findings import LabelPolicy
 
 
@@ -95,18 +94,6 @@ class MocoV2Config(ContrastiveConfig):
 
     queue: int = Field(default=65536, gt=0)
     """Keys kept; a global batch at least."""
-
-    def check(self, global_batch_size: int) -> None:
-        """Refuse a queue that cannot hold the keys of one step.
-
-        Raises:
-            UsageError: If it is so.
-        """
-        if self.queue < global_batch_size:
-            raise UsageError(
-                f"`method.queue` must hold the keys of a global batch, got {self.queue} for {global_batch_size} "
-                "images. Set it to several global batches."
-            )
 
 
 class MocoV3Config(ContrastiveConfig):
