@@ -249,7 +249,8 @@ def _whisker(
     width, size = (1.8, 7) if filled is None else (1.2, 4.5)
     face, edge = (colour, "white") if filled in (None, True) else ("white", colour)
     axes.plot([low, high], [y, y], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
-    axes.plot(value, y, marker, color=face, markersize=size, markeredgecolor=edge, markeredgewidth=0.8, zorder=3)
+    rim = 0.3 if filled else 0.8
+    axes.plot(value, y, marker, color=face, markersize=size, markeredgecolor=edge, markeredgewidth=rim, zorder=3)
 
 
 def _zero_line(axes: Axes) -> None:
