@@ -182,12 +182,34 @@ def test_a_teacher_begins_as_a_copy_and_follows_by_the_momentum_of_the_step(meth
         torch.testing.assert_close(theirs, ours - task.momentum(5, steps), rtol=0, atol=1e-5)
 
 
-def test_a_teacher_drops_nothing_in_training():
+@pytest.mark.parametrize("family", ["vit", "densenet"])
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_teacher_drops_nothing_in_training(family, looked):
     torch.manual_seed(0)
-    task = TASKS["byol"](tiny_model("vit", drop_path=0.5), CONFIGS["byol"], fresh=True)
+    model = tiny_model(family, drop_path=0.5 if family == "vit" else 0.0)
+    for module in model.modules():
+        if hasattr(module, "drop_rate"):
+            module.drop_rate = 0.5  # of the DenseNet's dropout, which is a function
+    task = TASKS["byol"](model, CONFIGS["byol"], fresh=True)
+    if looked:
+        task.eval()
+        assert not any(module.training for module in task.modules())
+        task.train()
     images = paired_batch("byol", 4)["image"][:, 0]
     assert torch.equal(task.target(images), task.target(images))
     assert not torch.equal(task.embed(images), task.embed(images))
+
+
+@pytest.mark.parametrize("family", ["densenet", "resnet"])
+def test_a_teachers_batch_norm_is_over_its_own_batch_and_learns_from_it(family):
+    task, plain = paired_task("byol", family), paired_task("byol", family)
+    for module in plain.teacher.modules():
+        module.train()  # nothing of these networks is dropped
+    images = paired_batch("byol", 4)["image"][:, 0]
+    assert torch.equal(task.target(images), plain.target(images))
+    for name, value in task.teacher.named_buffers():
+        assert torch.equal(value, plain.teacher.get_buffer(name))
+        assert "running" not in name or not torch.equal(value, task.model.get_buffer(name)), name
 
 
 def test_keys_replace_the_oldest_of_the_queue_in_turn():

@@ -28,11 +28,10 @@ a few hundred steps leaves that only with few prototypes (64 for a toy), a teach
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrdist.data.loader import Batch
 from cxrdist.errors import UsageError
@@ -50,7 +49,7 @@ from cxrdist.pretrain.task import (
     pooled_features,
     without_classifier,
 )
-from cxrdist.pretrain.teacher import follow, half_cosine, ramp, twin
+from cxrdist.pretrain.teacher import follow, half_cosine, only_norms_learn, ramp, twin
 
 LARGE = 2
 
@@ -76,6 +75,7 @@ class DinoTask(PretrainTask):
         self.model = model
         self.config = config
         self.teacher = copy.deepcopy(model).requires_grad_(False)
+        only_norms_learn(self.teacher)
         build = self.head_of(embedding_width(model))
         self.head = build()
         self.teacher_head = twin(build, self.head)
@@ -161,12 +161,10 @@ class DinoTask(PretrainTask):
         """Return the running means."""
         return [module for module in self.children() if isinstance(module, Centre)]
 
-    def train(self, mode: bool = True) -> "DinoTask":
-        """Set the mode of all but the teacher, which drops nothing; its batch norms learn from its own batches."""
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the teacher, which drops nothing."""
         super().train(mode)
-        for module in self.teacher.modules():
-            if not isinstance(module, _BatchNorm):
-                module.training = False
+        only_norms_learn(self.teacher)
         return self
 
 

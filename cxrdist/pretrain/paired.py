@@ -5,16 +5,16 @@ Shapes: B images of this rank, N of all, D width of the features, E of the embed
 
 import copy
 from collections.abc import Callable
+from typing import Self
 
 import torch
-from timm.layers import DropPath, PatchDropout
 from torch import nn
 from torch.nn import functional
 
 from cxrdist.models.build import RadiographModel
 from cxrdist.pretrain.batchnorm import join_batch_norm
 from cxrdist.pretrain.task import Look, PretrainTask, grid_features, pooled_features, without_classifier
-from cxrdist.pretrain.teacher import follow, twin
+from cxrdist.pretrain.teacher import follow, only_norms_learn, twin
 
 
 class PairedTask(PretrainTask):
@@ -45,9 +45,16 @@ class TaughtTask(PairedTask):
     def __init__(self, model: RadiographModel, build_head: Callable[[], nn.Module]) -> None:
         """Begin with a teacher equal to the trained network; what of `model` is not trained must be frozen already."""
         super().__init__(model, build_head())
-        self.teacher = without_dropping(copy.deepcopy(model)).requires_grad_(False)
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
         self.teacher_head = twin(build_head, self.head)
         join_batch_norm(self)
+        only_norms_learn(self.teacher)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the teacher, which drops nothing."""
+        super().train(mode)
+        only_norms_learn(self.teacher)
+        return self
 
     @torch.no_grad()
     def target(self, images_B1SS: torch.Tensor) -> torch.Tensor:
@@ -69,18 +76,6 @@ class TaughtTask(PairedTask):
         """Return features, embedding, and the teacher's embedding."""
         seen = super().look(images_B1SS)
         return Look(seen.features, embedding=seen.embedding, target=self.target(images_B1SS), patches=seen.patches)
-
-
-def without_dropping(network: RadiographModel) -> RadiographModel:
-    """Return `network`, whose dropout and stochastic depth are off in training mode too: a target is not random."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        elif isinstance(module, DropPath):
-            module.drop_prob = 0.0
-        elif isinstance(module, PatchDropout):
-            module.prob = 0.0
-    return network
 
 
 def direction(embedding_BE: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrdist.train.moved import gather_again, own_parts
 
@@ -17,6 +18,16 @@ def twin(build: Callable[[], M], of: M) -> M:
     made = build()
     made.load_state_dict(of.state_dict())
     return made.requires_grad_(False)
+
+
+def only_norms_learn(teacher: nn.Module) -> None:
+    """Put `teacher` in evaluation mode, all but its batch norms, which learn from its own batches.
+
+    A target is not random: dropout, as a module or as a function, and stochastic depth are off in training mode too.
+    To be called wherever modes are set, and at the start, before which nobody may have set one.
+    """
+    for module in teacher.modules():
+        module.training = module.training and isinstance(module, _BatchNorm)
 
 
 @torch.no_grad()
