@@ -254,6 +254,12 @@ def test_moco_v3_leaves_the_patch_projection_and_the_positions_of_a_fresh_transf
     positions = task.model.net.pos_embed[0, 1:]  # sine and cosine of the same angles
     halves = positions.unflatten(1, (2, 2, 8))
     torch.testing.assert_close(halves.square().sum(dim=2), torch.ones(16, 2, 8))
+    for one in (task, other):
+        projection = one.model.net.patch_embed.proj
+        wide, _, side, _ = projection.weight.shape
+        bound = math.sqrt(6 / (3 * side**2 + wide))
+        assert 0.99 * bound < projection.weight.abs().max() <= bound and not projection.bias.any()
+        assert float(projection.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)  # of a uniform one
     loaded, weights = paired_task("moco_v3", "vit", fresh=False), tiny_model("vit").state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
 

@@ -3,8 +3,11 @@
 Shapes: B images of this rank, N of all, E width of the embedding.
 """
 
+import math
+
 import torch
 from lightly.models.utils import initialize_2d_sine_cosine_positional_embedding
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
@@ -65,8 +68,16 @@ def contrast(queries_BE: torch.Tensor, keys_BE: torch.Tensor, temperature: float
 
 
 def _initialise(vit: VisionTransformer) -> None:
-    """Give `vit` the authors' weights: uniform, query, key and value apart; fixed sine-cosine positions."""
-    vit.init_weights("moco")
+    """Give `vit` the authors' weights: uniform, patch projection, query, key and value each by its own widths (Glorot &
+    Bengio 2010); biases zero; fixed sine-cosine positions.
+    """
+    vit.init_weights("moco")  # leaves out the patch projection
+    if isinstance(vit.patch_embed, PatchEmbed):
+        projection = vit.patch_embed.proj
+        bound = math.sqrt(6 / (projection.weight[0].numel() + vit.embed_dim))
+        nn.init.uniform_(projection.weight, -bound, bound)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
     positions = vit.pos_embed
     if positions is not None:
         prefix = positions.shape[1] - vit.patch_embed.num_patches
