@@ -6,11 +6,14 @@ import secrets
 import pytest
 import torch
 from lightly.loss import SwaVLoss
-from paired import paired_batch, paired_task
+from paired import CONFIGS, paired_batch, paired_task
+from tiny_nets import tiny_model
 
+from cxrdist.data.config import LocalCropsConfig
+from cxrdist.errors import UsageError
 from cxrdist.pretrain.paired import direction
 from cxrdist.pretrain.projection import Prototypes
-from cxrdist.pretrain.swav import swapped
+from cxrdist.pretrain.swav import SwavTask, swapped
 
 PAPER = {"temperature": 0.1, "epsilon": 0.05, "iterations": 3}
 
@@ -108,3 +111,12 @@ def test_a_look_tells_the_share_of_each_prototype():
     torch.testing.assert_close(look.prototypes.sum(dim=1), torch.ones(4))
     nearest = (direction(look.embedding) @ direction(task.prototypes.weight).T).argmax(dim=1)
     assert torch.equal(look.prototypes.argmax(dim=1), nearest)
+
+
+def test_small_crops_that_are_no_multiple_of_the_patch_are_refused():
+    for count, size, family in ((2, 24, "vit"), (0, 18, "vit"), (2, 18, "densenet")):
+        config = CONFIGS["swav"].model_copy(update={"local_crops": LocalCropsConfig(count=count, size=size)})
+        SwavTask(tiny_model(family), config, fresh=True)
+    config = CONFIGS["swav"].model_copy(update={"local_crops": LocalCropsConfig(count=2, size=18)})
+    with pytest.raises(UsageError, match=r"`method.local_crops.size` must be a multiple .* got 18. Nearest: 16,"):
+        SwavTask(tiny_model("vit"), config, fresh=True)

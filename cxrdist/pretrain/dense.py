@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
 
+from cxrdist.data.config import LocalCropsConfig
 from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
 from cxrdist.pretrain.task import grid_of
@@ -44,6 +45,23 @@ def patch_of(model: RadiographModel) -> int:
             "Choose a vision transformer, a ConvNeXt or a ResNet."
         )
     return int(facts[-1]["reduction"])
+
+
+def check_small_crops(model: RadiographModel, local: LocalCropsConfig) -> None:
+    """Refuse small crops that a transformer cannot divide into its patches.
+
+    Raises:
+        UsageError: If their size is no multiple of the patch.
+    """
+    if not local.count or not isinstance(model.net, WITH_TOKENS):
+        return
+    patch, size = patch_of(model), local.size
+    if size % patch:
+        below = size // patch * patch
+        raise UsageError(
+            f"`method.local_crops.size` must be a multiple of the backbone's patch of {patch} pixels, got {size}. "
+            f"Nearest: {max(below, patch)}, {below + patch}."
+        )
 
 
 def grid_at(model: RadiographModel, side: int) -> tuple[int, int]:

@@ -34,11 +34,10 @@ import torch
 from torch import nn
 
 from cxrdist.data.loader import Batch
-from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel
 from cxrdist.pretrain.batchnorm import join_batch_norm
 from cxrdist.pretrain.centering import Centre, sinkhorn
-from cxrdist.pretrain.dense import WITH_TOKENS, patch_of
+from cxrdist.pretrain.dense import check_small_crops
 from cxrdist.pretrain.heads import DinoHead, Hold
 from cxrdist.pretrain.methods import DinoConfig
 from cxrdist.pretrain.task import (
@@ -69,7 +68,7 @@ class DinoTask(PretrainTask):
             UsageError: If small crops are no multiple of a transformer's patch.
         """
         super().__init__()
-        _check_small_crops(model, config)
+        check_small_crops(model, config.local_crops)
         without_classifier(model)
         join_batch_norm(model)
         self.model = model
@@ -191,15 +190,3 @@ def crop_loss(target_2BK: torch.Tensor, logits_VBK: torch.Tensor, *, temperature
         )
         same = entropy_2V[0, 0] + entropy_2V[1, 1]
         return (entropy_2V.sum() - same) / (entropy_2V.numel() - LARGE)
-
-
-def _check_small_crops(model: RadiographModel, config: DinoConfig) -> None:
-    if not config.local_crops.count or not isinstance(model.net, WITH_TOKENS):
-        return
-    patch, size = patch_of(model), config.local_crops.size
-    if size % patch:
-        below = size // patch * patch
-        raise UsageError(
-            f"`method.local_crops.size` must be a multiple of the backbone's patch of {patch} pixels, got {size}. "
-            f"Nearest: {max(below, patch)}, {below + patch}."
-        )

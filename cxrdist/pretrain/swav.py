@@ -13,6 +13,7 @@ from lightly.models.modules.heads import SwaVProjectionHead
 from cxrdist.data.loader import Batch
 from cxrdist.models.build import RadiographModel
 from cxrdist.pretrain.centering import sinkhorn
+from cxrdist.pretrain.dense import check_small_crops
 from cxrdist.pretrain.methods import SwavConfig
 from cxrdist.pretrain.paired import PairedTask, direction
 from cxrdist.pretrain.projection import Prototypes
@@ -23,7 +24,12 @@ class SwavTask(PairedTask):
     """Predict from each crop the prototypes of each large crop, equally shared among all images of the batch."""
 
     def __init__(self, model: RadiographModel, config: SwavConfig, *, fresh: bool) -> None:
-        """Put the projection head on `model`."""
+        """Put the projection head on `model`.
+
+        Raises:
+            UsageError: If small crops are no multiple of a transformer's patch.
+        """
+        check_small_crops(model, config.local_crops)
         super().__init__(model, SwaVProjectionHead(embedding_width(model), config.hidden_width, config.width))
         self.prototypes = Prototypes(config.width, config.prototypes)
         self.config = config
