@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from cxrdist.pretrain import run as running
 from cxrdist.pretrain.build import build_task
 from cxrdist.pretrain.config import PretrainConfig, WatchConfig
 from cxrdist.pretrain.run import pretrain
+from cxrdist.pretrain.task import PretrainTask
 from cxrdist.pretrain.watch.collapse import find_collapse
 from cxrdist.pretrain.watch.pictures import GAP, SIDE, component_colours, picture_of
 from cxrdist.pretrain.watch.probes import knn_scores, linear_scores, macro_auroc
@@ -347,6 +349,23 @@ def test_alarm_at_the_first_look_of_broken_runs(shards, name, first, values):
 def test_features_that_are_no_numbers_are_a_collapse(shards):
     found = find_collapse(config_of(shards), 3, {"feature_std": None, "rankme": None}, None)
     assert found is not None and found.seen == "Features must be finite numbers, got others at step 3."
+
+
+def test_a_look_at_what_is_no_number_has_no_picture_and_ends_the_run(shards, tmp_path, monkeypatch):
+    look, spoilt = PretrainTask.look, ["patches"]
+
+    def look_at_nothing(task, images):
+        seen = look(task, images)
+        return replace(seen, **{one: torch.full_like(getattr(seen, one), torch.nan) for one in spoilt})
+
+    monkeypatch.setattr(PretrainTask, "look", look_at_nothing)
+    config = config_of(shards, watch__images=32, train__steps=1)
+    assert look_once(config, RunFolder(tmp_path), World()).keys() == SPREAD
+    spoilt.append("features")
+    with pytest.raises(UserError, match=r"^Features must be finite numbers, got others at step 1\."):
+        pretrain(config, tmp_path / "run", world=World())
+    assert list(looks_of(tmp_path / "run")) == [0, 1]
+    assert not (tmp_path / "run/pictures").exists()
 
 
 def test_a_broken_temperature_ends_the_run_at_its_first_look_and_the_run_can_go_on_all_the_same(

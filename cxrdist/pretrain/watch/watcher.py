@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cxrdist.data.loader import EvaluationImages, evaluation_batches
+from cxrdist.data.loader import EvaluationImages, evaluation_batches, on_device
 from cxrdist.data.samples import Samples, choose_findings, read_samples
 from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UserError
@@ -73,14 +73,14 @@ class Watcher:
     ) -> dict[str, Any]:
         """Return the values of `cxrdist.pretrain.watch`; all ranks must call it together and get the same.
 
-        Rank 0 also gets a picture, where the network has patches.  What `before_each` raises, before a batch, ends the
-        look.
+        Rank 0 also gets a picture, where the network has patches and all is finite.  What `before_each` raises, before
+        a batch, ends the look.
         """
         look = self._look(task, self.images, micro_batch_size, before_each)
         bank = None if self.bank is None else self._look(task, self.bank, micro_batch_size, before_each)
         # Made once: ranks on different machines could round otherwise, and decide otherwise.
         values: dict[str, Any] = self.gather(self._values(look, bank) if self.world.is_main else None)[0]
-        if self.world.is_main and look.patches:
+        if self.world.is_main and look.patches and look.finite:
             values[PICTURE] = self._picture(look.patches)
         return values
 
@@ -119,7 +119,7 @@ class Watcher:
         for batch in evaluation_batches(images, 2 * micro_batch_size, self.world):
             before_each()
             with autocast:
-                look: Look = task({name: value.to(self.device) for name, value in batch.items()})["look"]
+                look: Look = task(on_device(batch, self.device))["look"]
             if "padding" not in batch:
                 seen.add(batch["sample"].numpy(), look, pictured)
         return _Seen.joined(self.gather(seen))
@@ -166,6 +166,11 @@ class _Seen:
     cosines: float = 0.0
     pairs: int = 0
     patches: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def finite(self) -> bool:
+        """Return whether all features and patches are numbers."""
+        return all(bool(np.isfinite(part).all()) for part in (*self.parts, *self.patches.values()))
 
     @property
     def features(self) -> np.ndarray:
