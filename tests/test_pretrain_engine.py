@@ -14,6 +14,7 @@ from engines import BATCH, LR, STAGES, TinyTask, alone, batch_of, engine_of, on_
 from ranks import forks
 from torch import nn
 
+from cxrdist.data.loader import on_device
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError, UserError
 from cxrdist.pretrain.config import PretrainConfig
@@ -182,6 +183,31 @@ def test_two_steps_and_two_are_four_to_the_bit_with_the_teacher(tmp_path, stage,
         assert not torch.equal(whole["teacher.head.weight"], begin.teacher.head.weight)
         assert not torch.equal(whole["teacher.head.weight"], whole["student.head.weight"])
         assert whole["queue"].unique().tolist() == [STEPS]
+
+
+def test_a_resumed_run_is_set_to_training_as_a_fresh_one_is(tmp_path):
+    told = []
+
+    class Telling(Pair):
+        def train(self, mode: bool = True):
+            told.append(mode)
+            return super().train(mode)
+
+    def build_task(*, told=False, loaded=True):
+        return Telling()
+
+    with alone() as (world, device):
+        for stop_at in (2, 0):
+            told.clear()
+            run(tmp_path / "run", world, device, build_task=build_task, stop_at=stop_at)
+            assert True in told
+
+
+def test_what_is_read_by_value_stays_on_the_host():
+    batch = {"image": torch.zeros(2, 1, 4, 4), "sample": torch.arange(2), "seed": torch.arange(2)}
+    moved = on_device(batch, torch.device("meta"))
+    assert moved["image"].is_meta
+    assert moved["seed"].tolist() == moved["sample"].tolist() == [0, 1]
 
 
 @forks

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from cxrdist.bench.machine import describe_machine, matmul_rate, synchronise
-from cxrdist.data.loader import Batch
+from cxrdist.data.loader import Batch, on_device
 from cxrdist.data.order import Batching
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.config import ModelConfig
@@ -173,7 +173,7 @@ class BareLoop:
         lr = lr_at(self.optim, self.steps, self.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        moved = on_device(batch, self.device)
         dtype = AUTOCAST[self.options.precision]
         with nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype):
             loss = self.forward(moved)["loss"]

@@ -21,8 +21,17 @@ from cxrdist.world import World
 
 Batch = dict[str, torch.Tensor]
 """``image`` (B, 1, S, S) uint8 or float32 in [0, 1]; ``target`` (B, K) float32, NaN masked; ``sample`` (B,) int64;
-in training also ``seed`` (B,) int64, one per image and epoch, for random choices made on the device.  Where several
+in training also ``seed`` (B,) int64, one per image and epoch, for random choices of the task.  Where several
 crops are compared, ``image`` (B, 2, 1, S, S), and ``local`` (B, L, 1, s, s) if there are small ones."""
+READ_BY_VALUE = ("sample", "seed")
+"""What of a batch is read as numbers: it stays on the host, since reading it from a device waits for all its work."""
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return `batch` on `device`, copied while the host goes on where its memory is pinned, but for `READ_BY_VALUE`."""
+    return {
+        name: value if name in READ_BY_VALUE else value.to(device, non_blocking=True) for name, value in batch.items()
+    }
 
 
 class Images(Protocol):

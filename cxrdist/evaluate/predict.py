@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cxrdist.data.loader import Batch, EvaluationImages, evaluation_batches
+from cxrdist.data.loader import Batch, EvaluationImages, evaluation_batches, on_device
 from cxrdist.models.precision import AUTOCAST
 from cxrdist.stats.auroc import auroc
 from cxrdist.world import World
@@ -46,7 +46,7 @@ def predict_logits(
     for batch in evaluation_batches(images, batch_size, world):
         before_each()
         with autocast:
-            output = forward({name: value.to(device) for name, value in batch.items()})
+            output = forward(on_device(batch, device))
         if "padding" in batch:
             continue
         samples.append(batch["sample"].numpy())

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from cxrdist.data.loader import READ_BY_VALUE
 from cxrdist.models.precision import AUTOCAST
 from cxrdist.train.config import OptimConfig, Precision
 from cxrdist.train.optim import build_optimizer
@@ -104,7 +105,7 @@ def profile_pass(
         _replace(task, device)
         parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         fake = {
-            name: value if _read_by_value(value) else torch.empty(value.shape, dtype=value.dtype, device=device)
+            name: value if name in READ_BY_VALUE else torch.empty(value.shape, dtype=value.dtype, device=device)
             for name, value in batch.items()
         }
         memory = _Memory()
@@ -296,7 +297,3 @@ def _replace(task: nn.Module, device: str) -> None:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = fake(tensor)
-
-
-def _read_by_value(value: torch.Tensor) -> bool:
-    return value.ndim == 1 and value.dtype == torch.int64

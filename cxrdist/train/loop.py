@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from cxrdist.data.loader import Batch
+from cxrdist.data.loader import Batch, on_device
 from cxrdist.data.order import Batching
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger, progress
@@ -203,6 +203,8 @@ class _Run:
             self.engine.micro_steps = state.step * self.batching.accumulation
             self.guard.skipped = state.skipped
             log.info("Resumed from %s.", name)
+        # A task may do more than to set the mode: here for a fresh and a resumed run alike.
+        self.engine.train()
         if world.is_main:
             if config.deepspeed is not None:  # the file may be another tomorrow
                 told = deepspeed_config(config, self.optim, self.batching)
@@ -261,7 +263,7 @@ class _Run:
                 # Random layers draw from a stream of (step, micro-step, rank): nothing to save, nothing to restore.
                 # After `next`: a loader that starts, as one does in a resumed run, draws from the stream as well.
                 torch.manual_seed(derive(self.seed, Purpose.STEP, state.step, micro_step, self.world.rank))
-                loss = engine({name: value.to(self.device, non_blocking=True) for name, value in batch.items()})["loss"]
+                loss = engine(on_device(batch, self.device))["loss"]
                 engine.backward(carried(loss))
                 engine.step()
                 losses.append(loss.detach())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cxrdist.data.loader import on_device
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
@@ -174,7 +175,7 @@ def _pass(task: torch.nn.Module, batch: Any, train: TrainConfig, device: torch.d
     """Forward and backward once, beside a block of `beside` bytes."""
     block = torch.empty(beside, dtype=torch.uint8, device=device)
     task.train()
-    batch = {name: value.to(device) for name, value in batch.items()}
+    batch = on_device(batch, device)
     with by_itself():  # a rank whose memory ends here goes on to the next size: the others must not wait for it
         with torch.autocast(device.type, dtype=AUTOCAST[train.precision], enabled=train.precision != "fp32"):
             loss = task(batch)["loss"]

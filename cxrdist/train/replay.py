@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from cxrdist.data.loader import Batch
+from cxrdist.data.loader import Batch, on_device
 from cxrdist.errors import UserError
 from cxrdist.models.precision import AUTOCAST
 from cxrdist.seeds import Purpose, derive
@@ -166,8 +166,7 @@ def replay(
                 all_samples=len(batch["sample"]),
             )
             seed = derive(facts["seed"], Purpose.STEP, facts["step"] - 1, micro_step, one["rank"])
-            here = {name: value.to(device) for name, value in batch.items()}
-            _look(result, task, here, one["keys"][micro_step], precision, seed)
+            _look(result, task, on_device(batch, device), one["keys"][micro_step], precision, seed)
             found.append(result)
     task.zero_grad(set_to_none=True)
     return [result for result in found if not result.finite] or found[:1]
