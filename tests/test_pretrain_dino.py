@@ -317,6 +317,25 @@ def test_small_crops_that_are_no_multiple_of_the_patch_are_refused():
     DinoTask(dino_model(), DinoConfig(**SMALL, local_crops={"size": 20, "count": 0}), fresh=True)
 
 
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_small_crops_are_refused_for_a_backbone_of_one_size(name):
+    args = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+    def task(backbone="beit_base_patch16_224", **local):
+        tree = {"shards": ["toy"], "input": {"image_size": 32}, "model": {"backbone": backbone, "args": args}}
+        tree["method"] = {"name": name, "prototypes": 10, "local_crops": local}
+        return build_task(PretrainConfig.build(tree, where="t"))
+
+    for local in ({"count": 0}, {"count": 2, "size": 32}):
+        task(**local)
+    task("eva02_tiny_patch14_224", count=2, size=16)
+    with pytest.raises(
+        UsageError,
+        match=r"`method.local_crops.size` must be `input.image_size`=32 .* 'beit_base_patch16_224', .* got 16",
+    ):
+        task(count=2, size=16)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("data"), patients=20)

@@ -1,11 +1,14 @@
 """The task of a pretraining: its backbone with initial weights, and the method around it."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
+import timm
 import torch
 
 from cxrdist.data.loader import Batch
+from cxrdist.errors import UsageError
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.byol import ByolTask
@@ -89,11 +92,15 @@ def _bytes(*shape: int) -> torch.Tensor:
     return torch.empty(*shape, dtype=torch.uint8, device="meta")
 
 
+SAVED = ("img_size",)
+
+
 def _model(config: PretrainConfig, *, num_classes: int) -> RadiographModel:
     """Return the backbone, which must take crops of two sizes where the method has them."""
     size, local = config.input.image_size, getattr(config.method, "local_crops", None)
     described: Any = config.model
     if local is not None and local.count and local.size != size and _has_positions(config.model.backbone):
+        _check_takes_sizes(config, local.size)
         described = described.model_copy(update={"args": {"dynamic_img_size": True, **described.args}})
     model = build_model(described, num_classes=num_classes, image_size=size, seed=config.seed)
     # What the network is called with here is no matter of the model that is saved.
@@ -103,11 +110,19 @@ def _model(config: PretrainConfig, *, num_classes: int) -> RadiographModel:
     return model
 
 
-SAVED = ("img_size",)
-
-
 def _has_positions(backbone: str) -> bool:
-    import timm  # noqa: PLC0415 - placed here it is not needed for networks without small crops
-
     facts = timm.get_pretrained_cfg(backbone)
     return facts is not None and bool(facts.fixed_input_size)
+
+
+def _check_takes_sizes(config: PretrainConfig, small: int) -> None:
+    """Refuse a backbone of one size of images; timm tells by its class, which none but a built network shows."""
+    size = config.input.image_size
+    with torch.device("meta"):
+        net = build_model(config.model, num_classes=1, image_size=size, seed=config.seed).net
+    if not any("dynamic_img_size" in signature(kind.__init__).parameters for kind in type(net).__mro__):
+        raise UsageError(
+            f"`method.local_crops.size` must be `input.image_size`={size} for the backbone {config.model.backbone!r}, "
+            f"which takes images of one size, got {small}. Set `method.local_crops.count` to 0, or choose a backbone "
+            "that takes several: a vision transformer of timm's, EVA, Swin or any CNN."
+        )
