@@ -55,11 +55,23 @@ class Config(BaseModel):
             UsageError: If the file is missing or not YAML, or if any name or value is wrong; all are listed.
         """
         settings = list(settings)
-        other = not debug and DEBUG in read_yaml(path)
-        # Also where it is not asked for: a debug size that does not fit its file is found out by who wrote it.
-        for debugged in (True, False) if other else (debug,):
-            config = cls.build(read_tree(path, settings, debug=debugged), where=path.name)
-        return config
+        if not debug:
+            cls._check_debug(path, settings)
+        return cls.build(read_tree(path, settings, debug=debug), where=path.name)
+
+    @classmethod
+    def _check_debug(cls, path: Path, settings: list[str]) -> None:
+        """Refuse a file whose debug size does not fit it, also where nobody asks for it, so that its writer hears.
+
+        Settings are meant for the file as it is: they need not fit its debug size, but may be what makes it whole.
+        """
+        if DEBUG not in read_yaml(path):
+            return
+        where = f"{path.name}, with --debug"
+        try:
+            cls.build(read_tree(path, debug=True), where=where)
+        except UsageError:
+            cls.build(read_tree(path, settings, debug=True), where=where)
 
     @classmethod
     def build(cls, tree: Mapping[str, Any], *, where: str) -> Self:

@@ -269,7 +269,7 @@ def test_a_debug_size_is_applied_before_settings_and_checked_though_unused(tmp_p
     small = FinetuneConfig.read(file, ["seed=3"], debug=True)
     assert (small.seed, small.optim.lr) == (3, 0.5)
     file.write_text(text.replace("optim.lr: 0.5", "optim.rl: 0.5"), encoding="utf-8")
-    with pytest.raises(UsageError, match="`optim.rl` is unknown"):
+    with pytest.raises(UsageError, match=r"`optim.rl` is unknown.*\[in run.yaml, with --debug\]"):
         FinetuneConfig.read(file)
 
 
@@ -281,3 +281,12 @@ def test_a_debug_size_that_is_not_there_is_no_debug_size(tmp_path):
     file.write_text("shards: a\ndebug: 3\n", encoding="utf-8")
     with pytest.raises(UsageError, match="`debug` must be a mapping, got 3"):
         FinetuneConfig.read(file, debug=True)
+
+
+def test_a_setting_need_not_fit_the_debug_size(tmp_path):
+    file = tmp_path / "run.yaml"
+    text = "shards: [a]\nmethod: {name: moco_v2}\ndebug: {method.queue: 64, train.global_batch_size: 32}\n"
+    file.write_text(text, encoding="utf-8")
+    assert PretrainConfig.read(file, ["train.global_batch_size=1024"]).train.global_batch_size == 1024
+    with pytest.raises(UsageError, match=r"`method.queue` must hold the keys of a global batch, got 64 for 1024"):
+        PretrainConfig.read(file, ["train.global_batch_size=1024"], debug=True)

@@ -241,7 +241,7 @@ def test_keys_of_a_step_are_no_negatives_in_it_and_go_if_it_is_not_made():
 
 def test_a_queue_shorter_than_a_global_batch_is_refused():
     tree = {"shards": ["a"], "method": {"name": "moco_v2", "queue": 20}, "train": {"global_batch_size": 24}}
-    with pytest.raises(UsageError, match="holds the keys of a global batch, got 20 for 24 images"):
+    with pytest.raises(UsageError, match="must hold the keys of a global batch, got 20 for 24 images"):
         PretrainConfig.build(tree, where="t")
     PretrainConfig.build(override(tree, {"method.queue": 24}), where="t")
 
@@ -259,7 +259,9 @@ def test_moco_v3_leaves_the_patch_projection_and_the_positions_of_a_fresh_transf
         wide, _, side, _ = projection.weight.shape
         bound = math.sqrt(6 / (3 * side**2 + wide))
         assert 0.99 * bound < projection.weight.abs().max() <= bound and not projection.bias.any()
-        assert float(projection.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)  # of a uniform one
+        assert float(projection.weight.detach().std()) == pytest.approx(
+            bound / math.sqrt(3), rel=0.05
+        )  # of a uniform one
     loaded, weights = paired_task("moco_v3", "vit", fresh=False), tiny_model("vit").state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
 

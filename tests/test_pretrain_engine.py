@@ -303,10 +303,18 @@ def test_a_rank_computes_its_share_at_once_where_images_are_compared(accumulate,
 @pytest.mark.parametrize(
     ("method", "train", "rule"),
     [
-        ("dino", {"ema_decay": 0.99}, "must not set `train.ema_decay` with method 'dino', whose teacher is"),
-        ("moco_v2", {"ema_decay": 0.99}, "must not set `train.ema_decay` with method 'moco_v2'"),
-        ("mae", {"early_stopping": 3}, "must not set `train.early_stopping`, got 3"),
-        ("simclr", {"keep_best": 2}, "must not set `train.keep_best`, got 2"),
+        ("dino", {"ema_decay": 0.99}, "`train.ema_decay` must be null with method 'dino', whose teacher is"),
+        ("moco_v2", {"ema_decay": 0.99}, "`train.ema_decay` must be null with method 'moco_v2'"),
+        (
+            "mae",
+            {"early_stopping": 3},
+            "`train.early_stopping` must be null in a pretraining, which has no score to stop by, got 3",
+        ),
+        (
+            "simclr",
+            {"keep_best": 2},
+            "`train.keep_best` must be left out in a pretraining, which has no score that makes a step the best, got 2",
+        ),
     ],
 )
 def test_what_would_do_nothing_in_a_pretraining_is_refused(method, train, rule):

@@ -1,7 +1,7 @@
 """One pretraining as a file."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -55,9 +55,9 @@ class WatchConfig(Config):
     The labels decide nothing: the last step is the result.
     """
 
-    shards: Path | None = None
-    """A labelled dataset: its training split teaches the probes, its validation split is told.  Null has no probes,
-    and looks at training images of the run."""
+    shards: Path | Annotated[list[Path], Field(min_length=1)] | None = None
+    """A labelled dataset, of one folder or several: its training split teaches the probes, its validation split is
+    told.  Null has no probes, and looks at training images of the run."""
 
     findings: list[str] = []
     """What the probes predict; empty is every finding with both values in both splits."""
@@ -69,10 +69,32 @@ class WatchConfig(Config):
     """Weighted nearest neighbours (k = 20), and a logistic regression on the features."""
 
     pictures: int = Field(default=4, ge=0)
-    """Images whose patch features are drawn by their first three principal components; 0 draws none."""
+    """Images whose patch features are drawn by their first three principal components, beside them;
+    0 draws none.  A picture shows packed radiographs: ``pictures`` and ``tb`` of the run folder are as private as the
+    shards."""
 
     collapse: Literal["stop", "warn"] = "stop"
     """What happens when all images have become one to the network: the run ends, or only says so."""
+
+    @model_validator(mode="after")
+    def _labels_are_somewhere(self) -> Self:
+        if self.findings and self.shards is None:
+            raise ValueError(
+                f"must not name `findings` without `shards`, whose labels they are, got {', '.join(self.findings)}."
+            )
+        return self
+
+    @property
+    def folders(self) -> list[Path]:
+        """Return the folders of the labelled dataset, none without."""
+        if self.shards is None:
+            return []
+        return self.shards if isinstance(self.shards, list) else [self.shards]
+
+    @property
+    def dataset(self) -> str:
+        """Return what to call the labelled dataset in a sentence."""
+        return " + ".join(folder.name for folder in self.folders)
 
 
 class PretrainConfig(Config):
@@ -100,8 +122,8 @@ class PretrainConfig(Config):
         changed = self.input.augment != PretrainAugment()
         if isinstance(self.method, CoupledConfig) and changed:
             raise ValueError(
-                f"must not set `input.augment` with method {self.method.name!r}, which does not use it: "
-                "its crops are described in `method.crops`."
+                f"`input.augment` must not be set with method {self.method.name!r}, which does not use it. Its "
+                "crops are described in `method.crops`."
             )
         return self
 
@@ -110,8 +132,17 @@ class PretrainConfig(Config):
         size = self.input.image_size
         if isinstance(self.method, SimmimConfig) and (size % self.method.mask_patch or size == self.method.mask_patch):
             raise ValueError(
-                f"must have an `input.image_size` that is a multiple of `method.mask_patch`={self.method.mask_patch}, "
-                f"twice it or more, got {size}."
+                f"`input.image_size` must be a multiple of `method.mask_patch`={self.method.mask_patch}, twice it or "
+                f"more, got {size}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> Self:
+        if isinstance(self.method, CoupledConfig) and self.train.global_batch_size < 2:
+            raise ValueError(
+                f"`train.global_batch_size` must be 2 or more with method {self.method.name!r}, which compares the "
+                "images of a batch, got 1. Take as many as memory holds."
             )
         return self
 
@@ -120,8 +151,8 @@ class PretrainConfig(Config):
         batch = self.train.global_batch_size
         if isinstance(self.method, MocoV2Config) and self.method.queue < batch:
             raise ValueError(
-                f"must have a `method.queue` that holds the keys of a global batch, got {self.method.queue} for "
-                f"{batch} images. Set it to several global batches."
+                f"`method.queue` must hold the keys of a global batch, got {self.method.queue} for {batch} images. "
+                "Set it to several global batches."
             )
         return self
 
@@ -129,17 +160,17 @@ class PretrainConfig(Config):
     def _nothing_in_vain(self) -> Self:
         if self.train.ema_decay is not None and hasattr(self.method, "momentum"):
             raise ValueError(
-                f"must not set `train.ema_decay` with method {self.method.name!r}, whose teacher is a running mean of "
-                "the weights already. Leave it null and set `method.momentum`."
+                f"`train.ema_decay` must be null with method {self.method.name!r}, whose teacher is a running mean of "
+                f"the weights already, got {self.train.ema_decay}. Set `method.momentum`."
             )
         if self.train.early_stopping is not None:
             raise ValueError(
-                f"must not set `train.early_stopping`, got {self.train.early_stopping}: a pretraining has no score "
-                "that decides when to end. Leave it null."
+                f"`train.early_stopping` must be null in a pretraining, which has no score to stop by, got "
+                f"{self.train.early_stopping}. Leave it out."
             )
         if self.train.keep_best != TrainConfig.model_fields["keep_best"].default:
             raise ValueError(
-                f"must not set `train.keep_best`, got {self.train.keep_best}: a pretraining has no score by which one "
-                "step is better than another. Set `train.keep_last` or `train.keep_every`."
+                f"`train.keep_best` must be left out in a pretraining, which has no score that makes a step the best, "
+                f"got {self.train.keep_best}. Set `train.keep_last` or `train.keep_every`."
             )
         return self

@@ -30,7 +30,7 @@ class Limit:
 
 LIMITS = (
     Limit("prototype_entropy", 0.02, 0.5, "all images have one prototype"),
-    Limit("prototype_information", 1e-6, None, "all images have the same prototypes"),
+    Limit("prototype_information", 1e-5, None, "all images have the same prototypes"),
     Limit("prototype_information", 1e-4, 0.002, "all images have the same prototypes"),
     Limit("embedding_std", 0.001, 0.01, "all images have one embedding"),
     Limit("embedding_std", 0.01, 0.2, "all images have one embedding", where_prototypes=False),
