@@ -18,7 +18,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Kernels
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrdist.errors import UsageError
-from cxrdist.pretrain.gathering import gather_values, imagined, world_size
+from cxrdist.pretrain.gathering import gather_values, world_size
 
 
 def join_batch_norm(network: nn.Module) -> None:
@@ -84,8 +84,6 @@ def _joint(norm: _BatchNorm, values: torch.Tensor) -> torch.Tensor:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the mean over all batches
             momentum = 1.0 / float(norm.num_batches_tracked)
-    if imagined(values):  # one image alone is taken without running statistics only; on other ranks are more
-        return torch.batch_norm(values, norm.weight, norm.bias, None, None, True, momentum, norm.eps, True)
     result: torch.Tensor
     if values.is_cuda:
         group = torch.distributed.group.WORLD

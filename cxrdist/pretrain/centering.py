@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 import torch.distributed
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 
 @torch.no_grad()
@@ -87,12 +86,8 @@ class Centre(nn.Module):
 
 
 def over_ranks(tensor: torch.Tensor, by: Literal["sum", "max"] = "sum") -> torch.Tensor:
-    """Reduce `tensor` in place over all ranks and return it; without a process group it is left as it is.
-
-    A tensor without values (a plan asks for shapes only) is this rank's own affair.
-    """
-    joined = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    if joined and not isinstance(tensor, FakeTensor):
+    """Reduce `tensor` in place over all ranks and return it; without a process group it is left as it is."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         kinds = torch.distributed.ReduceOp
         torch.distributed.all_reduce(tensor, op=kinds.SUM if by == "sum" else kinds.MAX)
     return tensor

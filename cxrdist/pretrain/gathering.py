@@ -5,15 +5,14 @@ rank's values enter the losses of all, so what comes back to them is the sum ove
 ranks of what follows is then the gradient of the mean loss (`lightly.utils.dist.gather` does the same, for real tensors
 in a process group).
 
-Without a process group, or alone in one, nothing is exchanged.  Imagined tensors (`cxrdist.train.dryrun`) stand for
-the other ranks' as well.  Every rank must have the same number of values.
+Without a process group (a plan, or a trial of a size), or alone in one, nothing is exchanged.  Every rank must have the
+same number of values.
 """
 
 from typing import Any
 
 import torch
 import torch.distributed
-from torch._subclasses.fake_tensor import FakeTensor
 
 
 def world_size() -> int:
@@ -26,17 +25,10 @@ def rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def imagined(values: torch.Tensor) -> bool:
-    """Return whether there is nothing in `values` that could be sent: only this rank may be imagining."""
-    return isinstance(values, FakeTensor)
-
-
 def gather(values: torch.Tensor) -> torch.Tensor:
     """Return the ``values`` (B, ...) of all ranks, by rank (world_size * B, ...), with the gradient."""
     if world_size() == 1:
         return values
-    if imagined(values):
-        return torch.cat([values] * world_size())
     gathered: torch.Tensor = _Gather.apply(values)
     return gathered
 
