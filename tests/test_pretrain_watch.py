@@ -301,6 +301,16 @@ def test_the_same_images_are_looked_at_every_time_and_no_more_than_asked_for(sha
     assert len(Watcher(config_of(shards), few, RunFolder(tmp_path), World(), "cpu", None).images) == 5
 
 
+def test_a_labelled_dataset_of_two_folders_is_looked_at_as_one(shards, tmp_path):
+    other = make_shards(tmp_path / "other", patients=20, seed=1)
+    config = config_of(shards, watch__shards=[str(shards), str(other)])
+    watcher = Watcher(config, read_samples([shards], "train"), RunFolder(tmp_path), World(), "cpu", None)
+    for images, split in ((watcher.bank, "train"), (watcher.images, "val")):
+        expected = [set(read_samples([folder], split).table["key"]) for folder in (shards, other)]
+        assert set(images.samples.table["key"]) == set.union(*expected)
+        assert all(expected)
+
+
 # Collapse
 
 

@@ -63,6 +63,15 @@ def test_looking_at_a_pretraining_changes_no_key(shards):
     assert plan(tree).stages[0].tree["watch"]["shards"] == str(shards["a"].resolve())
 
 
+def test_a_pretraining_is_watched_on_all_folders_of_a_dataset(shards):
+    both = [str(folder.resolve()) for folder in shards.values()]
+    tree = study_tree(shards)
+    tree["datasets"]["whole"] = {"shards": both}
+    for given, expected in (("whole", both), (["b", both[0]], both[::-1]), (["a"], both[0])):
+        tree["stages"]["ssl"]["pretrain"]["watch"] = {"shards": given}
+        assert plan(tree).stages[0].tree["watch"]["shards"] == expected
+
+
 # Variants
 
 

@@ -37,7 +37,7 @@ def pretrain(config: PretrainConfig, out: Path, *, world: World, resume: Resume 
     folder = RunFolder(out)
     check_optimizer(config.optim, config.train.zero_stage)
     check_trackers(config.train.trackers)
-    for shards in [*config.shards, *([config.watch.shards] if config.watch.shards else [])]:
+    for shards in [*config.shards, *config.watch.folders]:
         read_manifest(shards)
     if world.world_size == 1:
         # Before the engine is imported, so that a wrong folder is refused at once.

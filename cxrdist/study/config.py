@@ -35,7 +35,7 @@ class Stage(Config):
 
     pretrain: Tree | None = None
     """A pretraining by any method; backbone and input size are the recipe's unless set here.  ``watch.shards`` may be
-    the name of a dataset of the study."""
+    the name of a dataset of the study, which is all of its folders."""
 
     train: Tree | None = None
     """A supervised training; the recipe with these changes."""

@@ -242,13 +242,18 @@ def _build(study: StudyConfig, cls: type[Any], tree: Tree, start: Job | None, jo
         model = config.model.model_copy(update={"weights": _absolute(config.model.weights, study.weights_root)})
         config = config.model_copy(update={"model": model})
     if cls is PretrainConfig and config.watch.shards is not None:
-        name = str(config.watch.shards)
-        folder = study.folders_of(name)[0] if name in study.datasets else config.watch.shards.absolute()
-        config = config.model_copy(update={"watch": config.watch.model_copy(update={"shards": folder})})
+        folders = [folder for given in config.watch.folders for folder in _watched(study, given)]
+        shards = folders[0] if len(folders) == 1 else folders
+        config = config.model_copy(update={"watch": config.watch.model_copy(update={"shards": shards})})
     if config.train.deepspeed is not None:
         train = config.train.model_copy(update={"deepspeed": config.train.deepspeed.absolute()})
         config = config.model_copy(update={"train": train})
     return config
+
+
+def _watched(study: StudyConfig, given: Path) -> list[Path]:
+    """Return all folders of a dataset of the study, where `given` is its name."""
+    return study.folders_of(str(given)) if str(given) in study.datasets else [given.absolute()]
 
 
 def _absolute(weights: str, root: Path | None) -> str:

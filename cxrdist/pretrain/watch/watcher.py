@@ -53,14 +53,14 @@ class Watcher:
             UserError: If `watch.shards` have nothing that a probe can be taught and told of.
         """
         self.config, self.folder, self.world, self.device, self.gather = config, folder, world, device, gather
-        watch, given = config.watch, config.watch.shards
+        watch, given = config.watch, config.watch.folders
         self.bank: EvaluationImages | None = None
-        if given is None:
+        if not given:
             chosen, findings = _draw(samples, watch.images, config.seed), []
         else:
             projection = config.input.projection
             bank, chosen = (
-                _draw(read_samples([given], split, projection=projection), watch.images, config.seed)
+                _draw(read_samples(given, split, projection=projection), watch.images, config.seed)
                 for split in ("train", "val")
             )
             findings = _findings(config, bank, chosen)
@@ -222,16 +222,16 @@ def _findings(config: PretrainConfig, bank: Samples, told: Samples) -> list[str]
         UserError: If there is nothing, or one of `watch.findings` has not both values in both splits.
     """
     watch = config.watch
-    assert watch.shards is not None
     usable = choose_findings(bank, told, POLICY)
     if not watch.findings:
-        derived = read_manifest(watch.shards).derived  # a mean would count what they are made of twice
+        # A mean would count what they are made of twice.
+        derived = {name for folder in watch.folders for name in read_manifest(folder).derived}
         usable = [name for name in usable if name not in derived]
         if usable or not watch.probes:
             return usable
         raise UserError(
             "`watch.shards` must have a finding with both values among the images that are looked at of the training "
-            f"and of the validation split, got none [in {watch.shards.name}]. Raise `watch.images`, or set "
+            f"and of the validation split, got none [in {watch.dataset}]. Raise `watch.images`, or set "
             "`watch.probes` to []."
         )
     bank.values(watch.findings)
@@ -240,7 +240,7 @@ def _findings(config: PretrainConfig, bank: Samples, told: Samples) -> list[str]
     if missing:
         raise UserError(
             "`watch.findings` must have both values among the images that are looked at of the training and of the "
-            f"validation split, got one value of {', '.join(missing)} [in {watch.shards.name}]. Raise `watch.images`, "
+            f"validation split, got one value of {', '.join(missing)} [in {watch.dataset}]. Raise `watch.images`, "
             "or take it out."
         )
     return list(watch.findings)
