@@ -54,6 +54,8 @@ def run(
     """Run the cells that are not done yet, then write the report.
 
     Example: `cxrdist study run launch/studies/demo.yaml --out runs/demo/study`
+
+    What it would cost: `cxrdist study run launch/studies/demo.yaml --dry-run --gpus 8`
     """
     from cxrdist.study.run import run_study, study_status
 

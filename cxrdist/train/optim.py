@@ -52,7 +52,7 @@ def build_optimizer(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
 def check_optimizer(config: OptimConfig, zero_stage: int) -> None:
     """Refuse an optimizer that a ZeRO stage would make another one.
 
-    LAMB and LARS divide by the norms of whole layers (You et al. 2020, algorithm 2; You et al. 2017, equation 6); from
+    LAMB and LARS divide by the norms of whole layers (You et al. 2020, algorithm 2; You et al. 2017); from
     stage 1 on a rank sees all layers of a group as one flat piece, whose norm is none of a layer.
 
     Raises:

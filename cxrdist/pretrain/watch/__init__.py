@@ -14,8 +14,8 @@ the last two are of the looked-at images: of the validation split of `watch.shar
 ``prototype_entropy``      entropy of the mean distribution over the P prototypes, by log P; 1 where all are used, 0
                            where all images have one
 ``prototype_information``  entropy of the mean less mean entropy, by log P: how much prototypes tell of the image
-                           (Krause et al. 2010, RIM); 0 where all images have the same distribution
-``knn_auroc``              of 20 weighted nearest neighbours (Caron et al. 2021, DINO, appendix F.1), mean over findings
+                           (Gomes, Krause & Perona 2010); 0 where all images have the same distribution
+``knn_auroc``              of 20 weighted nearest neighbours (Caron et al. 2021, DINO), mean over findings
 ``probe_auroc``            of a logistic regression on the features, mean over findings
 =========================  =============================================================================================
 

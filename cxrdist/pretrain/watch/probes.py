@@ -10,7 +10,7 @@ from cxrdist.stats.auroc import auroc
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-"""Of the neighbours' weights; both are DINO's (Caron et al. 2021, section 4.1)."""
+"""Of the neighbours' weights; both of Caron et al. 2021, DINO."""
 
 
 def knn_scores(bank_MD: np.ndarray, targets_MK: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
