@@ -46,7 +46,8 @@ class PretrainTrain(TrainConfig):
     """Steps, batches, engine and checkpoints."""
 
     evaluate_every: int = Field(default=500, gt=0)
-    """Steps between looks at the features (`watch`); each also writes a checkpoint."""
+    """Steps between looks at the features (`watch`); each also writes a checkpoint, but for one that ends the run: what
+    there was before all images became one is kept."""
 
 
 class WatchConfig(Config):
