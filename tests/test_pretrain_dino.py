@@ -14,6 +14,7 @@ from ranks import forks
 from stopping import stopped_at
 from torch import nn
 
+from cxrdist.config import override
 from cxrdist.errors import UsageError
 from cxrdist.models.bits import same_bits
 from cxrdist.models.build import build_model
@@ -314,7 +315,7 @@ def test_small_crops_that_are_no_multiple_of_the_patch_are_refused():
         UsageError, match=r"`method.local_crops.size` must be a multiple .* 8 pixels, got 20. Nearest: 16, 24"
     ):
         DinoTask(dino_model(), DinoConfig(**SMALL, local_crops={"size": 20}), fresh=True)
-    DinoTask(dino_model(), DinoConfig(**SMALL, local_crops={"size": 20, "count": 0}), fresh=True)
+    DinoTask(dino_model(), DinoConfig(**SMALL, local_crops={"count": 0}), fresh=True)
 
 
 @pytest.mark.parametrize("name", ["dino", "swav"])
@@ -334,6 +335,29 @@ def test_small_crops_are_refused_for_a_backbone_of_one_size(name):
         match=r"`method.local_crops.size` must be `input.image_size`=32 .* 'beit_base_patch16_224', .* got 16",
     ):
         task(count=2, size=16)
+
+
+@pytest.mark.parametrize(
+    ("method", "switch", "unused", "value"),
+    [
+        ("dino", {"centering": "sinkhorn"}, "center_momentum", 0.5),
+        ("dinov2", {"centering": "sinkhorn"}, "center_momentum", 0.5),
+        ("dino", {"temperature_warmup": 0}, "first_teacher_temperature", 0.03),
+        ("dinov2", {"ibot_weight": 0}, "mask_ratio", [0.2, 0.3]),
+        ("dinov2", {"ibot_weight": 0}, "mask_share", 0.3),
+        ("dinov2", {"ibot_weight": 0}, "shared_head", True),
+        ("dinov2", {"mask_share": 0}, "mask_ratio", [0.2, 0.3]),
+        ("dinov2", {"mask_share": 0}, "shared_head", True),
+        ("dino", {"local_crops": {"count": 0}}, "local_crops.size", 48),
+        ("swav", {"local_crops": {"count": 0}}, "local_crops.flip", True),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused_unless_it_is_the_default(method, switch, unused, value):
+    tree = {"shards": ["a"], "method": {"name": method, **switch}}
+    config = PretrainConfig.build(tree, where="t")
+    assert PretrainConfig.build(config.tree(), where="t") == config  # all options written, as in a run's folder
+    with pytest.raises(UsageError, match=rf"`method.*` must not set {unused} with .*, which does not use it"):
+        PretrainConfig.build(override(tree, {f"method.{unused}": value}), where="t")
 
 
 @pytest.fixture(scope="module")

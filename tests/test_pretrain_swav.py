@@ -114,7 +114,7 @@ def test_a_look_tells_the_share_of_each_prototype():
 
 
 def test_small_crops_that_are_no_multiple_of_the_patch_are_refused():
-    for count, size, family in ((2, 24, "vit"), (0, 18, "vit"), (2, 18, "densenet")):
+    for count, size, family in ((2, 24, "vit"), (0, 96, "vit"), (2, 18, "densenet")):
         config = CONFIGS["swav"].model_copy(update={"local_crops": LocalCropsConfig(count=count, size=size)})
         SwavTask(tiny_model(family), config, fresh=True)
     config = CONFIGS["swav"].model_copy(update={"local_crops": LocalCropsConfig(count=2, size=18)})

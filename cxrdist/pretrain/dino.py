@@ -81,7 +81,8 @@ class DinoTask(PretrainTask):
         self.centre = self.new_centre()
         self.hold = Hold()
         self.hold.add(self.head.prototypes.weight)
-        self.register_buffer("temperature", torch.tensor(config.first_teacher_temperature))
+        first = config.first_teacher_temperature if config.temperature_warmup else config.teacher_temperature
+        self.register_buffer("temperature", torch.tensor(first))
 
     @property
     def result(self) -> RadiographModel:

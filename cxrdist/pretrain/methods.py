@@ -4,6 +4,7 @@ Sizes and temperatures are the papers'; what differs for radiographs says so.  `
 papers count epochs of ImageNet, which mean nothing for another number of images.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -135,6 +136,11 @@ class SwavConfig(CoupledConfig):
     freeze_prototypes: float = Field(default=0.01, ge=0, lt=1)
     """Share of the steps in which the prototypes are not trained."""
 
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        _check_local_crops(self.local_crops)
+        return self
+
 
 class DinoConfig(CoupledConfig):
     """DINO (Caron et al. 2021): self-distillation with a teacher that is a running mean of the student."""
@@ -167,6 +173,15 @@ class DinoConfig(CoupledConfig):
     freeze_prototypes: float = Field(default=0.01, ge=0, lt=1)
     """Share of the steps in which the student's prototypes are not trained."""
 
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        _check_local_crops(self.local_crops)
+        if self.centering != "mean":
+            _refuse_set(self, ["center_momentum"], "`centering` 'sinkhorn'")
+        if not self.temperature_warmup:
+            _refuse_set(self, ["first_teacher_temperature"], "`temperature_warmup` 0")
+        return self
+
 
 class Dinov2Config(DinoConfig):
     """DINOv2 (Oquab et al. 2024): DINO on the image, iBOT on masked patches (Zhou et al. 2022), and KoLeo
@@ -198,6 +213,14 @@ class Dinov2Config(DinoConfig):
             raise ValueError(f"must be two shares in rising order, between 0 and 1, got {list(ratio)}.")
         return ratio
 
+    @model_validator(mode="after")
+    def _masks(self) -> Self:
+        if not self.ibot_weight:
+            _refuse_set(self, ["mask_ratio", "mask_share", "shared_head"], "`ibot_weight` 0")
+        if not self.mask_share:
+            _refuse_set(self, ["mask_ratio", "shared_head"], "`mask_share` 0")
+        return self
+
 
 class SupervisedConfig(Config):
     """Supervised, on several datasets at once: one head each, a backbone for all (Ma et al. 2023, Ark, its start)."""
@@ -224,3 +247,20 @@ Method = Annotated[
     | SupervisedConfig,
     Field(discriminator="name"),
 ]
+
+
+def _refuse_set(config: Config, names: Iterable[str], beside: str, *, under: str = "") -> None:
+    """Refuse any of `names` that is set in `config` to something other than its default: it would do nothing."""
+    fields = type(config).model_fields
+    given = sorted(
+        name for name in config.model_fields_set & set(names) if getattr(config, name) != fields[name].default
+    )
+    if given:
+        listed = ", ".join(under + name for name in given)
+        raise ValueError(f"must not set {listed} with {beside}, which does not use it.")
+
+
+def _check_local_crops(local: LocalCropsConfig) -> None:
+    if not local.count:
+        names = set(LocalCropsConfig.model_fields) - {"count"}
+        _refuse_set(local, names, "`local_crops.count` 0", under="local_crops.")
