@@ -120,7 +120,7 @@ def _check_takes_sizes(config: PretrainConfig, small: int) -> None:
     size = config.input.image_size
     with torch.device("meta"):
         net = build_model(config.model, num_classes=1, image_size=size, seed=config.seed).net
-    if not any("dynamic_img_size" in signature(kind.__init__).parameters for kind in type(net).__mro__):
+    if not any("dynamic_img_size" in signature(kind).parameters for kind in type(net).__mro__):
         raise UsageError(
             f"`method.local_crops.size` must be `input.image_size`={size} for the backbone {config.model.backbone!r}, "
             f"which takes images of one size, got {small}. Set `method.local_crops.count` to 0, or choose a backbone "
