@@ -8,17 +8,19 @@ evaluations.
 
 Continuing from weights (`model.weights`): student and teacher both begin with them, nothing is initialised anew, and
 only the heads are random.  Random heads send gradients without meaning into a trained network, and a teacher that
-follows fast takes them over before the heads have learned: the usual way to collapse.  A recipe that starts gently,
-after DINOv2's public configurations (facebookresearch/dinov2, `ssl_default_config.yaml` and `train/vitl14.yaml`:
-layer-wise decay 0.9, teacher's momentum 0.994, prototypes frozen for the first epoch, temperature 0.04 to 0.07,
-gradients clipped at 3, 0.0002 for 1024 images and by the square root of the batch) and RAD-DINO (Perez-Garcia et al.
-2025), which continues DINOv2's ViT-B on chest radiographs::
+follows fast takes them over before the heads have learned: the usual way to collapse.  A recipe that starts gently, for
+continuing on chest radiographs as RAD-DINO does (Perez-Garcia et al. 2025, from DINOv2's ViT-B)::
 
     optim: {lr: 5.0e-5, betas: [0.9, 0.999], warmup: 0.1, layer_decay: 0.9, weight_decay: 0.04, clip: 3.0}
     method: {momentum: 0.996, centering: sinkhorn, freeze_prototypes: 0.03, temperature_warmup: 0.3}
 
-The learning rate is for a global batch of 256, half of DINOv2's; it goes with the square root of the batch.  What
-`watch` says of spread and of used prototypes tells in the first looks whether it is low enough.
+Its numbers begin with DINOv2's public configurations (facebookresearch/dinov2).  `ssl_default_config.yaml`, 100 epochs
+from scratch, has the layer-wise decay of 0.9, clipping at 3, weight decay from 0.04, a warm-up of 10 epochs, a
+temperature that rises from 0.04 to 0.07 in 30, prototypes frozen for 1, and rates that go with the square root of the
+batch.  `train/vitl14.yaml`, for far more images, has Sinkhorn-Knopp, a rate of 0.0002 for 1024 images (beside 0.004), a
+layer-wise decay of 1.0 and a teacher's momentum of 0.994 (beside 0.992).  The rate above is for a global batch of 256,
+half of the latter's; prototypes are frozen longer and the teacher follows more slowly than in either.  What `watch`
+says of spread and of used prototypes tells in the first looks whether that is gentle enough.
 
 From scratch the loss stays near the logarithm of K at first, and embeddings draw together before they spread.  A run of
 a few hundred steps leaves that only with few prototypes (64 for a toy), a teacher that stays sharp

@@ -11,7 +11,10 @@ Where paper and published code (facebookresearch/dinov2, `ssl_meta_arch.py`) dif
 over both large crops, each apart (the paper names the first).  It is over the images of one rank and micro-batch, as
 there: beside the masks it is the one part of the loss that changes with the number of ranks.  What differs from the
 code: numbers of masked patches are a fixed ladder (see `masks`), running means with ``centering: mean`` move once a
-step, and the product with the prototypes is float32.
+step, the product with the prototypes is float32, and the patch embedding learns at the rate that the layer-wise decay
+gives it (there 0.2 of that, `patch_embed_lr_mult`).  Defaults here are those of its large runs (`train/vitl14.yaml`): a
+head of its own for patches and Sinkhorn-Knopp, where `ssl_default_config.yaml` has one shared head and running means;
+widths, the number of prototypes and the momentum are the latter's.
 
 For continuing from weights see `dino`; with DINOv2's own, the mask token of the files is not read and begins at zero.
 """
@@ -104,8 +107,9 @@ class Dinov2Task(DinoTask):
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return every network of the teacher with the student's."""
-        more = [] if self.patch_head is None else [(self.teacher_patch_head, self.patch_head)]
-        return [*super().pairs(), *more]  # type: ignore[list-item]
+        if self.patch_head is None or self.teacher_patch_head is None:
+            return super().pairs()
+        return [*super().pairs(), (self.teacher_patch_head, self.patch_head)]
 
 
 def patch_loss(
