@@ -44,7 +44,9 @@ class CropConfig(Config):
 
     Radiographs are grey, upright and asymmetric: there is no hue, no vertical flip, and no mirror unless asked for.
     Scales are milder than natural images', whose subject fills the picture: a crop of a twentieth of a chest holds
-    nothing that another such crop must agree with.
+    nothing that another such crop must agree with.  Both large crops are drawn alike; BYOL, MoCo v3 and DINO blur one
+    always and the other in a tenth of the cases, and solarise the latter, which would invert grey levels that mean
+    density in a radiograph.
     """
 
     scale: tuple[float, float] = (0.3, 1.0)

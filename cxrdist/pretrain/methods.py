@@ -188,7 +188,7 @@ class Dinov2Config(DinoConfig):
     (Sablayrolles et al. 2019), which spreads the features of a batch.
     """
 
-    name: Literal["dinov2"] = "dinov2"  # type: ignore[assignment]
+    name: Literal["dinov2"] = "dinov2"  # type: ignore[assignment]  # the options are DINO's, the name is not
     momentum: float = Field(default=0.992, ge=0, lt=1)
     centering: Literal["mean", "sinkhorn"] = "sinkhorn"
     ibot_weight: float = Field(default=1.0, ge=0)

@@ -64,6 +64,7 @@ class SimmimTask(PretrainTask):
                 f"`method.mask_patch` must be a multiple of the backbone's {named} of {grid} pixels, got "
                 f"{config.mask_patch}. Nearest: {max(1, config.mask_patch // grid) * grid}."
             )
+        # No images are compared: joint statistics let the result not depend on the number of ranks.
         join_batch_norm(net)
         self.mask_token = nn.Parameter(torch.empty(shape))
         nn.init.trunc_normal_(self.mask_token, std=0.02)

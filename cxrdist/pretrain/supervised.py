@@ -34,6 +34,7 @@ class SupervisedTask(PretrainTask):
         super().__init__()
         self.model = model
         self.config = config
+        # No images are compared: joint statistics let the result not depend on the number of ranks.
         join_batch_norm(model.net)
         self.criterion = MultiLabelLoss(
             LossConfig(), pos_weight=supervision.pos_weight, known_share=supervision.known_share
