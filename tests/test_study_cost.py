@@ -93,6 +93,27 @@ def test_stages_are_not_tested(shards):
     assert found["random--a--seed0"].evaluated - found["labels"].evaluated == counts["test"]
 
 
+def test_looks_at_a_pretraining_are_forward_passes_over_the_images_that_are_watched(shards):
+    def cost_of(images: int, steps: int, **watch) -> JobCost:
+        tree = study_tree(shards, targets=["a"])
+        looked = {"train.steps": steps, "train.evaluate_every": 4, "watch": {"images": images, **watch}}
+        tree["stages"]["ssl"]["pretrain"] |= looked
+        return next(iter(costs(tree).values()))
+
+    counts = read_manifest(shards["a"]).splits
+    labelled = {"shards": "a"}
+    few = cost_of(1000, 9, **labelled, probes=[])
+    assert few.evaluated == 4 * counts["val"]  # before the first step, after 4, 8 and 9
+    assert cost_of(1000, 8, **labelled).evaluated == 3 * (counts["train"] + counts["val"])
+    assert cost_of(32, 8).evaluated == 3 * min(
+        32, sum(read_manifest(folder).splits["train"] for folder in shards.values())
+    )
+    looking = (few.flops - few.images * few.flops_per_image) / few.evaluated
+    knn = costs(study_tree(shards, targets=["a"], variants={"knn": PROTOCOLS["knn"]}))["random--a--knn--seed0"]
+    # The whole image through the same network, as for neighbours; the masked autoencoder trains on a part of it.
+    assert looking == pytest.approx(knn.flops / knn.evaluated, rel=0.02)
+
+
 @pytest.mark.parametrize("method", ["simclr", "moco_v2", "byol", "swav", "dino", "supervised"])
 def test_any_method_is_counted_without_weights(shards, method):
     stage = {"datasets": ["a", "b"], "pretrain": {"method": {"name": method}, "model.weights": "gone.pt"}}

@@ -36,9 +36,9 @@ SHAPE = ("model.backbone", "model.args", "input.image_size", "train.activation_c
 NO_TRAINING = "knn"
 STILL = ("probe", NO_TRAINING)
 """Protocols that need no gradient of the backbone: their training pass is a forward pass."""
-PASSES = {"lora": 2, **dict.fromkeys(STILL, 1)}
-"""How much more a training pass is than a forward pass, where it is not about 3 times as much: what an evaluation takes
-is worked out from it."""
+PASSES = {"lora": 2}
+"""How much more a fine-tuning's training pass is than a forward pass, where the backbone has a gradient and it is not
+about 3 times as much: what an evaluation takes is worked out from it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class JobCost:
     images: int
     """Training images over all steps, with repetition."""
     evaluated: int
-    """Images that are looked at without training: validations, the test split, neighbours."""
+    """Images that are looked at without training: validations, the test split, neighbours, the looks of a
+    pretraining; a projection that is left out counts too."""
     flops_per_image: float | None
     """Forward and, if it is trained, backward; None where operations cannot be counted, as in the next two."""
     flops: float | None
@@ -74,11 +75,11 @@ def study_cost(jobs: Sequence[Job], *, gpu: str, mfu: float) -> list[JobCost]:
     """
     if not 0 < mfu <= 1:
         raise UsageError(f"`--mfu` must be in (0, 1], got {mfu}. 0.4 is usual.")
-    known: dict[str, float | None] = {}
+    known: dict[str, Passes | None] = {}
     return [_cost(job, known, gpu=gpu, mfu=mfu) for job in jobs]
 
 
-def _cost(job: Job, known: dict[str, float | None], *, gpu: str, mfu: float) -> JobCost:
+def _cost(job: Job, known: dict[str, "Passes | None"], *, gpu: str, mfu: float) -> JobCost:
     precision = job.tree["train"]["precision"]
     peak = peak_flops(gpu, precision)
     if peak is None:
@@ -86,19 +87,19 @@ def _cost(job: Job, known: dict[str, float | None], *, gpu: str, mfu: float) -> 
     config: FinetuneConfig | PretrainConfig
     if job.method == "pretrain":
         config = PretrainConfig.build(job.tree, where=job.name)
-        method, steps, evaluated = str(config.method.name), config.train.steps, 0
+        method, steps, evaluated = str(config.method.name), config.train.steps, _looked_at(config)
     else:
         config = FinetuneConfig.build(job.tree, where=job.name)
         method = config.protocol.name
         steps = 0 if method == NO_TRAINING else config.train.steps
         evaluated = _evaluated(config, tested=job.kind == "cell")
     try:
-        per_image = _counted(config, known)
+        passes = _counted(config, known)
     except UsageError as error:
         raise UsageError(f"{error} [in {job.name}]") from None
     images = steps * config.train.global_batch_size
-    share = 1 / (PASSES.get(method, 3) + (config.train.activation_checkpointing and method not in STILL))
-    flops = None if per_image is None else per_image * (images + evaluated * share)
+    per_image = None if passes is None else passes.training
+    flops = None if passes is None else passes.training * images + passes.looking * evaluated
     return JobCost(
         name=job.name,
         kind=job.kind,
@@ -115,7 +116,7 @@ def _cost(job: Job, known: dict[str, float | None], *, gpu: str, mfu: float) -> 
 
 
 def _evaluated(config: FinetuneConfig, *, tested: bool) -> int:
-    """Return how many images a fine-tuning looks at without training; projections that it leaves out count too."""
+    """Return how many images a fine-tuning looks at without training."""
     counts = Counter[str]()
     for folder in config.folders:
         counts.update(read_manifest(folder).splits)
@@ -127,8 +128,28 @@ def _evaluated(config: FinetuneConfig, *, tested: bool) -> int:
     return validations * counts["val"] + tested * counts["test"] + neighbours
 
 
-def _counted(config: FinetuneConfig | PretrainConfig, known: dict[str, float | None]) -> float | None:
-    """Return the operations of a training pass over one image; counted once for each shape."""
+def _looked_at(config: PretrainConfig) -> int:
+    """Return how many images a pretraining is watched on: at its first step, whenever it is due, and at its last."""
+    watch = config.watch
+    counts = Counter[str]()
+    for folder in watch.folders or config.shards:
+        counts.update(read_manifest(folder).splits)
+    splits = ["train"] if not watch.folders else ["train", "val"] if watch.probes else ["val"]
+    looks = math.ceil(config.train.steps / config.train.evaluate_every) + 1
+    return looks * sum(min(watch.images, counts[split]) for split in splits)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Operations over one image."""
+
+    training: float
+    looking: float
+    """Without training."""
+
+
+def _counted(config: FinetuneConfig | PretrainConfig, known: dict[str, Passes | None]) -> Passes | None:
+    """Return the operations over one image; counted once for each shape."""
     shape = json.dumps(_shape(config), sort_keys=True)
     if shape not in known:
         known[shape] = _count(config)
@@ -146,7 +167,22 @@ def _shape(config: FinetuneConfig | PretrainConfig) -> dict[str, Any]:
     return shape | ({"shards": tree["shards"]} if config.method.name == "supervised" else {})
 
 
-def _count(config: FinetuneConfig | PretrainConfig) -> float | None:
+class _Looking(nn.Module):
+    """A pretraining's look in the place of its step: a forward pass in evaluation mode."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.task.eval()
+        with torch.no_grad():
+            self.task(batch)
+        return {"loss": self.nothing.clone()}
+
+
+def _count(config: FinetuneConfig | PretrainConfig) -> Passes | None:
     build: BuildTask
     example: MakeBatch
     still = isinstance(config, FinetuneConfig) and config.protocol.name in STILL
@@ -164,7 +200,15 @@ def _count(config: FinetuneConfig | PretrainConfig) -> float | None:
             checkpoint_activations(task)
         return task
 
-    return flops_per_image(as_it_runs, example, "fp32")
+    training = flops_per_image(as_it_runs, example, "fp32")
+    if isinstance(config, PretrainConfig):
+        images = partial(_tuning_batch, config.input.image_size)
+        looking = flops_per_image(lambda **about: _Looking(build(**about)), images, "fp32")
+        return None if training is None or looking is None else Passes(training, looking)
+    if training is None:
+        return None
+    passes = 1 if still else PASSES.get(config.protocol.name, 3) + config.train.activation_checkpointing
+    return Passes(training, training / passes)
 
 
 def _tuning_batch(size: int, images: int) -> dict[str, torch.Tensor]:
