@@ -95,7 +95,7 @@ def test_prototypes_are_held_in_the_first_steps_only():
 
 def test_the_length_of_a_prototype_is_no_matter():
     torch.manual_seed(0)
-    prototypes, given = Prototypes(4, 3), direction(torch.randn(5, 4))
+    prototypes, given = Prototypes(4, 3, std=1.0), direction(torch.randn(5, 4))
     before = prototypes(given)
     with torch.no_grad():
         prototypes.weight.mul_(torch.tensor([[0.1], [3.0], [7.0]]))

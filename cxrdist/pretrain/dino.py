@@ -40,7 +40,7 @@ from cxrdist.models.build import RadiographModel
 from cxrdist.pretrain.batchnorm import join_batch_norm
 from cxrdist.pretrain.centering import Centre, sinkhorn
 from cxrdist.pretrain.dense import check_small_crops
-from cxrdist.pretrain.heads import DinoHead, Hold
+from cxrdist.pretrain.heads import DinoHead
 from cxrdist.pretrain.methods import DinoConfig
 from cxrdist.pretrain.task import (
     Look,
@@ -81,8 +81,6 @@ class DinoTask(PretrainTask):
         self.head = build()
         self.teacher_head = twin(build, self.head)
         self.centre = self.new_centre()
-        self.hold = Hold()
-        self.hold.add(self.head.prototypes.weight)
         first = config.first_teacher_temperature if config.temperature_warmup else config.teacher_temperature
         self.register_buffer("temperature", torch.tensor(first))
 
@@ -143,7 +141,9 @@ class DinoTask(PretrainTask):
         self.temperature.fill_(
             ramp(c.first_teacher_temperature, c.teacher_temperature, step, c.temperature_warmup * steps)
         )
-        self.hold.on = step < c.freeze_prototypes * steps
+        for _, student in self.pairs():
+            if isinstance(student, DinoHead):
+                student.prototypes.held = step < c.freeze_prototypes * steps
         for centre in self.centres():
             centre.forget()  # what a step has left that was not made
 

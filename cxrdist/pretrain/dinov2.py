@@ -60,7 +60,6 @@ class Dinov2Task(DinoTask):
             build = self.head_of(patches)
             self.patch_head = build()
             self.teacher_patch_head = twin(build, self.patch_head)
-            self.hold.add(self.patch_head.prototypes.weight)
         elif pooled != patches:
             raise UsageError(
                 f"`method.shared_head` needs image and patches of one width, got {pooled} and {patches} from "

@@ -22,20 +22,24 @@ def moco_v3_head(width: int, hidden: int, embedding: int, *, layers: int, last_n
 
 
 class Prototypes(nn.Module):
-    """Directions to which embeddings are compared (Caron et al. 2020, SwAV, section 3.1).
+    """Directions to which rows are compared (Caron et al. 2020, SwAV, section 3.1; DINO's weight-normalised layer).
 
-    They are divided by their lengths where they are used: the paper divides the weights after every step.
+    Their lengths are divided out where they are used: SwAV divides the weights after every step instead.
+
+    While `held`, their gradients are zero.  A hook on the gradient is below the engine: it acts before gradients are
+    summed over micro-steps and ranks, clipped or counted into their norm, in every ZeRO stage.  AdamW's moments stay
+    zero with it.  Its decay still shortens the weights, which changes no prototype.
     """
 
-    def __init__(self, width: int, count: int) -> None:
+    def __init__(self, width: int, count: int, *, std: float) -> None:
+        """Draw any direction alike; lengths, by `std`, tell how far a step of the optimizer turns them."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, width))
-        nn.init.normal_(self.weight)  # any direction alike
-        self.trained = True
-        """Whether the weights have a gradient: without, optimizers may change their lengths only."""
-        self.weight.register_hook(lambda gradient: gradient if self.trained else torch.zeros_like(gradient))
+        nn.init.normal_(self.weight, std=std)
+        self.held = False
+        self.weight.register_hook(lambda gradient: torch.zeros_like(gradient) if self.held else None)
 
-    def forward(self, directions_BE: torch.Tensor) -> torch.Tensor:
-        """Return cosines (B, prototypes), float32, of embeddings of length 1."""
-        with torch.autocast(directions_BE.device.type, enabled=False):
-            return functional.linear(directions_BE.float(), functional.normalize(self.weight.float(), dim=1))
+    def forward(self, directions_nE: torch.Tensor) -> torch.Tensor:
+        """Return cosines (n, prototypes) float32 with rows of length 1: in bfloat16 they would have three digits."""
+        with torch.autocast(directions_nE.device.type, enabled=False):
+            return functional.linear(directions_nE.float(), functional.normalize(self.weight.float(), dim=1))

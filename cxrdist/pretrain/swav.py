@@ -31,7 +31,7 @@ class SwavTask(PairedTask):
         """
         check_small_crops(model, config.local_crops)
         super().__init__(model, SwaVProjectionHead(embedding_width(model), config.hidden_width, config.width))
-        self.prototypes = Prototypes(config.width, config.prototypes)
+        self.prototypes = Prototypes(config.width, config.prototypes, std=1.0)
         self.config = config
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -56,7 +56,7 @@ class SwavTask(PairedTask):
 
     def at_step(self, step: int, steps: int, optimizer: Any) -> None:
         """Hold the prototypes in the first steps (appendix A of the paper: for one epoch)."""
-        self.prototypes.trained = step >= self.config.freeze_prototypes * steps
+        self.prototypes.held = step < self.config.freeze_prototypes * steps
 
     def look(self, images_B1SS: torch.Tensor) -> Look:
         """Return features, embedding, and the softmax over prototypes (equation 2)."""
