@@ -1,5 +1,6 @@
 """DeepSpeed's engine: what it is told, and that every division of the work computes the same."""
 
+import copy
 import gc
 import json
 import math
@@ -16,11 +17,19 @@ from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
+from cxrdist.pretrain.batchnorm import join_batch_norm
 from cxrdist.pretrain.mae import MaeTask
 from cxrdist.pretrain.methods import MaeConfig
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.deepspeed_config import BUCKET
-from cxrdist.train.engine import build_engine, deepspeed_config, grad_norm, overflowed
+from cxrdist.train.engine import (
+    _compile,
+    build_engine,
+    checkpoint_activations,
+    deepspeed_config,
+    grad_norm,
+    overflowed,
+)
 from cxrdist.train.fragments import fragments, live_weights, scalars
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.stepping import LossScale, loss_scaler_of
@@ -354,6 +363,53 @@ def test_a_network_that_cannot_compute_activations_again_is_named(name):
         engine_of(world, device, task=task, activation_checkpointing=True),
     ):
         pass
+
+
+@pytest.mark.parametrize(("kind", "momentum"), [(None, 0.1), ("joint", None)])
+def test_activations_computed_again_are_counted_once_in_running_statistics(kind, momentum):
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        task = Wrapped(timm.create_model("resnet10t", num_classes=2))
+        for module in task.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+        if kind == "joint":
+            join_batch_norm(task)
+        if again:
+            checkpoint_activations(task)
+        for step in range(2):
+            images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+            task.net(images).square().mean().backward()
+        task.eval()
+        with torch.no_grad():
+            task.net(images)
+        found.append(task.state_dict())
+        assert found[-1]["net.bn1.num_batches_tracked"] == 2
+    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
+
+
+@pytest.mark.parametrize(("called", "graphs"), [("forward_features", 5), ("__call__", 1)])
+def test_a_network_without_blocks_is_compiled_however_it_is_called(called, graphs, monkeypatch):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def compile_fast(module, **options):
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=backend)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_fast)
+    net = timm.create_model("resnet10t", num_classes=2)
+    plain, images = copy.deepcopy(net), torch.rand(2, 3, 32, 32)
+    _compile(Wrapped(net))
+    assert list(net.state_dict()) == list(plain.state_dict())
+    for mode in (True, False):
+        compiled.clear()
+        found, expected = (getattr(one.train(mode), called)(images) for one in (net, plain))
+        torch.testing.assert_close(found, expected)
+        assert len(compiled) == graphs  # four layers and the stem, or all at once: nothing twice
 
 
 @pytest.mark.parametrize("division", [{"zero_stage": 0}, {"zero_stage": 2, "activation_checkpointing": True}], ids=str)

@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError
@@ -167,7 +169,8 @@ def overflowed(engine: Any) -> bool:
 def checkpoint_activations(task: nn.Module) -> None:
     """Let every network in `task` that can compute its blocks again in the backward pass do so.
 
-    timm's and torch's checkpointing restores the random state, so that dropout draws the same masks again.
+    timm's and torch's checkpointing restores the random state, so that dropout draws the same masks again.  Running
+    statistics of batch norm are counted in the first pass alone.
     """
     able: list[Any] = [module for module in task.modules() if hasattr(module, "set_grad_checkpointing")]
     try:
@@ -180,17 +183,34 @@ def checkpoint_activations(task: nn.Module) -> None:
             "`train.activation_checkpointing` needs a backbone that can compute its blocks again, got "
             f"{_backbone(task)}. Set it to false, or choose another `model.backbone`."
         )
+    for module in task.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(partial(_count_once, module.momentum))
+
+
+@torch.compiler.disable
+def _count_once(momentum: float | None, norm: nn.Module, values: Any) -> None:
+    """Let `norm` leave its running statistics as they are in a pass within a backward pass."""
+    again = torch._C._current_graph_task_id() != -1
+    norm.momentum = 0.0 if again else momentum  # type: ignore[assignment]
+    if again and norm.training and isinstance(norm.num_batches_tracked, torch.Tensor):
+        norm.num_batches_tracked.sub_(1)  # about to be added
 
 
 def _compile(task: nn.Module) -> None:
     """Compile the networks of `task` in place, so that the names of their parameters stay.
 
-    A network's blocks as well: a task may call them without the network, and then nothing else is compiled.
+    A network's blocks as well: a task may call them, or `forward_features`, without the network, and then nothing else
+    is compiled.  Of a network without blocks these are its parts that are made of others.
     """
     torch.compiler.reset()  # recompilations are counted per process
     for module in list(task.modules()):
         if hasattr(module, "forward_features"):  # every timm network
             module.compile()
+            if not isinstance(getattr(module, "blocks", None), nn.Sequential):
+                for part in module.children():
+                    if any(part.children()):
+                        part.compile()
         blocks = getattr(module, "blocks", None)
         if isinstance(blocks, nn.Sequential):
             blocks.compile()
