@@ -128,7 +128,7 @@ class SwavConfig(CoupledConfig):
     name: Literal["swav"] = "swav"
     hidden_width: int = Field(default=2048, gt=0)
     width: int = Field(default=128, gt=0)
-    prototypes: int = Field(default=3000, gt=0)
+    prototypes: int = Field(default=3000, gt=1)
     temperature: float = Field(default=0.1, gt=0)
     local_crops: LocalCropsConfig = LocalCropsConfig(count=6)
     sinkhorn_iterations: int = Field(default=3, gt=0)
@@ -151,7 +151,7 @@ class DinoConfig(CoupledConfig):
     bottleneck: int = Field(default=256, gt=0)
     """Width before the prototypes."""
 
-    prototypes: int = Field(default=65536, gt=0)
+    prototypes: int = Field(default=65536, gt=1)
     student_temperature: float = Field(default=0.1, gt=0)
     teacher_temperature: float = Field(default=0.07, gt=0)
     first_teacher_temperature: float = Field(default=0.04, gt=0)
@@ -257,7 +257,7 @@ def _refuse_set(config: Config, names: Iterable[str], beside: str, *, under: str
     )
     if given:
         listed = ", ".join(under + name for name in given)
-        raise ValueError(f"must not set {listed} with {beside}, which does not use it.")
+        raise ValueError(f"must not set {listed} with {beside}, which does not use it. Leave it out.")
 
 
 def _check_local_crops(local: LocalCropsConfig) -> None:
