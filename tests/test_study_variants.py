@@ -374,3 +374,16 @@ def test_wrong_debug_size_is_told_whether_it_is_asked_for_or_not(shards, tmp_pat
 def test_asking_for_a_debug_size_that_is_not_there_is_refused(shards, tmp_path):
     with pytest.raises(UsageError, match="`--debug` needs a file with a section `debug`"):
         read(study_tree(shards), tmp_path, debug=True)
+
+
+def test_a_stage_that_is_watched_on_no_dataset_is_refused_before_anything_starts(shards):
+    stage = {"datasets": ["b"], "pretrain": {"watch": {"shards": "bb"}}}
+    study = StudyConfig.build(study_tree(shards, stages__ssl=stage), where="t")
+    with pytest.raises(UsageError, match="`watch.shards` must be one of a, b, got 'bb'"):
+        plan_study(study, Path("out"))
+
+
+@pytest.mark.parametrize("seeds", [[0, 0], [1, -1]])
+def test_seeds_that_are_not_different_numbers_are_refused(shards, seeds):
+    with pytest.raises(UsageError, match="`seeds` must be different numbers of 0 or more"):
+        StudyConfig.build(study_tree(shards, seeds=seeds), where="t")

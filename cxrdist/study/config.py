@@ -176,6 +176,13 @@ class StudyConfig(Config):
         lines += unknown_names(tree, where=where)
         raise UsageError("\n".join(dict.fromkeys(lines)))
 
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"must be different numbers of 0 or more, got {seeds}.")
+        return seeds
+
     @field_validator("datasets", "stages", "strategies", "variants")
     @classmethod
     def _plain_names(cls, value: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from cxrdist.config import Config, Tree, override
 from cxrdist.datasets.shard_format import manifest_sha256
-from cxrdist.errors import UsageError, UserError
+from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights, is_timm_name, weight_files
 from cxrdist.pretrain.config import PretrainConfig
@@ -242,7 +242,11 @@ def _build(study: StudyConfig, cls: type[Any], tree: Tree, start: Job | None, jo
         model = config.model.model_copy(update={"weights": _absolute(config.model.weights, study.weights_root)})
         config = config.model_copy(update={"model": model})
     if cls is PretrainConfig and config.watch.shards is not None:
-        folders = [folder for given in config.watch.folders for folder in _watched(study, given)]
+        try:
+            folders = [folder for given in config.watch.folders for folder in _watched(study, given)]
+        except UsageError as error:
+            faults.add(error, job)
+            return None
         shards = folders[0] if len(folders) == 1 else folders
         config = config.model_copy(update={"watch": config.watch.model_copy(update={"shards": shards})})
     if config.train.deepspeed is not None:
@@ -252,8 +256,18 @@ def _build(study: StudyConfig, cls: type[Any], tree: Tree, start: Job | None, jo
 
 
 def _watched(study: StudyConfig, given: Path) -> list[Path]:
-    """Return all folders of a dataset of the study, where `given` is its name."""
-    return study.folders_of(str(given)) if str(given) in study.datasets else [given.absolute()]
+    """Return all folders of a dataset of the study, where `given` is its name, or else the shard folder `given`.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if str(given) in study.datasets:
+        return study.folders_of(str(given))
+    try:
+        manifest_sha256(given)
+    except UserError:
+        raise UsageError(unknown("`watch.shards`", str(given), study.datasets)) from None
+    return [given.absolute()]
 
 
 def _absolute(weights: str, root: Path | None) -> str:
