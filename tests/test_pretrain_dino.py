@@ -348,8 +348,6 @@ def test_small_crops_are_refused_for_a_backbone_of_one_size(name):
         ("dinov2", {"ibot_weight": 0}, "shared_head", True),
         ("dinov2", {"mask_share": 0}, "mask_ratio", [0.2, 0.3]),
         ("dinov2", {"mask_share": 0}, "shared_head", True),
-        ("dino", {"local_crops": {"count": 0}}, "local_crops.size", 48),
-        ("swav", {"local_crops": {"count": 0}}, "local_crops.flip", True),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused_unless_it_is_the_default(method, switch, unused, value):

@@ -98,7 +98,7 @@ class LocalCropsConfig(CropConfig):
     """Small crops beside the two large ones (Caron et al. 2020, SwAV), seen by the student only."""
 
     count: int = Field(default=8, ge=0)
-    """How many of each image; 0 makes none."""
+    """How many of each image; 0 makes none, whatever else is set here."""
 
     size: int = Field(default=96, ge=16)
     """Side of the square crop, pixels."""

@@ -136,11 +136,6 @@ class SwavConfig(CoupledConfig):
     freeze_prototypes: float = Field(default=0.01, ge=0, lt=1)
     """Share of the steps in which the prototypes are not trained."""
 
-    @model_validator(mode="after")
-    def _used(self) -> Self:
-        _check_local_crops(self.local_crops)
-        return self
-
 
 class DinoConfig(CoupledConfig):
     """DINO (Caron et al. 2021): self-distillation with a teacher that is a running mean of the student."""
@@ -175,7 +170,6 @@ class DinoConfig(CoupledConfig):
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        _check_local_crops(self.local_crops)
         if self.centering != "mean":
             _refuse_set(self, ["center_momentum"], "`centering` 'sinkhorn'")
         if not self.temperature_warmup:
@@ -249,18 +243,11 @@ Method = Annotated[
 ]
 
 
-def _refuse_set(config: Config, names: Iterable[str], beside: str, *, under: str = "") -> None:
+def _refuse_set(config: Config, names: Iterable[str], beside: str) -> None:
     """Refuse any of `names` that is set in `config` to something other than its default: it would do nothing."""
     fields = type(config).model_fields
     given = sorted(
         name for name in config.model_fields_set & set(names) if getattr(config, name) != fields[name].default
     )
     if given:
-        listed = ", ".join(under + name for name in given)
-        raise ValueError(f"must not set {listed} with {beside}, which does not use it. Leave it out.")
-
-
-def _check_local_crops(local: LocalCropsConfig) -> None:
-    if not local.count:
-        names = set(LocalCropsConfig.model_fields) - {"count"}
-        _refuse_set(local, names, "`local_crops.count` 0", under="local_crops.")
+        raise ValueError(f"must not set {', '.join(given)} with {beside}, which does not use it. Leave it out.")
