@@ -379,7 +379,7 @@ def test_asking_for_a_debug_size_that_is_not_there_is_refused(shards, tmp_path):
 def test_a_stage_that_is_watched_on_no_dataset_is_refused_before_anything_starts(shards):
     stage = {"datasets": ["b"], "pretrain": {"watch": {"shards": "bb"}}}
     study = StudyConfig.build(study_tree(shards, stages__ssl=stage), where="t")
-    with pytest.raises(UsageError, match="`watch.shards` must be one of a, b, got 'bb'"):
+    with pytest.raises(UsageError, match=r"`watch.shards` must be one of a, b, got 'bb'"):
         plan_study(study, Path("out"))
 
 
