@@ -69,7 +69,7 @@ class Dinov2Task(DinoTask):
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return DINO's loss, plus iBOT's and KoLeo's times their weights, a scalar."""
         c, large = self.config, crops(batch["image"])
-        seeds = batch["seed"].tolist()  # first: reading waits for the device, which has nothing to do yet
+        seeds = batch["seed"].tolist()
         target_2BK, taught_BNF = self.teach(large)
         masks = self.masks(seeds, large) if self.masks_patches else None
         pooled, patches = dense_features(
