@@ -1,6 +1,7 @@
 """What a dry run says of a study's cost."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,23 @@ PROTOCOLS = {name: {"set": {"protocol.name": name}} for name in ("full", "probe"
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("cost")
     return {name: make_shards(root / name, patients=20, seed=seed, name=name) for seed, name in enumerate("ab")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted() -> Iterator[None]:
+    """Count the operations of one configuration once for all tests: nothing of a count is left behind."""
+    kept: dict[str, object] = {}
+    count = cost._count
+
+    def once(config):
+        name = type(config).__name__ + config.model_dump_json()
+        if name not in kept:
+            kept[name] = count(config)
+        return kept[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "_count", once)
+        yield
 
 
 def costs(tree: Tree, *, gpu: str = "H100", mfu: float = 0.4) -> dict[str, JobCost]:

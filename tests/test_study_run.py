@@ -21,7 +21,7 @@ from cxrdist.study.config import StudyConfig
 from cxrdist.study.run import study_status
 
 GOOD = ("random--a--seed0", "ssl--a--seed0")
-LONG = {"recipe__train__steps": 150, "recipe__train__checkpoint_every": 5, "recipe__train__evaluate_every": 50}
+LONG = {"recipe__train__steps": 100, "recipe__train__checkpoint_every": 5, "recipe__train__evaluate_every": 50}
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def test_full_disk_ends_the_run_with_one_sentence(site):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_stopped_half_way_runs_only_what_is_missing_and_ends_the_same(site, signum, code):
     study = site.write("long", **LONG)
     whole, halved = site.root / "whole", site.root / f"halved{code}"
