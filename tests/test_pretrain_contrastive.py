@@ -288,7 +288,10 @@ def test_nothing_is_exchanged_without_a_process_group():
     assert gather(values) is values
 
 
-@pytest.mark.parametrize("method", ["moco_v2", "swav"])
+@pytest.mark.parametrize(
+    "method",
+    ["moco_v2", "swav", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simclr", "moco_v3", "byol"))],
+)
 def test_a_run_stopped_and_resumed_is_the_run_to_the_bit(method, shards, tmp_path):
     tree = finetune_tree(shards, steps=4, evaluate_every=4) | {
         "shards": [str(shards)],
