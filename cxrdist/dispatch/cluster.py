@@ -42,10 +42,11 @@ SETTINGS = {
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
     """Connect to the cluster at `address` for the block; without one, start a local cluster and end it afterwards.
 
     A cluster that happens to run on this machine is never taken: only what is named.  Token authentication stays on.
+    The dashboard's list of jobs shows `name`, unless the job was submitted under another.
 
     Raises:
         UserError: If there is no cluster at `address`.
@@ -57,12 +58,15 @@ def cluster(address: str | None) -> Iterator[None]:
     import ray  # noqa: PLC0415 - half a second, and only commands that use a cluster need it
 
     handler = signal.getsignal(signal.SIGTERM)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    told = ray.job_config.JobConfig(metadata={"job_name": name} if name else None)
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": told}
     try:
         if address:
-            context = ray.init(address=address, **quiet)
+            context = ray.init(address=address, **common)
         else:
-            context = ray.init(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            context = ray.init(
+                address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **common
+            )
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if address:
