@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,11 @@ RETRIES = 3
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Shared memory of a local cluster; what travels through it is configurations, not images."""
+
+TOKEN = (
+    "The cluster at {!r} must be given its token, got none or another. Set RAY_AUTH_MODE=token, and let "
+    "RAY_AUTH_TOKEN_PATH name a file with the token of its head (`ray get-auth-token` prints it there)."
+)
 
 CONNECT_TIMEOUT_S = 10.0
 """How long a cluster's machine may take to answer; Ray itself would try for a minute."""
@@ -67,7 +73,12 @@ def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
             context = ray.init(
                 address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **common
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        _refuse_other_versions(str(error))
+        # A token that is missing or wrong is the cause of an error that tells of a lost connection.
+        refused = error if isinstance(error, ray.exceptions.AuthenticationError) else error.__cause__
+        if isinstance(refused, ray.exceptions.AuthenticationError):
+            raise UserError(TOKEN.format(address)) from None
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if address:
             raise UserError(f"`--address` must name a running Ray cluster, got {address!r}: {first}") from None
@@ -138,6 +149,19 @@ def _work(function: Callable[[T], R], item: T, folders: tuple[Path, ...]) -> R |
         return function(item)
     except UserError as error:  # Ray would wrap it into an error of its own
         return error
+
+
+def _refuse_other_versions(message: str) -> None:
+    """Raise `UserError` if `message` is Ray's, that the cluster was started with another Ray or Python."""
+    if not message.startswith("Version mismatch"):
+        return
+    ray_there, ray_here = re.findall(r"Ray: (\S+)", message)[:2]
+    python_there, python_here = re.findall(r"Python: (\S+)", message)[:2]
+    raise UserError(
+        f"The cluster must have the Ray and the Python of this command, got Ray {ray_there} and Python {python_there} "
+        f"there, Ray {ray_here} and Python {python_here} here. Install what the cluster has, down to the last digit, or "
+        "start its nodes with what is here."
+    )
 
 
 def _knock(address: str) -> None:
