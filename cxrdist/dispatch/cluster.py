@@ -158,9 +158,9 @@ def _refuse_other_versions(message: str) -> None:
     ray_there, ray_here = re.findall(r"Ray: (\S+)", message)[:2]
     python_there, python_here = re.findall(r"Python: (\S+)", message)[:2]
     raise UserError(
-        f"The cluster must have the Ray and the Python of this command, got Ray {ray_there} and Python {python_there} "
-        f"there, Ray {ray_here} and Python {python_here} here. Install what the cluster has, down to the last digit, or "
-        "start its nodes with what is here."
+        f"The cluster must have this command's Ray and Python, got Ray {ray_there} and Python {python_there} there, "
+        f"Ray {ray_here} and Python {python_here} here. Install what the cluster has, down to the last digit, or start "
+        "its nodes with what is here."
     )
 
 
