@@ -1,12 +1,12 @@
 """One fine-tuning from its configuration to a model folder and the validation's predictions.
 
-Only the training and the validation split are read here.  The test split is opened by `open_test`, a step of its own
-that takes a finished run and chooses nothing.
+Only the training and the validation split are read here.  The test split is opened by `open_test`, that of another
+dataset by `open_other_test`: steps of their own that take a finished run and choose nothing.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -111,7 +111,8 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
         end_protocol(task.model.net)
     logits = logits_of(task.eval(), outcome.micro_batch_size)
     if world.is_main:
-        _write_split(folder, "val", parts.val, parts.findings, val_images.targets, logits)
+        val = folder.predictions / "val.parquet"
+        _write_split(val, parts.val, parts.findings, val_images.targets, logits)
         facts = {
             "kind": "finetune",
             "image_size": config.input.image_size,
@@ -140,26 +141,65 @@ def _ask_neighbours(parts: Parts, world: World, device: torch.device) -> Finetun
 def open_test(out: Path, *, split: str = "test") -> Path:
     """Predict the test split with the finished run in `out`; return the predictions file.
 
-    This is the only place that reads a test split.  It needs a finished run, whose step is chosen and fixed.
+    With `open_other_test` the only place that reads a test split.  It needs a finished run, whose step is chosen and
+    fixed.
 
     Raises:
         UserError: If the run is not finished.
     """
+    folder = _finished(out)
+    config = FinetuneConfig.read(folder.config)
+    record_test_access(out, {"split": split})
+    model, findings, _ = load_model(folder.model)
+    samples = read_samples(config.folders, split, projection=config.input.projection)
+    images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
+    logits = _predict_finished(folder, model, config, images)
+    return _write_split(folder.predictions / f"{split}.parquet", samples, findings, images.targets, logits)
+
+
+def open_other_test(out: Path, other: FinetuneConfig, path: Path, *, dataset: str, only: Sequence[str] = ()) -> int:
+    """Predict the test split of another dataset with the finished run in `out`; return how many images it has.
+
+    Args:
+        out: The run, of a dataset that it is not asked about here.
+        other: A run on the other dataset: which of its images take part, and what becomes of its labels.  How an image
+            becomes input is the run's own.
+        path: The predictions file, of the findings `only` (those of the run that the other dataset has).
+        dataset: What the record of openings calls the other dataset.
+        only: Findings of the run; none is all.
+
+    Raises:
+        UserError: If the run is not finished, or the other dataset lacks a finding or has no such images.
+    """
+    folder = _finished(out)
+    config, other = FinetuneConfig.read(folder.config), other.resolved()
+    record_test_access(out, {"split": "test", "dataset": dataset})
+    model, known, _ = load_model(folder.model)
+    findings = [name for name in known if not only or name in only]
+    samples = read_samples(other.folders, "test", projection=other.input.projection)
+    images = EvaluationImages(samples, samples.targets(findings, other.evaluation_policy()), config.input)
+    logits = _predict_finished(folder, model, config, images)[:, [known.index(name) for name in findings]]
+    _write_split(path, samples, findings, images.targets, logits)
+    return len(samples)
+
+
+def _finished(out: Path) -> RunFolder:
     folder = RunFolder(out)
     if not folder.finished:
         raise UserError(
             f"The test split is opened after training only, got an unfinished run [{out.name}]. Finish it first."
         )
-    config = FinetuneConfig.read(folder.config)
-    record_test_access(out, {"split": split})
-    model, findings, _ = load_model(folder.model)
+    return folder
+
+
+def _predict_finished(
+    folder: RunFolder, model: nn.Module, config: FinetuneConfig, images: EvaluationImages
+) -> np.ndarray:
+    """Return the logits of a finished run's model, on this process's device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    samples = read_samples(config.folders, split, projection=config.input.projection)
-    images = EvaluationImages(samples, samples.targets(findings, config.evaluation_policy()), config.input)
     model.to(device)
     size = json.loads(folder.result.read_text(encoding="utf-8")).get("micro_batch_size", _given_size(config, ALONE))
-    logits = _predict(lambda batch: model(batch["image"]), images, config, device, size=size)
-    return _write_split(folder, split, samples, findings, images.targets, logits)
+    return _predict(lambda batch: model(batch["image"]), images, config, device, size=size)
 
 
 def replay_bad_batch(out: Path) -> list[Replay]:
@@ -202,10 +242,7 @@ def _predict(
     )
 
 
-def _write_split(
-    folder: RunFolder, split: str, samples: Samples, findings: list[str], targets: np.ndarray, logits: np.ndarray
-) -> Path:
-    path = folder.predictions / f"{split}.parquet"
+def _write_split(path: Path, samples: Samples, findings: list[str], targets: np.ndarray, logits: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table = samples.table
     predictions = Predictions(

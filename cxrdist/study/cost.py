@@ -23,6 +23,7 @@ from cxrdist.finetune.parts import build_task as build_tuning
 from cxrdist.pretrain.build import build_task as build_pretraining
 from cxrdist.pretrain.build import example_batch
 from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.study.external import others_of
 from cxrdist.study.plan import Job
 from cxrdist.train.engine import checkpoint_activations
 from cxrdist.train.flops import flops_per_image
@@ -85,7 +86,10 @@ def _cost(job: Job, known: dict[str, "Passes | None"], *, gpu: str, mfu: float) 
     if peak is None:
         raise UsageError(f"`--gpu` must be one of {', '.join(PEAKS)} that computes in {precision}, got {gpu!r}.")
     config: FinetuneConfig | PretrainConfig
-    if job.method == "pretrain":
+    if job.method == "external":
+        config = FinetuneConfig.build({name: job.tree[name] for name in FinetuneConfig.model_fields}, where=job.name)
+        method, steps, evaluated = job.method, 0, _asked(job)
+    elif job.method == "pretrain":
         config = PretrainConfig.build(job.tree, where=job.name)
         method, steps, evaluated = str(config.method.name), config.train.steps, _looked_at(config)
     else:
@@ -126,6 +130,12 @@ def _evaluated(config: FinetuneConfig, *, tested: bool) -> int:
     else:
         neighbours = 0
     return validations * counts["val"] + tested * counts["test"] + neighbours
+
+
+def _asked(job: Job) -> int:
+    """Return how many images of other datasets the model of a cell looks at."""
+    folders = (folder for other in others_of(job).values() for folder in other.shards)
+    return sum(read_manifest(folder).splits.get("test", 0) for folder in folders)
 
 
 def _looked_at(config: PretrainConfig) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cxrdist.errors import UserError
+from cxrdist.study.external import is_evaluated
 from cxrdist.study.plan import Identity, Job
 from cxrdist.train.run_folder import write_json
 
@@ -168,6 +169,8 @@ def _identity(line: dict[str, Any]) -> Identity:
 
 def is_complete(job: Job) -> bool:
     """Whether the run folder is this job's and holds what later work reads."""
+    if job.kind == "external":  # each of its files says what it is of
+        return is_evaluated(job)
     wanted = [job.folder / "result.json", job.folder / "model" / "model.safetensors"]
     if job.kind == "cell":
         wanted.append(job.folder / "predictions" / "test.parquet")
