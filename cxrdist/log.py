@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -32,6 +32,20 @@ def setup(*, verbose: bool = False) -> None:
 def only_warnings() -> None:
     """Say no more than warnings: what one process of many says for all need not be said by each."""
     logging.getLogger("cxrdist").setLevel(logging.WARNING)
+
+
+@contextmanager
+def log_to(stream: TextIO, *, instead_of: TextIO) -> Iterator[None]:
+    """Send log lines to another stream during the block, as long as something is drawn on the terminal."""
+    handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+    moved = [one for one in handlers if one.stream is instead_of]
+    for handler in moved:
+        handler.setStream(stream)
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(instead_of)
 
 
 @dataclass
@@ -80,7 +94,7 @@ class Progress:
         """Return the progress as one line of text."""
         elapsed = max(now - self.started, 1e-9)
         rate = (self.done - self._skipped) / elapsed
-        left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
+        left = clock((self.total - self.done) / rate) if rate > 0 else "?"
         share = 100 * self.done // max(self.total, 1)
         speed = f"{rate:.1f}/s" if rate >= 1 or rate <= 0 else f"{1 / rate:.0f} s each"
         text = f"{self.label}: {self.done}/{self.total} {self.unit} ({share} %), {speed}, {left} left"
@@ -109,7 +123,8 @@ def track(
             bar.advance()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a time as ``m:ss`` or ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,207 @@
+"""What a person sees of a study that runs: a table that lives on the terminal, or lines where there is none."""
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from cxrdist.log import Progress as Bar
+from cxrdist.log import clock, log_to, progress
+from cxrdist.study.outlook import Outlook, Running, kinds_of
+from cxrdist.study.plan import Job
+from cxrdist.study.progress import ended_progress
+from cxrdist.study.watching import Outcome, Progress, Watch, Watchers
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+REFRESHES_PER_S = 2
+BESTS_SHOWN = 6
+"""Datasets whose best cell is told."""
+COLUMNS = ("job", "try", "workers", "step", "loss", "val AUROC", "img/s", "time")
+
+
+@contextmanager
+def watched(
+    title: str, *, todo: Iterable[Job] = (), done: Iterable[Job] = (), total: int | None = None, shown: bool = True
+) -> Iterator[Watchers]:
+    """Watch jobs on the connected cluster during the block: on the terminal, and as Ray metrics.
+
+    Args:
+        title: What they are together; the label of the metrics.
+        todo: Jobs that will run, as far as they are known.
+        done: Those that an earlier run has finished.
+        total: How many there are, if there are more than these.
+        shown: Whether anything goes to the terminal.
+    """
+    from cxrdist.study.gauges import gauges  # noqa: PLC0415 - imports Ray
+
+    todo, done = list(todo), list(done)
+    total = len(todo) + len(done) if total is None else total
+    with ExitStack() as stack:
+        watches: list[Watch] = [stack.enter_context(gauges(title, total=total, done=len(done)))]
+        if shown and lives_here():
+            watches.append(stack.enter_context(LiveTable(title, todo=todo, done=done, total=total)))
+        else:
+            bar = stack.enter_context(progress("study", total, unit="jobs", shown=shown))
+            bar.skip(len(done))
+            watches.append(Lines(bar))
+        yield Watchers(watches)
+
+
+def lives_here() -> bool:
+    """Whether standard error is a terminal that can be drawn on."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+
+
+class Lines:
+    """A line from time to time; a `Watch`."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def started(self, job: Job, workers: int, attempt: int) -> None:
+        """Nothing has ended."""
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """Nothing has ended."""
+
+    def ended(self, job: Job, outcome: Outcome, reason: str) -> None:
+        """One more."""
+        self._bar.advance(note=f"{job.name} {outcome}")
+
+
+class LiveTable:
+    """A table that lives on the terminal during its ``with``, at most a screenful, and leaves one line; a `Watch`."""
+
+    def __init__(
+        self, title: str, *, todo: Iterable[Job] = (), done: Iterable[Job] = (), total: int | None = None
+    ) -> None:
+        """Begin with nothing running; see `watched`."""
+        todo, done = list(todo), list(done)
+        waiting = kinds_of(todo)
+        self.title = title
+        self.outlook = Outlook(len(todo) + len(done) if total is None else total, len(done), waiting)
+        self.best: dict[str, tuple[float, str]] = {}
+        """Validation AUROC of the best cell, and its name, by dataset."""
+        for job in done:
+            self._compare(job, ended_progress(job))
+        self._begun = self.outlook.clock()
+        self._lock = threading.Lock()
+        self._open = ExitStack()
+
+    def __enter__(self) -> "LiveTable":
+        """Take the lower part of the terminal; log lines go on above it."""
+        from rich.console import Console  # noqa: PLC0415 - only where it is drawn
+        from rich.live import Live  # noqa: PLC0415
+
+        live = Live(
+            get_renderable=self.render,
+            console=Console(stderr=True, highlight=False),
+            refresh_per_second=REFRESHES_PER_S,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        with ExitStack() as stack:
+            stack.callback(self._say_end)
+            terminal = sys.stderr
+            stack.enter_context(live)
+            stack.enter_context(log_to(sys.stderr, instead_of=terminal))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the terminal back, however the block ended."""
+        self._open.close()
+
+    def started(self, job: Job, workers: int, attempt: int) -> None:
+        """Give it a row."""
+        with self._lock:
+            self.outlook.started(job, workers, attempt)
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """Bring its row up to date."""
+        with self._lock:
+            self.outlook.progress(job, progress)
+            self._compare(job, progress)
+
+    def ended(self, job: Job, outcome: Outcome, reason: str) -> None:
+        """Take its row away, and tell of a failure."""
+        with self._lock:
+            self.outlook.ended(job, outcome, reason)
+        if outcome == "failed":
+            print(f"{job.name} failed: {reason}", file=sys.stderr)
+
+    def render(self) -> "RenderableType":
+        """Return what is shown now."""
+        from rich.console import Group  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        with self._lock:
+            now, outlook = self.outlook.clock(), self.outlook
+            left = outlook.left_s()
+            bests = [f"{name or 'all'} {value:.3f} ({job})" for name, (value, job) in sorted(self.best.items())]
+            below = [self._counts()]
+            if bests:
+                below.append("best validation AUROC so far:")
+                below += [f"  {line}" for line in bests[:BESTS_SHOWN]]
+            if len(bests) > BESTS_SHOWN:
+                below.append(f"  and of {len(bests) - BESTS_SHOWN} more datasets")
+            room = shutil.get_terminal_size().lines - len(below) - 4
+            running = list(outlook.running.values())
+            shown = running if len(running) <= room else running[: max(room - 1, 0)]
+            if len(shown) < len(running):
+                below.insert(0, f"and {len(running) - len(shown)} more that run")
+            head = f"{clock(now - self._begun)}, {'?' if left is None else f'about {clock(left)}'} left  {self.title}"
+            rows = [_row(one, now) for one in shown]
+        lines = [Text(line, no_wrap=True, overflow="crop") for line in (head, *below)]
+        return Group(lines[0], _table(rows), *lines[1:])
+
+    def _counts(self) -> str:
+        outlook = self.outlook
+        counts = {"queued": outlook.queued, "running": len(outlook.running), "done": outlook.done}
+        counts |= {"failed": outlook.failed} | ({"stopped": outlook.stopped} if outlook.stopped else {})
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+    def _say_end(self) -> None:
+        print(f"study: {self._counts()}, after {clock(self.outlook.clock() - self._begun)}", file=sys.stderr)
+
+    def _compare(self, job: Job, progress: Progress) -> None:
+        if job.kind == "cell" and progress.best is not None:
+            before = self.best.get(job.dataset)
+            if before is None or progress.best > before[0]:
+                self.best[job.dataset] = progress.best, job.name
+
+
+def _row(running: Running, now: float) -> list[str]:
+    known = running.progress or Progress("")
+    return [
+        running.job.name,
+        str(running.attempt),
+        str(running.workers),
+        f"{known.step:,}/{'?' if known.steps is None else f'{known.steps:,}'}" if running.progress else "-",
+        "-" if known.loss is None else f"{known.loss:.4g}",
+        "-" if known.value is None else f"{known.value:.3f}",
+        "-" if known.images_per_second is None else f"{known.images_per_second:,.0f}",
+        clock(now - running.since),
+    ]
+
+
+def _table(rows: list[list[str]]) -> "RenderableType":
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, name in enumerate(COLUMNS):
+        # The names give way where the terminal is narrow, not the numbers.
+        first = number == 0
+        table.add_column(
+            name, justify="left" if first else "right", no_wrap=True, overflow="crop", ratio=1 if first else None,
+            min_width=None if first else len(name),
+        )  # fmt: skip
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
