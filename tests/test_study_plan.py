@@ -14,9 +14,11 @@ from cxrdist.config import Tree, override, read_tree, read_yaml, shipped, write_
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.study.config import StudyConfig
+from cxrdist.study.graph import Graph
 from cxrdist.study.ledger import Ledger, claim
 from cxrdist.study.plan import Identity, Job, Plan, plan_study
-from cxrdist.study.run import Status, _make_way, _waves, run_study, study_status
+from cxrdist.study.run import TO_RUN, Status, _make_way, run_study, study_status
+from cxrdist.study.watching import Watchers
 
 STUDIES = sorted((shipped("launch") / "studies").glob("*.yaml"))
 
@@ -38,6 +40,16 @@ def keys(found: Plan) -> dict[str, str]:
 def changed(before: Tree, after: Tree) -> set[str]:
     old, new = keys(plan(before)), keys(plan(after))
     return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+def run_in_waves(status: Status, ledger: Ledger) -> list[list[Job]]:
+    """Return what a study runs, in groups of what may run at once when all of a group ends together."""
+    graph, waves = Graph(status.jobs(*TO_RUN), status.states, ledger, Watchers()), []
+    while graph.left():
+        waves.append(list(iter(graph.next, None)))
+        for job in waves[-1]:
+            graph.ended(job, "done", "")
+    return waves
 
 
 def test_stages_stand_before_what_starts_from_them(shards):
@@ -255,7 +267,7 @@ def test_jobs_of_equal_content_are_done_and_failed_each_by_itself(shards, tmp_pa
     jobs = {job.name: job for job in found.jobs}
     equal = [jobs[name] for name in ("same", "random--a--seed0", "twin--a--seed0")]
     assert len({job.key for job in equal}) == 1, "what this test is about"
-    waves = _waves(Status(found, ledger.states(found.jobs)))
+    waves = run_in_waves(Status(found, ledger.states(found.jobs)), ledger)
     assert [len(wave) for wave in waves] == [4, 2] and {job.name for wave in waves for job in wave} == jobs.keys()
 
     for job in found.jobs:
@@ -264,7 +276,7 @@ def test_jobs_of_equal_content_are_done_and_failed_each_by_itself(shards, tmp_pa
     (equal[1].folder / "predictions" / "test.parquet").unlink()
     status = Status(found, ledger.states(found.jobs))
     assert [job.name for job in status.jobs("left")] == ["random--a--seed0"]
-    assert [[job.name for job in wave] for wave in _waves(status)] == [["random--a--seed0"]]
+    assert [[job.name for job in wave] for wave in run_in_waves(status, ledger)] == [["random--a--seed0"]]
     ledger.append("failed", equal[2], error="No more disk.")
     assert [job.name for job in Status(found, ledger.states(found.jobs)).jobs("failed")] == ["twin--a--seed0"]
     assert ledger.failures() == {equal[2].identity: "No more disk."}

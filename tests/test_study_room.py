@@ -3,9 +3,9 @@
 import pytest
 import ray
 
-from cxrdist.study.config import Resources
+from cxrdist.study.config import TrialResources
+from cxrdist.study.gang import workers_here
 from cxrdist.study.room import places
-from cxrdist.study.trial import workers_here
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from cxrdist.study.trial import workers_here
     ],
 )
 def test_a_machine_has_room_for_what_its_scarcest_kind_allows(machine, resources, count):
-    assert places(machine, Resources(**resources)) == count
+    assert places(machine, TrialResources(**resources)) == count
 
 
 def test_a_worker_shares_its_machine_with_all_that_can_run_there_at_once(monkeypatch):
@@ -29,7 +29,7 @@ def test_a_worker_shares_its_machine_with_all_that_can_run_there_at_once(monkeyp
     nodes = [{"NodeID": "there", "Resources": {"CPU": 100.0}}, {"NodeID": "here", "Resources": {"CPU": 16.0}}]
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert workers_here(Resources(workers=2, cpus_per_worker=2)) == 8
-    assert workers_here(Resources(workers=2, cpus_per_worker=2, max_concurrent=3)) == 6
-    assert workers_here(Resources(cpus_per_worker=2, max_concurrent=1)) == 1
-    assert workers_here(Resources(cpus_per_worker=32)) == 1
+    assert workers_here(TrialResources(workers=2, cpus_per_worker=2)) == 8
+    assert workers_here(TrialResources(workers=2, cpus_per_worker=2), 3) == 6
+    assert workers_here(TrialResources(cpus_per_worker=2), 1) == 1
+    assert workers_here(TrialResources(cpus_per_worker=32)) == 1

@@ -1,16 +1,19 @@
 """A study as a file: datasets, strategies, and one training recipe for every cell."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cxrdist.config import DEBUG, Config, Tree, override, parse_settings, read_tree, read_yaml
 from cxrdist.errors import UsageError, unknown
 from cxrdist.report import ReportOptions
-from cxrdist.study.names import names_of_debug, unknown_names, with_nested_changes, without_removed
+from cxrdist.study.names import names_of_debug, names_of_settings, unknown_names, with_nested_changes, without_removed
+from cxrdist.study.objects import check_url
 from cxrdist.train.run_folder import flatten
 
 RECIPE_LEAVES_OUT = ("shards", "seed", "model.weights")
@@ -25,6 +28,9 @@ class Dataset(Config):
 
     set: Tree = {}
     """Changes of the recipe for this dataset's cells (``findings``, ``labels`` ...), dotted names or trees."""
+
+    resources: Tree = {}
+    """What its trials hold, where that differs from the study's ``resources``."""
 
 
 class Stage(Config):
@@ -42,6 +48,9 @@ class Stage(Config):
 
     start: str | None = None
     """A stage whose weights it starts from."""
+
+    resources: Tree = {}
+    """What its trial holds, where that differs from the study's ``resources``."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -71,6 +80,9 @@ class Strategy(Config):
     """Changes of the recipe for this strategy's cells (``model.weights: file.safetensors`` ...), which are made last: a
     strategy's own backbone is its own in every variant."""
 
+    resources: Tree = {}
+    """What its trials hold, where that differs from the study's ``resources``."""
+
 
 class Variant(Config):
     """One way in which every strategy is asked: a size of the training set, a protocol, a resolution ..."""
@@ -85,21 +97,50 @@ class Variant(Config):
     datasets: list[str] | None = Field(default=None, min_length=1)
     """Targets that get cells of it; null is all."""
 
+    resources: Tree = {}
+    """What its trials hold, where that differs from the study's ``resources``."""
 
-class Resources(Config):
-    """What one trial holds while it runs; its workers are placed together."""
+
+class TrialResources(Config):
+    """What one trial holds while it runs; its workers are placed together, all or none."""
 
     workers: int = Field(default=1, ge=1)
     """Processes that train together."""
 
+    min_workers: int | None = Field(default=None, ge=1)
+    """As few may go on where the cluster has lost machines and has no room for all; null is never fewer.
+
+    The global batch stays the same, so what is learnt does too, but for the order in which numbers are summed."""
+
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
+
+    placement: Literal["pack", "spread"] = "pack"
+    """On as few machines as have room, or on as many."""
+
+    retries: int = Field(default=2, ge=0)
+    """How often a trial goes on from its last checkpoint after a worker or its machine died."""
+
+    @model_validator(mode="after")
+    def _fewer(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"`min_workers` must be at most `workers`, got {self.min_workers} of {self.workers}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Return the number of workers that it runs on at least."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+
+class Resources(TrialResources):
+    """What a trial holds unless its stage, strategy, variant or dataset says otherwise, and what holds for all."""
 
     max_concurrent: int | None = Field(default=None, ge=1)
     """Trials at a time; null is as many as fit."""
 
-    retries: int = Field(default=2, ge=0)
-    """How often a trial goes on from its last checkpoint after a worker died."""
+    patience: float = Field(default=60, ge=0)
+    """Seconds that a trial waits for a machine to come, or to come back, while the cluster is too small for it."""
 
     autoscaling: bool = False
     """The cluster grows on demand: a trial that does not fit yet waits, where it would be refused."""
@@ -124,18 +165,31 @@ class StudyConfig(Config):
     variants: dict[str, Variant] = {}
     """By name, which stands in the names of cells; none is one way, which needs no name."""
 
+    dimensions: dict[str, Annotated[dict[str, Variant], Field(min_length=1)]] = {}
+    """In place of `variants`: each value of each with each value of the others is a variant, ``probe-500`` where
+    ``probe`` is a value of the first and ``500`` of the second.  What a later dimension sets is set over an earlier
+    one's; strategies and datasets are those that all its values allow."""
+
+    external: Literal["all"] | list[str] | None = None
+    """Datasets, of which any may be no target, whose test split every cell of another one is asked about, over the
+    findings that both share; ``all`` is every dataset."""
+
     seeds: list[int] = Field(default=[0], min_length=1)
     recipe: Tree
     """The fine-tuning of every cell: the content of a run file, without `shards`, `seed` and `model.weights`."""
 
     resources: Resources = Resources()
+    ledger: str | None = None
+    """Where it is written what is done; null is a file in the study folder.  A URL, such as ``s3://bucket/study`` or
+    ``file:///shared/study``, is a folder of objects, for machines whose shared folder has no locks or is slow."""
+
     statistics: ReportOptions
 
     @classmethod
     def read(cls, path: Path, settings: Iterable[str] = (), *, debug: bool = False) -> Self:
         """Return the study in a YAML file, with its own debug size if `debug`, then with ``a.b=value`` `settings`.
 
-        Null takes a dataset, stage, strategy or variant of the file out of it.
+        Null takes a dataset, stage, strategy, variant or value of a dimension of the file out of it.
 
         Raises:
             UsageError: If anything is wrong, also a name in the debug size while it is not asked for.
@@ -143,6 +197,9 @@ class StudyConfig(Config):
         read_tree(path, settings := list(settings), debug=debug)  # tells what is wrong with the file itself
         raw = with_nested_changes(read_yaml(path))
         sized, changes = raw.pop(DEBUG, None) or {}, parse_settings(settings)
+        wrong = names_of_settings(override(raw, sized if debug else {}), changes)
+        if wrong:
+            raise UsageError("\n".join(wrong))
         study = cls.build(
             without_removed(override(override(raw, sized if debug else {}), changes), raw), where=path.name
         )
@@ -176,6 +233,13 @@ class StudyConfig(Config):
         lines += unknown_names(tree, where=where)
         raise UsageError("\n".join(dict.fromkeys(lines)))
 
+    @field_validator("ledger")
+    @classmethod
+    def _url(cls, ledger: str | None) -> str | None:
+        if ledger is not None and (wrong := check_url(ledger)):
+            raise ValueError(wrong)
+        return ledger
+
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
@@ -183,11 +247,14 @@ class StudyConfig(Config):
             raise ValueError(f"must be different numbers of 0 or more, got {seeds}.")
         return seeds
 
-    @field_validator("datasets", "stages", "strategies", "variants")
+    @field_validator("datasets", "stages", "strategies", "variants", "dimensions")
     @classmethod
     def _plain_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         # They become folder names, joined by two hyphens.
-        wrong = [name for name in value if not name.replace("-", "").replace("_", "").isalnum() or "--" in name]
+        inner = [name for one in value.values() if isinstance(one, dict) for name in one]
+        wrong = [
+            name for name in (*value, *inner) if not name.replace("-", "").replace("_", "").isalnum() or "--" in name
+        ]
         if wrong:
             raise ValueError(f"names must be letters, digits, '_' and single '-', got {', '.join(map(repr, wrong))}")
         return value
@@ -221,10 +288,14 @@ class StudyConfig(Config):
                 for dataset in strategy.stage_for
                 if dataset not in self.datasets
             ]
+        named = self.variants | {f"{name}.{one}": way for name, values in self.dimensions.items()
+                                 for one, way in values.items()}  # fmt: skip
+        wrong += list(self._wrong_ways())
         for what, groups, known in (
             ("dataset of strategy", {name: one.datasets for name, one in self.strategies.items()}, self.target_names()),
-            ("dataset of variant", {name: one.datasets for name, one in self.variants.items()}, self.target_names()),
-            ("strategy of variant", {name: one.strategies for name, one in self.variants.items()}, self.strategies),
+            ("dataset of variant", {name: one.datasets for name, one in named.items()}, self.target_names()),
+            ("strategy of variant", {name: one.strategies for name, one in named.items()}, self.strategies),
+            ("dataset of", {"external": self.external if isinstance(self.external, list) else None}, self.datasets),
         ):
             wrong += [
                 unknown(f"A {what} {name!r}", one, known)
@@ -249,6 +320,7 @@ class StudyConfig(Config):
             ("strategy", self.strategies, strategies),
             ("target", self.target_names(), datasets),
             ("variant", self.variants, variants),
+            *self._values_with_cells(variants),
         ):
             for name in names:
                 if name not in there:
@@ -263,6 +335,9 @@ class StudyConfig(Config):
         parts: dict[str, tuple[Tree, tuple[str, ...]]] = {"recipe": (self.recipe, RECIPE_LEAVES_OUT)}
         parts |= {f"datasets.{name}.set": (one.set, RECIPE_LEAVES_OUT) for name, one in self.datasets.items()}
         parts |= {f"variants.{name}.set": (one.set, RECIPE_LEAVES_OUT) for name, one in self.variants.items()}
+        for dimension, values in self.dimensions.items():
+            for name, one in values.items():
+                parts[f"dimensions.{dimension}.{name}.set"] = (one.set, RECIPE_LEAVES_OUT)
         for name, strategy in self.strategies.items():
             staged = strategy.stage is not None or bool(strategy.stage_for)
             parts[f"strategies.{name}.set"] = (strategy.set, RECIPE_LEAVES_OUT if staged else ("shards", "seed"))
@@ -288,19 +363,63 @@ class StudyConfig(Config):
         """Return the datasets that get cells."""
         return self.targets or list(self.datasets)
 
+    def external_names(self) -> list[str]:
+        """Return the datasets that every cell of another one is asked about."""
+        return list(self.datasets) if self.external == "all" else list(self.external or ())
+
+    def ways(self) -> dict[str, Variant]:
+        """Return the variants by name, those that `dimensions` make included; one without a name where there are none.
+
+        What the limits of its values leave without any strategy or dataset is no variant.
+        """
+        if not self.dimensions:
+            return self.variants or {"": Variant()}
+        found = {}
+        for values in product(*(one.items() for one in self.dimensions.values())):
+            way = _together([one for _, one in values])
+            if way is not None and self._cells_of(way):
+                found["-".join(name for name, _ in values)] = way
+        return found
+
     def grid(self) -> list[tuple[str, str, str, int]]:
         """Return strategy, dataset, variant (empty where there are none) and seed of every cell."""
-        variants = self.variants or {"": Variant()}
+        cells = {variant: self._cells_of(way) for variant, way in self.ways().items()}
         return [
             (strategy, dataset, variant, seed)
             for dataset in self.target_names()
-            for variant, limits in variants.items()
+            for variant, there in cells.items()
             for seed in self.seeds
-            for strategy, choice in self.strategies.items()
-            if dataset in self._targets_of(choice)
-            and (limits.datasets is None or dataset in limits.datasets)
-            and (limits.strategies is None or strategy in limits.strategies)
+            for strategy in self.strategies
+            if (strategy, dataset) in there
         ]
+
+    def _cells_of(self, way: Variant) -> set[tuple[str, str]]:
+        """Return the strategies and datasets of a variant's cells."""
+        return {
+            (name, dataset)
+            for name, strategy in self.strategies.items()
+            if way.strategies is None or name in way.strategies
+            for dataset in self._targets_of(strategy)
+            if way.datasets is None or dataset in way.datasets
+        }
+
+    def _wrong_ways(self) -> Iterator[str]:
+        """Yield a sentence for what variants and dimensions must not be together."""
+        if self.variants and self.dimensions:
+            yield (
+                f"`variants` must be left out where there are `dimensions`, got {', '.join(self.variants)}. "
+                "Make them values of one more dimension"
+            )
+        twice = Counter("-".join(names) for names in product(*self.dimensions.values()))
+        for name, count in twice.items():
+            if count > 1:
+                yield f"`dimensions` must give each variant a name of its own, got {name!r} {count} times"
+
+    def _values_with_cells(self, variants: set[str]) -> Iterator[tuple[str, list[str], set[str]]]:
+        """Yield each dimension with its values, and with those that have a cell."""
+        for number, (dimension, values) in enumerate(self.dimensions.items()):
+            chosen = (names for names in product(*self.dimensions.values()) if "-".join(names) in variants)
+            yield f"value of dimension {dimension!r}", list(values), {names[number] for names in chosen}
 
     def _targets_of(self, strategy: Strategy) -> Sequence[str]:
         return [one for one in self.target_names() if strategy.datasets is None or one in strategy.datasets]
@@ -320,3 +439,27 @@ def _without_unknown(cls: type[Config], tree: Mapping[str, Any]) -> Tree:
                     node = node[parent]
                 node.pop(last)
     return copy
+
+
+def _together(values: Sequence[Variant]) -> Variant | None:
+    """Return the variant that has one value of each dimension; None if their limits leave nothing."""
+    limits = {
+        name: [set(given) for one in values if (given := getattr(one, name)) is not None]
+        for name in ("strategies", "datasets")
+    }
+    common = {name: sorted(set.intersection(*sets)) if sets else None for name, sets in limits.items()}
+    if [] in common.values():
+        return None
+    tree: Tree = {name: {} for name in Variant.model_fields if name not in common}
+    for one in values:
+        tree = {name: _then(before, getattr(one, name)) for name, before in tree.items()}
+    return Variant(**tree, **common)
+
+
+def _then(first: Tree, second: Tree) -> Tree:
+    """Return the changes that are `first` and then `second`: as dotted names, in the order in which they are made."""
+    both = {name: value for name, value in first.items() if name not in second}
+    for name, value in second.items():
+        # One name at a time, and none of the dots inside its value: as `override` takes a tree.
+        both[name] = override({"": first[name]}, {"": value})[""] if name in first else value
+    return both

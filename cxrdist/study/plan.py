@@ -20,11 +20,12 @@ from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights, is_timm_name, weight_files
 from cxrdist.pretrain.config import PretrainConfig
-from cxrdist.study.config import StudyConfig
+from cxrdist.study.config import StudyConfig, TrialResources, Variant
+from cxrdist.study.external import ask, external_job
 from cxrdist.train.run_folder import FREE, flatten
 
 KEY_LENGTH = 16
-LATER = {"optim.final_weight_decay": None}
+LATER = {"optim.final_weight_decay": None, "train.stop_at": None}
 """Names that configurations got after the first keys were made, with the value that means what was before: a key says
 nothing of them where they have it."""
 LOOKED_AT_EVERY = 100
@@ -39,24 +40,26 @@ Identity = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a study."""
+    """One training of a study, or the test of a finished cell on other datasets."""
 
-    kind: Literal["stage", "cell"]
-    method: Literal["train", "pretrain"]
+    kind: Literal["stage", "cell", "external", "trial"]
+    method: Literal["train", "pretrain", "external"]
     name: str
-    """Readable: the stage's name, or `cell_name`."""
+    """Readable: the stage's name, or `cell_name`, followed by ``--external`` where other datasets are asked."""
     key: str
     folder: Path
     """Its run folder."""
     tree: Tree
     """Its resolved configuration."""
     needs: tuple[Identity, ...] = ()
-    """The stages that must be done before it."""
+    """The jobs that must be done before it."""
     strategy: str = ""
     dataset: str = ""
     variant: str = ""
     """Empty in a study without variants."""
     seed: int = 0
+    resources: TrialResources = field(default_factory=TrialResources)
+    """What its trial holds; no part of the key, as it changes no result."""
 
     @property
     def identity(self) -> Identity:
@@ -70,11 +73,13 @@ class Plan:
 
     stages: tuple[Job, ...]
     cells: tuple[Job, ...]
+    externals: tuple[Job, ...] = ()
+    """Of each cell that is asked about other datasets; see `cxrdist.study.external`."""
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """Return stages and cells."""
-        return self.stages + self.cells
+        """Return all, each after those it needs."""
+        return self.stages + self.cells + self.externals
 
 
 def plan_study(study: StudyConfig, out: Path) -> Plan:
@@ -95,23 +100,26 @@ def plan_study(study: StudyConfig, out: Path) -> Plan:
             # Two stages of one content have one folder, so they are one job under the first's name.
             stages[name] = next((other for other in stages.values() if other.key == job.key), job)
     cells: list[Job] = []
+    ways = study.ways()
     for strategy, dataset, variant, seed in study.grid():
         choice = study.strategies[strategy]
         # A stage with a fault has no job; its cells are looked at all the same, so that all faults are told at once.
         start = stages.get(choice.stage_for.get(dataset, choice.stage) or "")
         name = cell_name(strategy, dataset, variant, seed)
-        tree = override(recipe, study.datasets[dataset].set)
-        tree = override(override(tree, study.variants[variant].set if variant else {}), choice.set)
-        tree = override(tree, {"shards": _one_or_all(study, dataset), "seed": seed})
+        tree = override(_cell_tree(study, recipe, strategy, dataset, ways[variant]), {"seed": seed})
         config = _build(study, FinetuneConfig, tree, start, name, faults)
         if config is None:
             continue
         key = _key("train", config, start, hashes[dataset])
         folder = out / "cells" / name
         needs = (start.identity,) if start else ()
-        cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, strategy, dataset, variant, seed))
+        limits = ways[variant].resources
+        held = _resources(study, name, faults, study.datasets[dataset].resources, limits, choice.resources)
+        about = (strategy, dataset, variant, seed)
+        cells.append(Job("cell", "train", name, key, folder, config.tree(), needs, *about, resources=held))
+    externals = _external_jobs(study, cells, recipe, hashes, faults)
     faults.refuse()
-    return Plan(tuple({job.key: job for job in stages.values()}.values()), tuple(cells))
+    return Plan(tuple({job.key: job for job in stages.values()}.values()), tuple(cells), tuple(externals))
 
 
 def cell_name(strategy: str, dataset: str, variant: str, seed: int) -> str:
@@ -160,6 +168,37 @@ def _one_or_all(study: StudyConfig, dataset: str) -> str | list[str]:
     """Return a dataset's shard folders as a run file has them."""
     folders = [str(folder) for folder in study.folders_of(dataset)]
     return folders[0] if len(folders) == 1 else folders
+
+
+def _cell_tree(study: StudyConfig, recipe: Tree, strategy: str, dataset: str, way: Variant) -> Tree:
+    """Return the run file of a cell, but for its seed and its stage's weights."""
+    tree = override(override(recipe, study.datasets[dataset].set), way.set)
+    return override(override(tree, study.strategies[strategy].set), {"shards": _one_or_all(study, dataset)})
+
+
+def _external_jobs(
+    study: StudyConfig, cells: Sequence[Job], recipe: Tree, hashes: Mapping[str, list[str]], faults: _Faults
+) -> list[Job]:
+    """Return a job for each cell that is asked about other datasets."""
+    ways, asked = study.ways(), study.external_names()
+    built: dict[tuple[str, str, str], FinetuneConfig | None] = {}
+    jobs = []
+    for cell in cells:
+        others = {}
+        for name in asked:
+            place = cell.strategy, name, cell.variant
+            if name == cell.dataset:
+                continue
+            if place not in built:
+                tree = _cell_tree(study, recipe, cell.strategy, name, ways[cell.variant])
+                built[place] = _build(study, FinetuneConfig, tree, None, f"{cell.name} on {name}", faults)
+            config = built[place]
+            if config is not None:
+                own = flatten(override({}, study.datasets[name].set)).get("findings") or ()
+                others[name] = ask(cell, name, config, hashes[name], findings=own)
+        if others:
+            jobs.append(external_job(cell, others))
+    return jobs
 
 
 def _manifest_hashes(study: StudyConfig) -> dict[str, list[str]]:
@@ -226,7 +265,20 @@ def _stage_job(
         return None
     key = _key(method, config, start, [one for dataset in stage.datasets for one in hashes[dataset]])
     needs = (start.identity,) if start else ()
-    return Job("stage", method, name, key, out / "stages" / key, config.tree(), needs)
+    held = _resources(study, f"stage {name}", faults, stage.resources)
+    return Job("stage", method, name, key, out / "stages" / key, config.tree(), needs, resources=held)
+
+
+def _resources(study: StudyConfig, job: str, faults: _Faults, *changes: Tree) -> TrialResources:
+    """Return the study's resources with `changes`, later ones over earlier ones."""
+    tree = {name: getattr(study.resources, name) for name in TrialResources.model_fields}
+    for change in changes:
+        tree = override(tree, change)
+    try:
+        return TrialResources.build(tree, where=f"resources, {job}")
+    except UsageError as error:
+        faults.add(error, job)
+        return TrialResources()
 
 
 def _build(study: StudyConfig, cls: type[Any], tree: Tree, start: Job | None, job: str, faults: _Faults) -> Any:

@@ -1,32 +1,63 @@
-"""Whether a trial fits on the cluster at all."""
+"""Whether a trial fits on the cluster, and with how many workers."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cxrdist.errors import UserError
-from cxrdist.study.config import Resources
+from cxrdist.study.config import Resources, TrialResources
+
+LOOK_EVERY_S = 1.0
+"""How old the list of machines may be: it is asked for many times a second."""
 
 
-def check_room(resources: Resources) -> None:
-    """Make sure that one trial fits on the connected cluster: Ray would wait for ever, and say nothing.
+class Room:
+    """The machines of the connected cluster."""
 
-    Raises:
-        UserError: If it does not fit.
-    """
+    def __init__(self) -> None:
+        self._machines: list[Mapping[str, float]] = []
+        self._looked = -LOOK_EVERY_S
+
+    def workers(self, resources: TrialResources) -> int:
+        """Return how many workers of one trial the cluster has room for when nothing else runs, at most all of them."""
+        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self._machines, self._looked = alive(), time.monotonic()
+        return min(resources.workers, sum(places(machine, resources) for machine in self._machines))
+
+    def refusal(self, resources: TrialResources) -> str:
+        """Return the sentence for a trial that does not fit."""
+        return no_room(resources, self._machines)
+
+
+def alive() -> list[Mapping[str, float]]:
+    """Return what each living machine of the connected cluster has, used or not."""
     import ray  # noqa: PLC0415
 
-    if resources.autoscaling:
-        return
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if sum(places(machine, resources) for machine in machines) < resources.workers:
-        has = ", ".join(f"{one.get('CPU', 0):g} CPUs and {one.get('GPU', 0):g} GPUs" for one in machines[:4])
-        raise UserError(
-            f"A trial must fit on the cluster, got {resources.workers} workers of {resources.cpus_per_worker:g} CPUs "
-            f"and {resources.gpus_per_worker:g} GPUs for {len(machines)} machine{'s' * (len(machines) != 1)} ({has}). "
-            "Lower `resources` in the study, or set `resources.autoscaling` if the cluster grows on demand."
-        )
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def places(machine: Mapping[str, float], resources: Resources) -> int:
+def check_room(resources: Resources, trials: Sequence[TrialResources]) -> None:
+    """Make sure that one trial at least fits on the connected cluster: Ray would wait for ever, and say nothing.
+
+    Raises:
+        UserError: If none does.
+    """
+    room = Room()
+    if not resources.autoscaling and all(room.workers(one) < one.fewest for one in trials):
+        raise UserError(room.refusal(trials[0]))
+
+
+def no_room(resources: TrialResources, machines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the sentence for a trial that does not fit on `machines`."""
+    has = ", ".join(f"{one.get('CPU', 0):g} CPUs and {one.get('GPU', 0):g} GPUs" for one in machines[:4])
+    return (
+        f"A trial must fit on the cluster, got {resources.fewest} workers of {resources.cpus_per_worker:g} CPUs "
+        f"and {resources.gpus_per_worker:g} GPUs for {len(machines)} machine{'s' * (len(machines) != 1)} ({has}). "
+        "Lower `resources` in the study, or set `resources.autoscaling` if the cluster grows on demand."
+    )
+
+
+def places(machine: Mapping[str, float], resources: TrialResources) -> int:
     """Return for how many workers at once a machine of so many ``CPU`` and ``GPU`` has room."""
     amounts = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     # 0.3 / 0.1 is below 3

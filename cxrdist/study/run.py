@@ -1,7 +1,7 @@
-"""Running a study: stages, then cells, each a Tune trial; what the ledger has is not run again."""
+"""Running a study: a graph of stages and cells, each a trial; what the ledger has is not run again."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -12,11 +12,14 @@ from cxrdist.dispatch.cluster import cluster
 from cxrdist.errors import UserError
 from cxrdist.log import Progress, get_logger, progress
 from cxrdist.report import CellFiles, write_report
-from cxrdist.study.config import Resources, StudyConfig
+from cxrdist.study.choice import ALL, Chosen
+from cxrdist.study.config import StudyConfig
+from cxrdist.study.graph import Graph
 from cxrdist.study.guards import check_study, describe_confounds
 from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, writing
 from cxrdist.study.plan import Identity, Job, Plan, missing_weights, plan_study
 from cxrdist.study.room import check_room
+from cxrdist.study.watching import Watchers
 from cxrdist.train.run_folder import changes
 
 log = get_logger(__name__)
@@ -42,40 +45,83 @@ def study_status(study: StudyConfig, out: Path) -> Status:
     return Status(plan, _ledger(out).states(plan.jobs))
 
 
-def run_study(study: StudyConfig, out: Path, *, address: str | None = None, shown: bool = True) -> Path:
+def run_study(
+    study: StudyConfig, out: Path, *, address: str | None = None, chosen: Chosen = ALL, shown: bool = True
+) -> Path:
     """Run what is not done yet, then write the report; return its page.
 
+    Args:
+        study: What to run.
+        out: The study folder; on a cluster one that all machines share.
+        address: A running cluster; without one a local cluster is started and ended.
+        chosen: Which cells are run now.  The report is always of the whole study.
+        shown: Show progress.
+
     Raises:
-        UserError: If jobs failed; the report is written all the same and names the missing cells.  If a trial does not
-            fit on the cluster, a weight file is missing, another run of this study is going on, or the folder cannot be
+        UserError: If jobs failed; the report is written all the same and names the missing cells.  If no trial fits
+            on the cluster, a weight file is missing, another run of this study is going on, or the folder cannot be
             written.
     """
     plan = plan_study(study, out)
+    wanted = chosen.of(plan)
     ledger = _ledger(out)
     with ledger.hold():
-        _check_weights(Status(plan, ledger.states(plan.jobs)).jobs(*TO_RUN))
+        states = ledger.states(plan.jobs)
+        _check_weights([job for job in wanted if states[job.identity] in TO_RUN])
         with writing(out):
             for job in plan.jobs:
                 _make_way(job, out)
             write_yaml(study.tree(), out / "study.yaml")
-        status = Status(plan, ledger.states(plan.jobs))
-        todo, total = status.jobs(*TO_RUN), len(plan.jobs)
+        states = ledger.states(plan.jobs)
+        todo = [job for job in wanted if states[job.identity] in TO_RUN]
         if todo:
-            log.info("%d of %d jobs are done; %d to run.", total - len(todo), total, len(todo))
-            with cluster(address):
-                check_room(study.resources)
-                with progress("study", total, unit="jobs", shown=shown) as bar:
-                    bar.skip(total - len(todo))
-                    for wave in _waves(status):
-                        _run_wave(wave, plan, study.resources, ledger, bar)
-        failed = _failures(plan, ledger)
-        if all(job.name in failed for job in plan.cells):
+            log.info("%d of %d jobs are done; %d to run.", len(wanted) - len(todo), len(wanted), len(todo))
+            with cluster(address, name=f"cxrdist study {study.title}"):
+                _run_on_cluster(study, todo, states, ledger, total=len(wanted), shown=shown)
+        failed = _failures(wanted, ledger)
+        if all(job.name in failed for job in wanted if job.kind == "cell"):
             raise UserError("\n".join([*failed.values(), "No cell has ended, so there is no report."]))
         page = report_study(study, out)
     if failed:
         way_out = f"The report names what is missing: {page}. Run the same command to try again."
         raise UserError("\n".join([*failed.values(), way_out]))
     return page
+
+
+def _run_on_cluster(
+    study: StudyConfig,
+    todo: Sequence[Job],
+    states: Mapping[Identity, State],
+    ledger: Ledger,
+    *,
+    total: int,
+    shown: bool,
+) -> None:
+    """Run jobs on the connected cluster."""
+    from cxrdist.study.tuning import run_jobs  # noqa: PLC0415 - imports Ray
+
+    check_room(study.resources, [job.resources for job in todo])
+    with progress("study", total, unit="jobs", shown=shown) as bar:
+        bar.skip(total - len(todo))
+        watch = Watchers([_Advance(bar)])
+        run_jobs(Graph(todo, states, ledger, watch), ledger, study.resources, watch)
+
+
+class _Advance:
+    """Moves a bar on when a job has ended."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def started(self, job: Job, workers: int, attempt: int) -> None:
+        """Nothing has ended."""
+
+    def progress(self, job: Job, progress: object) -> None:
+        """Nothing has ended."""
+
+    def ended(self, job: Job, outcome: str, reason: str) -> None:
+        """One more."""
+        self._bar.advance(note=f"{job.name} {outcome}")
 
 
 def report_study(study: StudyConfig, out: Path) -> Path:
@@ -126,82 +172,6 @@ def _ledger(out: Path) -> Ledger:
     return Ledger(out.resolve() / "ledger.jsonl")
 
 
-def _waves(status: Status) -> list[list[Job]]:
-    """Return the jobs to run in groups; a group needs only groups before it."""
-    todo = status.jobs(*TO_RUN)
-    waves: list[list[Job]] = []
-    placed = {job.identity for job in status.jobs("done")}
-    while todo:
-        ready = [job for job in todo if placed.issuperset(job.needs)]
-        # Tune starts trials in this order: stages first, and cells that need none fill what the stages leave free.
-        waves.append(sorted(ready, key=lambda job: job.kind != "stage"))
-        placed |= {job.identity for job in ready}
-        todo = [job for job in todo if job.identity not in placed]
-    return waves
-
-
-def _run_wave(wave: Sequence[Job], plan: Plan, resources: Resources, ledger: Ledger, bar: Progress) -> None:
-    from ray import tune  # noqa: PLC0415 - after the cluster is there
-
-    from cxrdist.study.trial import Shared, run_trial  # noqa: PLC0415
-
-    ready = [job for job in wave if not _blocked(job, plan, ledger, bar)]
-    if not ready:
-        return
-
-    class Shown(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list, trial: tune.experiment.Trial, **info: object) -> None:
-            failed = (trial.last_result or {}).get("failed", True)
-            bar.advance(note=f"{trial.config['name']} {'failed' if failed else 'done'}")
-
-        on_trial_error = on_trial_complete
-
-    shared = Shared({job.name: job for job in ready}, resources, ledger.path)
-    bundle = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        bundle["GPU"] = resources.gpus_per_worker
-    # The first bundle is the trial's own process, which only waits; empty, so that on a small machine it takes no core.
-    placement = tune.PlacementGroupFactory([{}, *[bundle] * resources.workers], strategy="PACK")
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, shared=shared), placement),
-        param_space={"name": tune.grid_search(list(shared.jobs))},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=resources.max_concurrent,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["name"],
-            trial_dirname_creator=lambda trial: trial.config["name"],
-        ),
-        run_config=tune.RunConfig(
-            name=f"from-{ready[0].name}-{ready[0].key}",
-            storage_path=str(ledger.path.parent / "ray"),
-            # A trial itself starts its workers again; this is for the machine that the trial's own process was on.
-            failure_config=tune.FailureConfig(max_failures=resources.retries),
-            verbose=0,
-            callbacks=[Shown()],
-        ),
-    )
-    with writing(ledger.path.parent):
-        results = tuner.fit()
-    for result in results:
-        if result.metrics and result.metrics.get("unwritten"):
-            raise UserError(result.metrics["failed"])
-    states = ledger.states(ready)
-    for job in ready:
-        if states[job.identity] == "running":
-            ledger.append("failed", job, error="Its process on the cluster was lost.")
-
-
-def _blocked(job: Job, plan: Plan, ledger: Ledger, bar: Progress) -> bool:
-    """Mark `job` as failed if a stage that it needs is not done; return whether it is so."""
-    states, errors = ledger.states(plan.stages), ledger.failures()
-    for stage in plan.stages:
-        if stage.identity in job.needs and states[stage.identity] != "done":
-            ledger.append("failed", job, error=f"Stage {stage.name} failed: {errors.get(stage.identity, 'not done.')}")
-            bar.advance(note=f"{job.name} failed")
-            return True
-    return False
-
-
 def _make_way(job: Job, out: Path) -> None:
     """Move a run folder of another configuration aside, and bring back this one's; nothing is thrown away.
 
@@ -220,12 +190,12 @@ def _make_way(job: Job, out: Path) -> None:
         mine.rename(job.folder)
 
 
-def _failures(plan: Plan, ledger: Ledger) -> dict[str, str]:
-    """Return a sentence for each job that is not done, by its name."""
-    states, errors = ledger.states(plan.jobs), ledger.failures()
+def _failures(jobs: Sequence[Job], ledger: Ledger) -> dict[str, str]:
+    """Return a sentence for each of `jobs` that is not done, by its name."""
+    states, errors = ledger.states(jobs), ledger.failures()
     unseen = "nothing of it is in the study folder, which all machines of a cluster must share."
     return {
         job.name: f"{job.name} failed: {errors[job.identity] if states[job.identity] == 'failed' else unseen}"
-        for job in plan.jobs
+        for job in jobs
         if states[job.identity] != "done"
     }

@@ -1,0 +1,221 @@
+"""The workers of a trial: one Ray task each, in the bundles of the trial's placement group, all or none.
+
+Workers are Ray tasks, not actors: Ray keeps their processes between trials, and with them the seconds that importing
+torch takes (measured on two CPU cores with Ray 2.60: 6 s for a fresh worker, 0.02 s for one used before).
+"""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cxrdist.errors import UserError
+from cxrdist.study.config import Resources, TrialResources
+from cxrdist.study.external import evaluate_external
+from cxrdist.study.ledger import is_complete
+from cxrdist.study.plan import Job
+from cxrdist.study.room import places
+from cxrdist.world import World
+
+LOOK_EVERY_S = 1.0
+"""How often a trial looks at its workers' progress."""
+MACHINES_EVERY_S = 5.0
+"""How often it looks whether their machines live: a task on a machine that went silent is waited for in vain."""
+EXPLAIN_S = 25.0
+"""How long the other workers may take to end, with their reasons, once one has: as long as a rank's watchdog does."""
+CANCEL_TIMEOUT_S = 30.0
+
+
+class Lost(Exception):  # noqa: N818 - no error of the trial's
+    """A worker or its machine died; what it has learnt until its last checkpoint is there."""
+
+
+class Stop(Exception):  # noqa: N818 - like KeyboardInterrupt, no error
+    """The trial shall not go on."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How one worker's part ended; false where it ended well."""
+
+    problem: str = ""
+    """A sentence, if it did not end well."""
+    again: bool = False
+    """Whether another attempt can go on: the worker was asked to stop, or lost another rank."""
+
+    def __bool__(self) -> bool:
+        return bool(self.problem)
+
+
+class Gang:
+    """The workers of one attempt; leaving the block ends those that still work."""
+
+    def __init__(self, job: Job, workers: int, resources: Resources) -> None:
+        self.problem = ""
+        """A sentence, if a worker did not end well."""
+        self._job, self._workers, self._resources = job, workers, resources
+        self._group = ray.util.get_current_placement_group()
+        self._waiting: list[Any] = []
+        self._looked = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the workers.
+
+        Raises:
+            Lost: If a machine died meanwhile.
+        """
+        address = ""
+        if self._workers > 1:
+            self._waiting = [self._start(find_address, 0, "address", gpus=0)]
+            address = self._first_result()
+        self._waiting = [
+            self._start(
+                run_worker, rank, str(rank), self._job, rank, self._workers, self._resources, address,
+                gpus=self._job.resources.gpus_per_worker,
+            )
+            for rank in range(self._workers)
+        ]  # fmt: skip
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End all workers: they must be gone before another attempt writes into the same run folder."""
+        for task in self._waiting:
+            ray.cancel(task, force=True)
+        if self._waiting:
+            ray.wait(self._waiting, num_returns=len(self._waiting), timeout=CANCEL_TIMEOUT_S)
+
+    def working(self) -> bool:
+        """Wait a moment; return whether there is more to wait for.
+
+        Raises:
+            Lost: If a worker or a machine died.
+            RayTaskError: If a worker had a bug.
+        """
+        # In the order they end: when one rank has failed, the others wait for it in a collective for ever.
+        ended, self._waiting = ray.wait(self._waiting, timeout=LOOK_EVERY_S)
+        if not ended:
+            self._look_at_machines()
+            return True
+        ends = [self._get(task) for task in ended]
+        if any(ends):
+            # Which of the ranks that end now was the first cannot be told from their order: one that only lost another
+            # says so, and one that has a reason of its own is the reason.
+            if self._waiting:
+                ended, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=EXPLAIN_S)
+                ends += [self._get(task) for task in ended]
+            self._judge([end for end in ends if end])
+            return False
+        return bool(self._waiting)
+
+    def _judge(self, ends: list["End | RayError"]) -> None:
+        """Find the reason for which the gang ended.
+
+        Raises:
+            RayTaskError: If it is a bug.
+            Lost: If a worker died or lost another.
+        """
+        for end in ends:
+            if isinstance(end, RayTaskError):
+                raise end
+        own = [end.problem for end in ends if isinstance(end, End) and not end.again]
+        if not own:
+            raise Lost
+        self.problem = own[0]
+
+    def _start(self, function: Any, bundle: int, name: str, *args: Any, gpus: float) -> Any:
+        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        options = {
+            "num_cpus": self._job.resources.cpus_per_worker,
+            "num_gpus": gpus,
+            "name": f"{self._job.name}:{name}",
+            "scheduling_strategy": where,
+            "max_retries": 0,
+        }
+        return ray.remote(function).options(**options).remote(*args)
+
+    def _first_result(self) -> str:
+        while True:
+            ended, self._waiting = ray.wait(self._waiting, timeout=LOOK_EVERY_S)
+            if ended:
+                found = self._get(ended[0])
+                if isinstance(found, RayError):
+                    raise Lost
+                return str(found)
+            self._look_at_machines()
+
+    def _get(self, task: Any) -> Any:
+        """Return what a task returned, or how it failed."""
+        try:
+            return ray.get(task)
+        except RayError as error:
+            return error
+
+    def _look_at_machines(self) -> None:
+        if time.monotonic() - self._looked < MACHINES_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        used = placement_group_table(self._group)["bundles_to_node_id"].values()
+        if not living.issuperset(used):
+            raise Lost
+
+
+def find_address() -> str:
+    """Return ``host:port`` of rank 0's machine, the port free at this moment."""
+    host = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def workers_here(held: TrialResources, max_concurrent: int | None = None) -> int:
+    """Return how many workers that hold so much can be on this machine at once, also those of other trials; 1 at least.
+
+    They share its memory, and start at about the same time, before any has taken its part: so a worker that chooses its
+    micro-batch by what is free there must leave as much to each of the others.  Of another study nothing is known.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    count = next((places(node["Resources"], held) for node in ray.nodes() if node["NodeID"] == here), 1)
+    if max_concurrent is not None:
+        count = min(count, max_concurrent * held.workers)
+    return max(count, 1)
+
+
+def run_worker(job: Job, rank: int, workers: int, resources: Resources, address: str) -> End:
+    """Train as one rank of a job; what the user has to mend is a sentence."""
+    import torch  # noqa: PLC0415 - only workers need it
+
+    from cxrdist.finetune.config import FinetuneConfig  # noqa: PLC0415
+    from cxrdist.finetune.run import finetune, open_test  # noqa: PLC0415
+    from cxrdist.pretrain.config import PretrainConfig  # noqa: PLC0415
+    from cxrdist.pretrain.run import pretrain  # noqa: PLC0415
+    from cxrdist.train.interrupt import Interrupted  # noqa: PLC0415
+    from cxrdist.train.watchdog import RankLostError  # noqa: PLC0415
+
+    if address:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address.rsplit(":", 1)
+    torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
+    # Ray shows each worker its own GPUs only, so every rank's device is number 0.
+    world = World(rank, workers, local_rank=0, local_world_size=workers_here(job.resources, resources.max_concurrent))
+    try:
+        if job.method == "pretrain":
+            pretrain(PretrainConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
+            return End()
+        if job.method == "external":
+            evaluate_external(job)
+            return End()
+        finetune(FinetuneConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
+        if job.kind == "cell" and world.is_main and not is_complete(job):
+            open_test(job.folder)
+    except (Interrupted, RankLostError) as stop:
+        return End(str(stop), again=True)
+    except UserError as error:
+        return End(str(error))
+    return End()

@@ -1,0 +1,101 @@
+"""Runs jobs as trials of Ray Tune on the connected cluster: one Tune run for all of them."""
+
+import os
+import shutil
+import time
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+from cxrdist.errors import UserError
+from cxrdist.study.config import Resources
+from cxrdist.study.feeder import Feeder
+from cxrdist.study.graph import Source
+from cxrdist.study.ledger import Ledger, writing
+from cxrdist.study.trial import Shared, run_trial
+from cxrdist.study.watching import Watch
+
+WITHOUT_END = 10**9
+SETTINGS = {
+    # What a trial is and how it went stands in its run folder and in the ledger; Tune's copies of it are read by nobody
+    # and cost a second a trial once there are hundreds.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": str(WITHOUT_END),
+    # A cluster that is too small for a trial is told by the feeder.
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": str(WITHOUT_END),
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": str(WITHOUT_END),
+}
+
+
+def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch) -> None:
+    """Run the jobs of `source` until it has none left; failed ones are in the ledger.
+
+    Raises:
+        UserError: If the ledger or its folder cannot be written.
+    """
+    feeder = Feeder(source, ledger, resources, watch)
+    os.environ.update(SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(feeder.pending)})
+    folder, name = ledger.path.parent / "ray", f"run-{time.time_ns()}"
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, shared=Shared(ledger, resources)), place),
+        tune_config=tune.TuneConfig(
+            num_samples=WITHOUT_END,
+            search_alg=feeder,
+            scheduler=Withdrawing(feeder),
+            reuse_actors=True,
+            trial_name_creator=_title,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(name=name, storage_path=str(folder), verbose=0, callbacks=[Placed(feeder)]),
+    )
+    try:
+        with writing(ledger.path.parent):
+            tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if feeder.broken:
+        raise UserError(feeder.broken)
+
+
+def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what a trial holds from its start to its end."""
+    held = params["job"].resources
+    bundle = {"CPU": held.cpus_per_worker}
+    if held.gpus_per_worker:
+        bundle["GPU"] = held.gpus_per_worker
+    # The first bundle is the trial's own process, which only waits; empty, so that on a small machine it takes no core.
+    return tune.PlacementGroupFactory([{}, *[bundle] * params["workers"]], strategy=held.placement.upper())
+
+
+def _title(trial: Trial) -> str:
+    """Return what Tune calls a trial: its job, and which attempt if it is not the first."""
+    attempt = trial.config["attempt"]
+    return str(trial.config["name"]) + (f"--attempt{attempt}" if attempt > 1 else "")
+
+
+class Placed(tune.Callback):
+    """Tells the feeder that a trial has its place."""
+
+    def __init__(self, feeder: Feeder) -> None:
+        self._feeder = feeder
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        """Called by Tune."""
+        self._feeder.started(trial.trial_id)
+
+
+class Withdrawing(FIFOScheduler):
+    """First in, first out; a trial whose place is gone before it started is taken back, as Ray would wait for ever."""
+
+    def __init__(self, feeder: Feeder) -> None:
+        super().__init__()
+        self._feeder = feeder
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Called by Tune at each of its steps."""
+        for trial in tune_controller.get_live_trials():
+            if trial.status == Trial.PENDING and self._feeder.impossible(trial.trial_id):
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
