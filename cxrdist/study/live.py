@@ -1,12 +1,10 @@
 """What a person sees of a study that runs: a table that lives on the terminal, or lines where there is none."""
 
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from cxrdist.log import Progress as Bar
 from cxrdist.log import clock, log_to, progress
@@ -15,12 +13,10 @@ from cxrdist.study.plan import Job
 from cxrdist.study.progress import ended_progress
 from cxrdist.study.watching import Outcome, Progress, Watch, Watchers
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 REFRESHES_PER_S = 2
 BESTS_SHOWN = 6
 """Datasets whose best cell is told."""
+BETWEEN, SHORTEST_NAME, CUT = 2, 12, "..."
 COLUMNS = ("job", "try", "workers", "step", "loss", "val AUROC", "img/s", "time")
 
 
@@ -98,9 +94,17 @@ class LiveTable:
         from rich.console import Console  # noqa: PLC0415 - only where it is drawn
         from rich.live import Live  # noqa: PLC0415
 
+        from rich.text import Text  # noqa: PLC0415
+
+        console = Console(stderr=True)
+
+        def shown() -> Text:
+            lines = self.lines(console.size.width, console.size.height)
+            return Text("\n".join(lines), no_wrap=True, overflow="crop")
+
         live = Live(
-            get_renderable=self.render,
-            console=Console(stderr=True, highlight=False),
+            get_renderable=shown,
+            console=console,
             refresh_per_second=REFRESHES_PER_S,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),
@@ -135,11 +139,8 @@ class LiveTable:
         if outcome == "failed":
             print(f"{job.name} failed: {reason}", file=sys.stderr)
 
-    def render(self) -> "RenderableType":
-        """Return what is shown now."""
-        from rich.console import Group  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
+    def lines(self, width: int, height: int) -> list[str]:
+        """Return what is shown now, in so many characters and lines; log lines have the rest."""
         with self._lock:
             now, outlook = self.outlook.clock(), self.outlook
             left = outlook.left_s()
@@ -150,15 +151,14 @@ class LiveTable:
                 below += [f"  {line}" for line in bests[:BESTS_SHOWN]]
             if len(bests) > BESTS_SHOWN:
                 below.append(f"  and of {len(bests) - BESTS_SHOWN} more datasets")
-            room = shutil.get_terminal_size().lines - len(below) - 4
+            room = height - len(below) - 4
             running = list(outlook.running.values())
             shown = running if len(running) <= room else running[: max(room - 1, 0)]
             if len(shown) < len(running):
                 below.insert(0, f"and {len(running) - len(shown)} more that run")
             head = f"{clock(now - self._begun)}, {'?' if left is None else f'about {clock(left)}'} left  {self.title}"
             rows = [_row(one, now) for one in shown]
-        lines = [Text(line, no_wrap=True, overflow="crop") for line in (head, *below)]
-        return Group(lines[0], _table(rows), *lines[1:])
+        return [line[:width] for line in (head, *_table(rows, width), *below)]
 
     def _counts(self) -> str:
         outlook = self.outlook
@@ -190,18 +190,22 @@ def _row(running: Running, now: float) -> list[str]:
     ]
 
 
-def _table(rows: list[list[str]]) -> "RenderableType":
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+def _table(rows: list[list[str]], width: int) -> list[str]:
+    widths = [max(map(len, cells)) for cells in zip(COLUMNS, *rows, strict=True)]
+    # The names give way where the terminal is narrow, not the numbers.
+    widths[0] = max(min(widths[0], width - sum(widths[1:]) - BETWEEN * (len(widths) - 1)), SHORTEST_NAME)
+    return [
+        (" " * BETWEEN).join(
+            [_cut(row[0], widths[0]).ljust(widths[0])]
+            + [cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in (list(COLUMNS), *rows)
+    ]
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, name in enumerate(COLUMNS):
-        # The names give way where the terminal is narrow, not the numbers.
-        first = number == 0
-        table.add_column(
-            name, justify="left" if first else "right", no_wrap=True, overflow="crop", ratio=1 if first else None,
-            min_width=None if first else len(name),
-        )  # fmt: skip
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+
+def _cut(name: str, length: int) -> str:
+    """Return a name without its middle, if it is longer: it begins with the strategy and ends with the seed."""
+    if len(name) <= length:
+        return name
+    kept = length - len(CUT)
+    return f"{name[: kept - kept // 2]}{CUT}{name[len(name) - kept // 2 :]}"
