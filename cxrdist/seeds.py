@@ -26,6 +26,8 @@ class Purpose(IntEnum):
     SEEDS = 12
     CROPS = 13
     PARTNER = 14
+    SWEEP = 15
+    POPULATION = 16
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:

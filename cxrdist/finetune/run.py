@@ -93,7 +93,7 @@ def _train(config: FinetuneConfig, folder: RunFolder, world: World, device: torc
             metrics.write(0, "val", values)
     else:
         images = TrainingImages(parts.train, parts.targets, config.input, config.seed)
-        source = training_source(images, world, steps=config.train.steps)
+        source = training_source(images, world, steps=config.train.last_step)
         if config.mixup:
             source = replace(source, multiple_of=2, check=check_mixup)
         outcome, trained = train(

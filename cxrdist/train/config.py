@@ -61,6 +61,9 @@ class TrainConfig(Config):
     steps: int = Field(default=1000, gt=0)
     """Optimizer steps."""
 
+    stop_at: int | None = Field(default=None, gt=0)
+    """End after so many of the `steps`, whose schedules stay what they are; null makes them all."""
+
     global_batch_size: int = Field(default=64, gt=0)
     """Images per optimizer step, over all ranks."""
 
@@ -128,6 +131,11 @@ class TrainConfig(Config):
         if size in (None, "auto") or (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
             return size
         raise ValueError(f"must be a whole number of at least 1, auto or null, got {size!r}.")
+
+    @property
+    def last_step(self) -> int:
+        """Return the step that training ends at, unless it stops early."""
+        return self.steps if self.stop_at is None else min(self.stop_at, self.steps)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

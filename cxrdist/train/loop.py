@@ -105,7 +105,7 @@ def train(  # noqa: PLR0913 - all but one by name
     with (
         watch(world, hang_after=config.hang_after, folder=folder.path) as watchdog,
         stop_on_signals() as stop,
-        progress(folder.path.name, config.steps, unit="steps", shown=world.is_main) as bar,
+        progress(folder.path.name, config.last_step, unit="steps", shown=world.is_main) as bar,
         run.opened,
     ):
         run.watchdog = watchdog
@@ -295,7 +295,7 @@ class _Run:
 
     def goes_on(self, state: Progress) -> bool:
         """Whether there is a step to make or to validate."""
-        return state.validation_due or (state.step < self.config.steps and not state.stopped_early)
+        return state.validation_due or (state.step < self.config.last_step and not state.stopped_early)
 
     def stop(self, state: Progress, signum: int) -> NoReturn:
         """End the run, which has just been saved, because of a signal."""
@@ -304,7 +304,7 @@ class _Run:
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens `every` so many steps, and at the last, happens now."""
-        return step % every == 0 or step == self.config.steps
+        return step % every == 0 or step == self.config.last_step
 
     def log(self, step: int) -> None:
         """Write a line on the global batch and on the time since the line before, if one is due."""
