@@ -1,19 +1,26 @@
-"""The ledger: one line per event, only ever appended, so that what is done is known after any crash."""
+"""The ledger: one event after another, only ever appended, so that what is done is known after any crash.
 
-import contextlib
+It is a file in the study folder, or objects of a store (see `cxrdist.study.journal`).  Either way a `Ledger` object
+reads only what is new since it last did, so it can be asked often.
+"""
+
 import errno
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from cxrdist.errors import UserError
+from cxrdist.study.config import StudyConfig
 from cxrdist.study.external import is_evaluated
+from cxrdist.study.journal import FileJournal, ObjectJournal, SupersededError
+from cxrdist.study.lease import LEASE_S, Lease
+from cxrdist.study.objects import DiskStore, open_store
 from cxrdist.study.plan import Identity, Job
 from cxrdist.train.run_folder import write_json
 
@@ -47,24 +54,85 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
+@dataclass
+class _Now:
+    """What a ledger knows at this moment."""
+
+    term: int | None = None
+    """The hold that this run, or the run that a trial belongs to, began in a journal of objects."""
+
+    holding: bool = False
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """The list that `seen` counts in; another list is read from its beginning."""
+
+    seen: int = 0
+    last: dict[Identity, dict[str, Any]] = field(default_factory=dict)
+    """The last line of each job, ..."""
+
+    failed: dict[Identity, str] = field(default_factory=dict)
+    """... and the reason of its last failure."""
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """`ledger.jsonl` of a study folder."""
+    """Who did what in a study.  Travels to other machines with what is needed to write there: `url`, and the hold."""
 
     path: Path
+    """``ledger.jsonl`` of the study folder; where there is a `url`, only its folder is used."""
+
+    url: str | None = None
+    """A folder of objects that is the ledger instead of the file."""
+
+    lease_s: float = LEASE_S
+    """After how long without a sign a run is taken to be dead where no lock tells."""
+
+    _now: _Now = field(default_factory=_Now, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave connections and what was read here."""
+        return {"path": self.path, "url": self.url, "lease_s": self.lease_s, "_now": _Now(self._now.term)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @property
     def lock(self) -> Path:
         """Return the file whose lock says that a study is running."""
         return self.path.with_name(f".{self.path.stem}.lock")
 
+    @property
+    def place(self) -> str:
+        """Return where it is, for sentences."""
+        return self.url or str(self.path.parent)
+
+    @cached_property
+    def _file(self) -> FileJournal:
+        return FileJournal(self.path)
+
+    @cached_property
+    def _objects(self) -> ObjectJournal:
+        """Return the events in a store; for a file only the holds, and only where the file system has no locks."""
+        store = open_store(self.url) if self.url else DiskStore(self.path.with_name(f".{self.path.stem}.lease"))
+        return ObjectJournal(store)
+
+    @cached_property
+    def _lease(self) -> Lease:
+        return Lease(self._objects, self.place, self.lease_s)
+
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Be the only run of this study during the block.  The system lets go when the process ends, however it does.
+        """Be the only run of this study during the block.
+
+        A file's lock goes with its process, however that ends.  In a store, and where a file system has no locks, it is
+        a lease: this may wait `lease_s` to see whether a run that left one is still alive.
 
         Raises:
             UserError: If another run of it is going on, or if the folder cannot be written.
         """
+        if self.url:
+            with self._leased():
+                yield
+            return
         with writing(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = self.lock.open("ab")
@@ -81,25 +149,44 @@ class Ledger:
                         ) from None
                     time.sleep(BETWEEN_S)
                 except OSError:  # some cluster file systems know no locks
-                    break
+                    with self._leased():
+                        yield
+                    return
             yield
 
+    @contextmanager
+    def _leased(self) -> Iterator[None]:
+        with self._lease.hold() as self._now.term:
+            self._now.holding = True
+            try:
+                yield
+            finally:
+                self._now.holding = False
+        self._now.term = None
+
     def held(self) -> bool:
-        """Whether a run of this study is going on; where file systems know no locks it is taken to be."""
+        """Whether a run of this study is going on, as far as one can tell."""
+        if self._now.holding:
+            return True
+        if self.url:
+            return self._lease.held()
         try:
             with self.lock.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:
+            return self._lease.held()
         return False
 
     def append(self, event: Event, job: Job, **facts: Any) -> None:
-        """Add one line in one write, and wait until it is on the disk.
+        """Add one event, and wait until it is written for good.
 
         Raises:
-            UserError: If it cannot be written.
+            UserError: If it cannot be written, or if another run has taken over the hold that this one, or the one that
+                sent this ledger, began.
         """
         line = {
             "time": round(time.time(), 3),
@@ -109,58 +196,76 @@ class Ledger:
             "key": job.key,
             **facts,
         }
+        if self.url:
+            try:
+                self._objects.append(line, term=self._now.term)
+            except SupersededError:
+                raise self._lease.superseded() from None
+            return
+        if self._now.term is not None and self._objects.term() != self._now.term:
+            raise self._lease.superseded()
         with writing(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(json.dumps(line) + "\n")
-
-    def _append(self, line: str) -> None:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            with contextlib.suppress(OSError):  # no locks here: a line is still one write
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, (("\n" if torn else "") + line).encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            self._file.append(line)
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the lines in order; one torn by a crash is passed over."""
-        lines = []
-        for text in self.path.read_bytes().split(b"\n") if self.path.is_file() else []:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and {"event", "kind", "name", "key"} <= line.keys():
-                lines.append(line)
-        return lines
+        """Return the events of jobs in order; one torn by a crash is passed over."""
+        return list(self._lines())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return self._objects.lines() if self.url else self._file.lines()
+
+    def _read_on(self) -> _Now:
+        """Take note of what is new."""
+        now, lines = self._now, self._lines()
+        if lines is not now.lines:
+            now.lines, now.seen, now.last, now.failed = lines, 0, {}, {}
+        for line in lines[now.seen :]:
+            if line["event"] in MEANING:
+                now.last[_identity(line)] = line
+            if line["event"] == "failed":
+                now.failed[_identity(line)] = str(line.get("error", ""))
+        now.seen = len(lines)
+        return now
 
     def states(self, jobs: Sequence[Job]) -> dict[Identity, State]:
         """Return the state of each job by its identity.
 
         A job that was started and has neither ended nor failed since is ``running`` while a run of the study goes on,
-        else ``stopped``: it goes on from its last checkpoint.
+        else ``stopped``: it goes on from its last checkpoint.  Each job that is done costs a look at its run folder.
         """
-        meaning: dict[str, State] = {
-            "started": "running" if self.held() else "stopped",
-            "done": "done",
-            "failed": "failed",
-        }
-        states: dict[Identity, State] = {job.identity: "left" for job in jobs}
-        for line in self.read():
-            if _identity(line) in states and line["event"] in meaning:
-                states[_identity(line)] = meaning[line["event"]]
+        last = self._read_on().last
+        states: dict[Identity, State] = {}
+        started: State | None = None
         for job in jobs:
+            line = last.get(job.identity)
+            state = MEANING[line["event"]] if line else "left"
             # The ledger speaks of what was; the files must be there too.
-            if states[job.identity] == "done" and not is_complete(job):
-                states[job.identity] = "left"
+            if state == "done" and not is_complete(job):
+                state = "left"
+            if state == "running":
+                started = started or ("running" if self.held() else "stopped")
+                state = started
+            states[job.identity] = state
         return states
 
     def failures(self) -> dict[Identity, str]:
         """Return the reason of each job's last failure, by its identity."""
-        return {_identity(line): str(line.get("error", "")) for line in self.read() if line["event"] == "failed"}
+        return dict(self._read_on().failed)
+
+
+MEANING: dict[str, State] = {"started": "running", "done": "done", "failed": "failed"}
+
+
+def ledger_of(study: StudyConfig, out: Path) -> Ledger:
+    """Return the ledger of `study` in the folder `out`.
+
+    Raises:
+        UserError: If the backend of its `ledger` is not installed.
+    """
+    if study.ledger:
+        open_store(study.ledger)
+    return Ledger(out.resolve() / "ledger.jsonl", study.ledger)
 
 
 def _identity(line: dict[str, Any]) -> Identity:
