@@ -93,7 +93,6 @@ class LiveTable:
         """Take the lower part of the terminal; log lines go on above it."""
         from rich.console import Console  # noqa: PLC0415 - only where it is drawn
         from rich.live import Live  # noqa: PLC0415
-
         from rich.text import Text  # noqa: PLC0415
 
         console = Console(stderr=True)
