@@ -9,17 +9,17 @@ from pathlib import Path
 from cxrdist.config import read_yaml, write_yaml
 from cxrdist.dispatch import shown_map, thread_map
 from cxrdist.dispatch.cluster import cluster
+from cxrdist.dispatch.nodes import check_versions
 from cxrdist.errors import UserError
-from cxrdist.log import Progress, get_logger, progress
+from cxrdist.log import get_logger
 from cxrdist.report import CellFiles, write_report
 from cxrdist.study.choice import ALL, Chosen
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.graph import Graph
 from cxrdist.study.guards import check_study, describe_confounds
-from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, writing
+from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, ledger_of, writing
 from cxrdist.study.plan import Identity, Job, Plan, missing_weights, plan_study
 from cxrdist.study.room import check_room
-from cxrdist.study.watching import Watchers
 from cxrdist.train.run_folder import changes
 
 log = get_logger(__name__)
@@ -42,7 +42,7 @@ class Status:
 def study_status(study: StudyConfig, out: Path) -> Status:
     """Return what is done, running, failed and left; needs no cluster."""
     plan = plan_study(study, out)
-    return Status(plan, _ledger(out).states(plan.jobs))
+    return Status(plan, ledger_of(study, out).states(plan.jobs))
 
 
 def run_study(
@@ -64,7 +64,7 @@ def run_study(
     """
     plan = plan_study(study, out)
     wanted = chosen.of(plan)
-    ledger = _ledger(out)
+    ledger = ledger_of(study, out)
     with ledger.hold():
         states = ledger.states(plan.jobs)
         _check_weights([job for job in wanted if states[job.identity] in TO_RUN])
@@ -73,11 +73,13 @@ def run_study(
                 _make_way(job, out)
             write_yaml(study.tree(), out / "study.yaml")
         states = ledger.states(plan.jobs)
-        todo = [job for job in wanted if states[job.identity] in TO_RUN]
+        todo = sum(states[job.identity] in TO_RUN for job in wanted)
         if todo:
-            log.info("%d of %d jobs are done; %d to run.", len(wanted) - len(todo), len(wanted), len(todo))
+            log.info("%d of %d jobs are done; %d to run.", len(wanted) - todo, len(wanted), todo)
             with cluster(address, name=f"cxrdist study {study.title}"):
-                _run_on_cluster(study, todo, states, ledger, total=len(wanted), shown=shown)
+                if address:
+                    check_versions()
+                _run_on_cluster(study, wanted, states, ledger, shown=shown)
         failed = _failures(wanted, ledger)
         if all(job.name in failed for job in wanted if job.kind == "cell"):
             raise UserError("\n".join([*failed.values(), "No cell has ended, so there is no report."]))
@@ -89,45 +91,24 @@ def run_study(
 
 
 def _run_on_cluster(
-    study: StudyConfig,
-    todo: Sequence[Job],
-    states: Mapping[Identity, State],
-    ledger: Ledger,
-    *,
-    total: int,
-    shown: bool,
+    study: StudyConfig, wanted: Sequence[Job], states: Mapping[Identity, State], ledger: Ledger, *, shown: bool
 ) -> None:
-    """Run jobs on the connected cluster."""
-    from cxrdist.study.tuning import run_jobs  # noqa: PLC0415 - imports Ray
+    """Run those of the `wanted` jobs that are not done on the connected cluster."""
+    from cxrdist.study.live import watched  # noqa: PLC0415 - these import Ray
+    from cxrdist.study.tuning import run_jobs  # noqa: PLC0415
 
+    todo = [job for job in wanted if states[job.identity] in TO_RUN]
     check_room(study.resources, [job.resources for job in todo])
-    with progress("study", total, unit="jobs", shown=shown) as bar:
-        bar.skip(total - len(todo))
-        watch = Watchers([_Advance(bar)])
+    with watched(
+        study.title, todo=todo, done=[job for job in wanted if states[job.identity] == "done"], shown=shown
+    ) as watch:
         run_jobs(Graph(todo, states, ledger, watch), ledger, study.resources, watch)
-
-
-class _Advance:
-    """Moves a bar on when a job has ended."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-
-    def started(self, job: Job, workers: int, attempt: int) -> None:
-        """Nothing has ended."""
-
-    def progress(self, job: Job, progress: object) -> None:
-        """Nothing has ended."""
-
-    def ended(self, job: Job, outcome: str, reason: str) -> None:
-        """One more."""
-        self._bar.advance(note=f"{job.name} {outcome}")
 
 
 def report_study(study: StudyConfig, out: Path) -> Path:
     """Work out the statistics from the saved predictions and write the report; return its page."""
     plan = plan_study(study, out)
-    states = _ledger(out).states(plan.jobs)
+    states = ledger_of(study, out).states(plan.jobs)
     done = [job for job in plan.cells if states[job.identity] == "done"]
     if not done:
         raise UserError(f"A report must have finished cells, got none [{out}]. Run the study first.")
@@ -166,10 +147,6 @@ def _check_weights(todo: Sequence[Job]) -> None:
 def _cores() -> int:
     """Return the cores this process may use: a job of a cluster has a share of its machine (Linux; elsewhere all)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ledger(out: Path) -> Ledger:
-    return Ledger(out.resolve() / "ledger.jsonl")
 
 
 def _make_way(job: Job, out: Path) -> None:
