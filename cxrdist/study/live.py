@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from cxrdist.log import Progress as Bar
@@ -37,15 +37,20 @@ def watched(
 
     todo, done = list(todo), list(done)
     total = len(todo) + len(done) if total is None else total
-    with ExitStack() as stack:
-        watches: list[Watch] = [stack.enter_context(gauges(title, total=total, done=len(done)))]
-        if shown and lives_here():
-            watches.append(stack.enter_context(LiveTable(title, todo=todo, done=done, total=total)))
-        else:
-            bar = stack.enter_context(progress("study", total, unit="jobs", shown=shown))
-            bar.skip(len(done))
-            watches.append(Lines(bar))
-        yield Watchers(watches)
+    with gauges(title, total=total, done=len(done)) as measured, drawn(title, todo, done, total, shown=shown) as seen:
+        yield Watchers([measured, seen])
+
+
+@contextmanager
+def drawn(title: str, todo: Sequence[Job], done: Sequence[Job], total: int, *, shown: bool = True) -> Iterator[Watch]:
+    """Show jobs during the block: as a table where there is a terminal, else in lines; see `watched`."""
+    if shown and lives_here():
+        with LiveTable(title, todo=todo, done=done, total=total) as table:
+            yield table
+        return
+    with progress("study", total, unit="jobs", shown=shown) as bar:
+        bar.skip(len(done))
+        yield Lines(bar)
 
 
 def lives_here() -> bool:
