@@ -7,6 +7,7 @@ torch takes (measured on two CPU cores with Ray 2.60: 6 s for a fresh worker, 0.
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -54,13 +55,18 @@ class End:
         return bool(self.problem)
 
 
+Work = Callable[[Job, int, int, Resources, str], End]
+"""What each worker runs: the job, its rank, the number of workers, the study's resources, and rank 0's address if there
+are others."""
+
+
 class Gang:
     """The workers of one attempt; leaving the block ends those that still work."""
 
-    def __init__(self, job: Job, workers: int, resources: Resources) -> None:
+    def __init__(self, job: Job, workers: int, resources: Resources, work: Work) -> None:
         self.problem = ""
         """A sentence, if a worker did not end well."""
-        self._job, self._workers, self._resources = job, workers, resources
+        self._job, self._workers, self._resources, self._work = job, workers, resources, work
         self._group = ray.util.get_current_placement_group()
         self._waiting: list[Any] = []
         self._looked = time.monotonic()
@@ -77,7 +83,7 @@ class Gang:
             address = self._first_result()
         self._waiting = [
             self._start(
-                run_worker, rank, str(rank), self._job, rank, self._workers, self._resources, address,
+                self._work, rank, str(rank), self._job, rank, self._workers, self._resources, address,
                 gpus=self._job.resources.gpus_per_worker,
             )
             for rank in range(self._workers)

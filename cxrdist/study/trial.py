@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
-from cxrdist.study.gang import Gang, Stop
+from cxrdist.study.gang import Gang, Stop, Work
 from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
 from cxrdist.study.plan import Job
 from cxrdist.study.progress import progress_of_job
@@ -25,6 +25,7 @@ class Shared:
 
     ledger: Ledger
     resources: Resources
+    work: Work
 
 
 def ask_to_stop(job: Job) -> None:
@@ -47,7 +48,7 @@ def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
     job: Job = params["job"]
     try:
         shared.ledger.append("started", job)
-        outcome, reason = _attempt(job, params["workers"], shared.resources)
+        outcome, reason = _attempt(job, params["workers"], shared)
         if outcome != "stopped":
             shared.ledger.append(outcome, job, **({"error": reason} if reason else {}))
     except UserError as error:
@@ -55,12 +56,12 @@ def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
     return {"outcome": outcome, "reason": reason}
 
 
-def _attempt(job: Job, workers: int, resources: Resources) -> tuple[Literal["done", "failed", "stopped"], str]:
+def _attempt(job: Job, workers: int, shared: Shared) -> tuple[Literal["done", "failed", "stopped"], str]:
     """Train, and return how it ended and a sentence for what is not done."""
     try:
         claim(job)
         (job.folder / STOP).unlink(missing_ok=True)
-        problem = _train(job, workers, resources)
+        problem = _train(job, workers, shared)
     except Stop:
         return "stopped", "It was stopped by choice."
     except RayTaskError as error:
@@ -72,7 +73,7 @@ def _attempt(job: Job, workers: int, resources: Resources) -> tuple[Literal["don
     return ("failed", problem) if problem else ("done", "")
 
 
-def _train(job: Job, workers: int, resources: Resources) -> str:
+def _train(job: Job, workers: int, shared: Shared) -> str:
     """Start the workers and wait until all have ended or one has a problem, which is returned.
 
     Raises:
@@ -80,7 +81,7 @@ def _train(job: Job, workers: int, resources: Resources) -> str:
         Stop: If the driver asks for it.
     """
     reader, told = progress_of_job(job), None
-    with Gang(job, workers, resources) as gang:
+    with Gang(job, workers, shared.resources, shared.work) as gang:
         while gang.working():
             progress = reader.read()
             if progress != told:

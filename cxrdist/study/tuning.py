@@ -12,6 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
 from cxrdist.study.feeder import Feeder
+from cxrdist.study.gang import Work, run_worker
 from cxrdist.study.graph import Source
 from cxrdist.study.ledger import Ledger, writing
 from cxrdist.study.trial import Shared, run_trial
@@ -29,8 +30,8 @@ SETTINGS = {
 }
 
 
-def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch) -> None:
-    """Run the jobs of `source` until it has none left; failed ones are in the ledger.
+def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch, *, work: Work = run_worker) -> None:
+    """Run the jobs of `source` until it has none left, each by `work` on its workers; failed ones are in the ledger.
 
     Raises:
         UserError: If the ledger or its folder cannot be written.
@@ -39,7 +40,7 @@ def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch)
     os.environ.update(SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(feeder.pending)})
     folder, name = ledger.path.parent / "ray", f"run-{time.time_ns()}"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, shared=Shared(ledger, resources)), place),
+        tune.with_resources(tune.with_parameters(run_trial, shared=Shared(ledger, resources, work)), place),
         tune_config=tune.TuneConfig(
             num_samples=WITHOUT_END,
             search_alg=feeder,
