@@ -60,6 +60,10 @@ class Watchers:
     def __init__(self, watches: Iterable[Watch] = ()) -> None:
         self.watches = list(watches)
 
+    def __getstate__(self) -> dict[str, list[Watch]]:
+        """Leave all behind: Tune keeps a copy of what hands it trials, and a terminal or a thread cannot be copied."""
+        return {"watches": []}
+
     def started(self, job: "Job", workers: int, attempt: int) -> None:
         """Tell all."""
         self._tell("started", job, workers, attempt)
