@@ -1,5 +1,6 @@
 """``cxrdist COMMAND``.  Commands import what they need when they run, so that ``--help`` answers at once."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cxrdist import __version__
-from cxrdist.cli import benching, comparing, exporting, packing, planning, power, studying, training
+from cxrdist.cli import benching, comparing, doctoring, exporting, packing, planning, power, studying, training
 from cxrdist.cli.ending import end_with_sentence
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ for command in (
     exporting.export,
     planning.plan,
     power.power,
+    doctoring.doctor,
 ):
     app.command()(command)
 app.command(epilog=comparing.EPILOG)(comparing.compare)
@@ -53,6 +55,10 @@ def main(
     from cxrdist.log import setup
 
     setup(verbose=verbose)
+    if expected := os.environ.get("CXRDIST_EXPECTED"):  # a submitted command
+        from cxrdist.dispatch.code import check_code
+
+        check_code(expected)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

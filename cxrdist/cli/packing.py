@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxrdist.cli.options import Json
+from cxrdist.cli.options import Json, ShipCode
 from cxrdist.phantom.layouts import HOMES, TABLES
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def datasets(
 
 
 def pack(  # noqa: PLR0913, PLR0917 - typer makes an option of each
+    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, a fact file, or `auto`.")],
     root: Roots,
     out: Annotated[Path, typer.Option(metavar="SHARDS", help="Shard folder to write.")],
@@ -124,8 +125,12 @@ def pack(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     quality: Annotated[int, typer.Option(help="JPEG quality.")] = 95,
     workers: Workers = 1,
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster that works instead; its machines share the folders.")
+        str | None,
+        typer.Option(
+            help="A running Ray cluster that works instead, as of `study run`; its machines share the folders."
+        ),
     ] = None,
+    ship_code: ShipCode = False,
     id_key: Annotated[Path | None, typer.Option(help="Key of the pseudonyms; made if it is not there.")] = None,
     id_map: Annotated[Path | None, typer.Option(help="Private table of source files and pseudonyms.")] = None,
     projection: Annotated[str, typer.Option(help="frontal or all.")] = "frontal",
@@ -143,6 +148,7 @@ def pack(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     """
     from contextlib import nullcontext
 
+    from cxrdist.cli.submitting import submitted
     from cxrdist.config import parse_settings
     from cxrdist.datasets import detect, read_facts
     from cxrdist.dispatch.cluster import cluster, ray_map
@@ -150,6 +156,14 @@ def pack(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     from cxrdist.pack import PackOptions
     from cxrdist.pack.dataset import pack_dataset
 
+    submitted(
+        context,
+        address,
+        name=f"pack {Path(name).stem}",
+        paths={"`--root`": root, "`--out`": out, "`--id-key`": id_key, "`--id-map`": id_map},
+        files=[Path(name)] if Path(name).is_file() else [],
+        ship_code=ship_code,
+    )
     options = PackOptions.build(
         {
             "size": size,

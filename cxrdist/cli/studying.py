@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxrdist.cli.options import Debug, Json, Settings
+from cxrdist.cli.options import Address, Debug, Json, Settings, ShipCode
 from cxrdist.cli.show import print_table
 from cxrdist.cli.training import default_folder
 from cxrdist.errors import UsageError
@@ -39,15 +39,17 @@ def demo(
 
 
 @study.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - typer makes an option of each
+    context: typer.Context,
     file: StudyFile,
     out: Out = None,
     settings: Settings = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster. Default: a local one of its own.")] = None,
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and its cost, and stop.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="With --dry-run: GPUs, over all machines.")] = 1,
     gpu: Annotated[str, typer.Option(help="With --dry-run: name of one of them, for its peak rate.")] = "H100",
     mfu: Annotated[float, typer.Option(help="With --dry-run: share of that peak that is reached.")] = 0.4,
+    ship_code: ShipCode = False,
     debug: Debug = False,
     as_json: Json = False,
 ) -> None:
@@ -57,9 +59,10 @@ def run(
 
     What it would cost: `cxrdist study run launch/studies/demo.yaml --dry-run --gpus 8`
     """
+    config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
+    _submit(context, address, config, file, folder, ship_code=ship_code)
     from cxrdist.study.run import run_study, study_status
 
-    config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
     if dry_run:
         if not 0 < mfu <= 1:
             raise UsageError(f"`--mfu` must be in (0, 1], got {mfu}. 0.4 is usual.")
@@ -83,15 +86,53 @@ def status(
 
 @study.command()
 def report(
-    file: StudyFile, out: Out = None, settings: Settings = None, debug: Debug = False, as_json: Json = False
+    context: typer.Context,
+    file: StudyFile,
+    out: Out = None,
+    settings: Settings = None,
+    address: Address = None,
+    ship_code: ShipCode = False,
+    debug: Debug = False,
+    as_json: Json = False,
 ) -> None:
-    """Work out statistics and report again from the saved predictions.
+    """Work out statistics and report again from the saved predictions; with `--address` on that cluster's cores.
 
     Example: `cxrdist study report launch/studies/demo.yaml --out runs/demo/study --set statistics.n_resamples=10000`
     """
+    from contextlib import nullcontext
+
+    config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
+    _submit(context, address, config, file, folder, ship_code=ship_code)
+    from cxrdist.dispatch.cluster import cluster
     from cxrdist.study.run import report_study
 
-    _finish(report_study(_read(file, settings, debug), out or default_folder(file, debug=debug)), as_json)
+    with cluster(address, name=f"cxrdist report {config.title}") if address else nullcontext():
+        page = report_study(config, folder)
+    _finish(page, as_json)
+
+
+def _submit(
+    context: typer.Context,
+    address: str | None,
+    config: "StudyConfig",
+    file: Path,
+    out: Path,
+    *,
+    ship_code: bool,
+) -> None:
+    """Have the head run the command of `context`, if `address` is a dashboard's; see `submitted`."""
+    from cxrdist.cli.submitting import named_in, submitted
+
+    paths, files = named_in(config.tree())
+    submitted(
+        context,
+        address,
+        name=f"study {file.stem}",
+        paths={"`--out`": out, **paths},
+        files=[file, *files],
+        keep=out / "submitted" if files else None,
+        ship_code=ship_code,
+    )
 
 
 def _read(file: Path, settings: list[str] | None, debug: bool) -> "StudyConfig":

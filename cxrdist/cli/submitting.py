@@ -5,23 +5,16 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from cxrdist.cli.ending import Stopped
+from cxrdist.config import Tree
 from cxrdist.dispatch.submission import ON_THE_HEAD, follow, is_submission, submit
 from cxrdist.errors import UsageError
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="A running Ray cluster: HOST:PORT or `auto`, or http://HOST:8265 to run on its head. Default: a local one."
-    ),
-]
-ShipCode = Annotated[
-    bool, typer.Option("--ship-code", help="With an http address: run this machine's cxrdist there, not the cluster's.")
-]
+from cxrdist.models.locate import is_timm_name
+from cxrdist.train.run_folder import flatten
 
 INTERRUPTED = 2
 """SIGINT."""
@@ -103,6 +96,38 @@ def check_absolute(paths: Mapping[str, object]) -> None:
         )
 
 
+def named_in(tree: Tree) -> tuple[dict[str, object], list[Path]]:
+    """Return the paths of the cluster that a study's `tree` names, and the files of this machine.
+
+    The latter are DeepSpeed's, which are relative to where a command is started.
+    """
+    flat = flatten(tree)
+    root = Path(str(tree.get("shards_root") or "."))
+    weights = tree.get("weights_root")
+    inside = [name for name in flat if name.endswith(".shards") and name.startswith("datasets.")]
+    paths: dict[str, object] = {"`weights_root`": weights}
+    if any(not Path(one).is_absolute() for name in inside for one in _several(flat[name])):
+        paths["`shards_root`"] = root
+    files = []
+    for name, value in flat.items():
+        if value is None:
+            continue
+        if name.endswith("model.weights") and weights is None and not is_timm_name(value):
+            paths[f"`{name}`"] = value
+        elif name.endswith("watch.shards"):
+            paths[f"`{name}`"] = [one for one in _several(value) if one not in tree.get("datasets", {})]
+        elif name.endswith("train.deepspeed"):
+            if Path(value).is_absolute() or ".." in Path(value).parts:
+                paths[f"`{name}`"] = value
+            else:
+                files.append(Path(value))
+    return paths, files
+
+
+def _several(value: object) -> list[str]:
+    return [str(one) for one in (value if isinstance(value, list) else [value])]
+
+
 def placed(file: Path) -> str:
     """Return where a file of this machine is put for a submitted command: as named, if that is below; else its name."""
     return file.name if file.is_absolute() or ".." in file.parts else file.as_posix()
@@ -134,8 +159,7 @@ def _words(context: typer.Context) -> list[str]:
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(line)
-    sys.stdout.flush()
+    print(line, end="", file=sys.stderr if line.startswith("Error: ") else sys.stdout, flush=True)
 
 
 def _write_json(line: str) -> None:

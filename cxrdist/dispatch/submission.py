@@ -6,6 +6,7 @@ sleeps.
 """
 
 import asyncio
+import logging
 import os
 import re
 import secrets
@@ -48,6 +49,12 @@ OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """Ray's client would go there, whatever address it is given."""
 NOT_FOUND = 127
 """A shell's answer where there is no such program."""
+
+
+ABSENT = (
+    "`--address` must be the dashboard of a running Ray head, got {!r}: {}. Started with `ray start --head "
+    "--dashboard-host=0.0.0.0`, it is at port 8265."
+)
 
 
 def is_submission(address: str | None) -> bool:
@@ -108,7 +115,8 @@ def submit(
     variables = {EXPECTED: code_version(), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     if columns:
         variables["COLUMNS"] = str(columns)
-    with tempfile.TemporaryDirectory(prefix="cxrdist-") as temporary, _told(address):
+    taken = f"The dashboard at {address!r} must take the command, got: {{}}. `ray status` on its head says how it is."
+    with tempfile.TemporaryDirectory(prefix="cxrdist-") as temporary, _told(address, taken):
         working = Path(temporary) / "job"
         _gather(files or {}, working)
         environment: dict[str, Any] = {"working_dir": str(working), "env_vars": variables}
@@ -245,10 +253,13 @@ def _connect(address: str) -> Any:
     headers = {"Authorization": f"Bearer {token}"} if token else None
     hidden = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
     try:
-        with _told(address):
-            return Client(address, headers=headers)
+        with _told(address, ABSENT.format(address, "{}")):
+            client = Client(address, headers=headers)
     finally:
         os.environ.update(hidden)
+    for handler in logging.getLogger("ray").handlers:  # what it uploads is told at any level of its loggers
+        handler.setLevel(logging.ERROR)
+    return client
 
 
 def _knock(address: str) -> None:
@@ -264,7 +275,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise _absent(address, f"{error}") from None
+        raise UserError(ABSENT.format(address, error)) from None
 
 
 def _token() -> str | None:
@@ -281,8 +292,8 @@ def _token() -> str | None:
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
-    """Turn what Ray's client and the connection may answer into a sentence."""
+def _told(address: str, sentence: str) -> Iterator[None]:
+    """Turn what Ray's client and the connection may answer into `sentence`, which has a place for it."""
     from ray.exceptions import AuthenticationError  # noqa: PLC0415
     from requests import RequestException  # noqa: PLC0415
 
@@ -290,21 +301,13 @@ def _told(address: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except AuthenticationError as error:
-        got = "none" if "Unauthorized" in str(error) else "another"
+    except AuthenticationError:
         raise UserError(
-            f"The cluster at {address!r} must be given its token, got {got}. Set RAY_AUTH_TOKEN_PATH to a file with "
-            "it; `ray get-auth-token` on the head prints it."
+            f"The cluster at {address!r} must be given its token, got {'another' if _token() else 'none'}. Let "
+            "RAY_AUTH_TOKEN_PATH name a file with it; `ray get-auth-token` on its head prints it."
         ) from None
     except (RequestException, RuntimeError, ConnectionError) as error:
-        raise _absent(address, _line(error)) from None
-
-
-def _absent(address: str, why: str) -> UserError:
-    return UserError(
-        f"`--address` must be the dashboard of a running Ray head, got {address!r}: {why.rstrip('.')}. Started with "
-        "`ray start --head --dashboard-host=0.0.0.0`, it is at port 8265."
-    )
+        raise UserError(sentence.replace("{}", _line(error).rstrip("."))) from None
 
 
 def _line(error: object) -> str:
