@@ -9,11 +9,18 @@ from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
 )
@@ -27,6 +34,12 @@ from cxrdist.errors import ImageRejectedError
 
 PIXEL_DATA = Tag("PixelData")
 JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+SYNTAXES = (
+    *(ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian),
+    *(RLELossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless),
+    *(JPEGLSNearLossless, *JPEG_2000),
+)
+"""What archives of radiographs hold."""
 LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 # Pinned, so that the same file gives the same pixels on every machine; the next is taken where one is not installed.
 PLUGINS = {"jpeg2000": ("pylibjpeg", "gdcm", "pillow"), "rle": ("pylibjpeg", "pydicom"), "jpeg": ("gdcm", "pillow")}
@@ -48,6 +61,16 @@ def decode(ds: Dataset, syntax: UID, header: Header) -> np.ndarray:
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
     return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+
+
+def installed_decoders() -> dict[str, str]:
+    """Return the decoder that is taken for each of `SYNTAXES`, by its name; empty where none is installed."""
+    found = {}
+    for syntax in SYNTAXES:
+        decoder = get_decoder(syntax)
+        named = _plugin(syntax, decoder.available_plugins) if syntax.is_encapsulated else "pydicom"
+        found[syntax.name] = named if decoder.is_available else ""
+    return found
 
 
 def stored_values(words: np.ndarray, header: Header, syntax: UID) -> np.ndarray:

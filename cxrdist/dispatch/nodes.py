@@ -94,6 +94,7 @@ def ask(
     *arguments: Any,
     nodes: Iterable[Node] | None = None,
     each: dict[Node, tuple[Any, ...]] | None = None,
+    gpus: float = 0,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> dict[Node, Answer]:
     """Return what `function` returns on each node.
@@ -103,6 +104,7 @@ def ask(
         arguments: Of every call; must pickle.
         nodes: Which nodes; None: those that are alive.
         each: Further arguments of each node.
+        gpus: GPUs that the call takes; it waits for them.
         timeout_s: For all of them together; what is at work then is ended.
     """
     import ray  # noqa: PLC0415
@@ -110,7 +112,7 @@ def ask(
 
     asked = list(nodes) if nodes is not None else [node for node in list_nodes() if node.alive]
     with _by_value(function):
-        task = ray.remote(num_cpus=0, max_retries=0)(function)
+        task = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(function)
         sent: dict[Any, tuple[Node, float]] = {}
         for node in asked:
             pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))

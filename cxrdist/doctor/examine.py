@@ -1,0 +1,17 @@
+"""All that is looked at on one machine."""
+
+from collections.abc import Iterator
+
+from cxrdist.doctor.apart import look_apart
+from cxrdist.doctor.finding import Finding, look
+from cxrdist.doctor.machine import PROBES
+
+APART = ("torch", "GPUs", "deepspeed", "timm", "ray", "other libraries", "DICOM decoders", "weights")
+"""Probes of `libraries`, which this process does not load."""
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Yield what is found about this machine, as it is found; some 15 s, most of it spent loading libraries."""
+    for name, probe in PROBES.items():
+        yield from look(name, probe)
+    yield from look_apart(APART)
