@@ -4,7 +4,9 @@ import copy
 import gc
 import json
 import math
+import sys
 import weakref
+from importlib import import_module
 
 import pytest
 import timm
@@ -24,6 +26,7 @@ from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.deepspeed_config import BUCKET
 from cxrdist.train.engine import (
     _compile,
+    _without,
     build_engine,
     checkpoint_activations,
     deepspeed_config,
@@ -39,6 +42,15 @@ BATCHING = Batching.plan(global_batch_size=64, micro_batch_size=4, world_size=8)
 
 def told(**train) -> dict:
     return deepspeed_config(TrainConfig(**train), OptimConfig(clip=3), BATCHING)
+
+
+def test_what_deepspeed_would_load_in_vain_can_be_loaded_later(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with _without("colorsys"), pytest.raises(ImportError):
+        import_module("colorsys")
+    loaded = import_module("colorsys")
+    with _without("colorsys"):
+        assert import_module("colorsys") is loaded
 
 
 def test_deepspeed_is_told_exactly_this():

@@ -4,6 +4,7 @@ import datetime
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -283,8 +284,9 @@ def gather(piece: Any) -> list[Any]:
 
 def _import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed  # noqa: PLC0415 - looks for accelerators when imported
-    import deepspeed.ops  # noqa: PLC0415
+    with _without("mlflow"):  # its autotuner, which nobody asks here, would load it: a second and a half of every start
+        import deepspeed  # noqa: PLC0415 - looks for accelerators when imported
+        import deepspeed.ops  # noqa: PLC0415
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not torch.cuda.is_available():
@@ -292,6 +294,20 @@ def _import_deepspeed() -> Any:
         # compiler and 20 s.  Gloo does the same work; with no operation listed as compatible nothing is compiled.
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let `module` be as if it were not installed, unless it is loaded already."""
+    if module in sys.modules:
+        yield
+        return
+    loaded: dict[str, Any] = sys.modules
+    loaded[module] = None  # how Python is told so
+    try:
+        yield
+    finally:
+        del loaded[module]
 
 
 def _forget_earlier_engines() -> None:
