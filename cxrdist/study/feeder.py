@@ -54,6 +54,10 @@ class Feeder(Searcher):
         self._live: dict[str, Attempt] = {}
         self._next: deque[Attempt] = deque()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave all behind: Tune pickles its parts for a restore of its own, which the ledger replaces."""
+        return {}
+
     @property
     def pending(self) -> int:
         """Return how many trials may wait for their place."""
