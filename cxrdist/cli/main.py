@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from cxrdist import __version__
-from cxrdist.cli import benching, comparing, doctoring, exporting, packing, planning, power, studying, training
+from cxrdist.cli import (
+    benching,
+    comparing,
+    doctoring,
+    exporting,
+    packing,
+    planning,
+    power,
+    studying,
+    sweeping,
+    training,
+)
 from cxrdist.cli.ending import end_with_sentence
 
 app = typer.Typer(
@@ -25,6 +36,7 @@ for command in (
     packing.pack,
     training.pretrain,
     training.train,
+    sweeping.sweep,
     exporting.export,
     planning.plan,
     power.power,

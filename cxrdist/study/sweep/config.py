@@ -10,6 +10,7 @@ from cxrdist.config import Config, Tree, override
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.study.config import Resources
+from cxrdist.study.objects import check_url
 from cxrdist.study.sweep.space import Space
 from cxrdist.train.run_folder import FREE, flatten
 
@@ -135,6 +136,8 @@ class SweepConfig(Config):
     """Of the draws; the training's own seed is the run's."""
 
     resources: Resources = Resources()
+    ledger: str | None = None
+    """Where it is written what is done; null is a file in the sweep's folder; see a study's."""
 
     @classmethod
     def build(cls, tree: Mapping[str, Any], *, where: str) -> Self:
@@ -158,6 +161,19 @@ class SweepConfig(Config):
     @classmethod
     def _dotted(cls, search: Any) -> Any:
         return _dotted(search) if isinstance(search, dict) else search
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _without_removed(cls, value: Any) -> Any:
+        # A debug size takes a strategy out by null.
+        return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+    @field_validator("ledger")
+    @classmethod
+    def _url(cls, ledger: str | None) -> str | None:
+        if ledger is not None and (wrong := check_url(ledger)):
+            raise ValueError(wrong)
+        return ledger
 
     @field_validator("strategies")
     @classmethod

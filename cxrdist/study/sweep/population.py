@@ -9,10 +9,12 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 from cxrdist.errors import UserError
 from cxrdist.seeds import Purpose, stream
+from cxrdist.study.ledger import is_complete
 from cxrdist.study.sweep.config import PbtScheduler, SweepConfig
 from cxrdist.study.sweep.draws import Values, draw
 from cxrdist.study.sweep.history import History
@@ -154,7 +156,7 @@ def inherit(trial: Trial) -> None:
     Raises:
         UserError: If the donor's are gone.
     """
-    if trial.donor is None or (trial.job.folder / "checkpoints").exists():
+    if trial.donor is None or is_complete(trial.job) or (trial.job.folder / "checkpoints").exists():
         return
     source = trial.donor.folder / "checkpoints"
     if not (source / checkpoint_name(trial.from_step)).is_dir():
@@ -167,6 +169,13 @@ def inherit(trial: Trial) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
     partial.rename(trial.job.folder / "checkpoints")
+
+
+def prune(trials: Iterable[Trial], out: Path) -> None:
+    """Remove the checkpoints that nobody can go on from any more: those of two generations before `trials`."""
+    for strategy, generation in {(trial.strategy, trial.generation) for trial in trials}:
+        for folder in (out / "trials").glob(f"{strategy}--*--gen{generation - 2}"):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _link(source: str, target: str) -> str:
