@@ -88,7 +88,7 @@ def _cost(job: Job, known: dict[str, "Passes | None"], *, gpu: str, mfu: float) 
     config: FinetuneConfig | PretrainConfig
     if job.method == "external":
         config = FinetuneConfig.build({name: job.tree[name] for name in FinetuneConfig.model_fields}, where=job.name)
-        method, steps, evaluated = job.method, 0, _asked(job)
+        method, steps, evaluated = str(job.method), 0, _asked(job)
     elif job.method == "pretrain":
         config = PretrainConfig.build(job.tree, where=job.name)
         method, steps, evaluated = str(config.method.name), config.train.steps, _looked_at(config)

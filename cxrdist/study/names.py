@@ -14,6 +14,8 @@ from cxrdist.pretrain.config import PretrainConfig
 
 GROUPS = ("datasets", "stages", "strategies", "variants")
 """Parts of a study that hold others by name."""
+DIMENSIONS = "dimensions"
+"""The part that holds such parts by name."""
 CHANGES = ("set", "pretrain", "train")
 """Parts of these that are dotted names or trees."""
 
@@ -29,10 +31,10 @@ def names_of_debug(plain: Tree, sized: Tree, debugged: Tree, *, where: str) -> l
     """
     changes = override({}, sized)
     found = [
-        f"{unknown(f'A name in `{DEBUG}.{group}`', name, _mapping(plain, group))} [in {where}]"
-        for group in GROUPS
-        for name in _mapping(changes, group)
-        if name not in _mapping(plain, group)
+        f"{unknown(f'A name in `{DEBUG}.{group}`', name, _at(plain, group))} [in {where}]"
+        for group in (*_groups(changes), DIMENSIONS)
+        for name in _at(changes, group)
+        if name not in _at(plain, group)
     ]
     where = f"{where}, with --debug"
     of_the_file = {line.replace(where, "") for line in unknown_names(plain, where=where)}
@@ -49,13 +51,29 @@ def with_nested_changes(raw: Mapping[str, Any]) -> Tree:
         tree["recipe"] = _nested(tree["recipe"])
     for group in GROUPS:
         if isinstance(tree.get(group), dict):
-            tree[group] = {
-                name: {part: _nested(one) if part in CHANGES else one for part, one in entry.items()}
-                if isinstance(entry, dict)
-                else entry
-                for name, entry in tree[group].items()
-            }
+            tree[group] = _with_nested_entries(tree[group])
+    if isinstance(tree.get(DIMENSIONS), dict):
+        # A size may be a number, and names are text.
+        tree[DIMENSIONS] = {
+            name: _with_nested_entries({_text(one): entry for one, entry in values.items()})
+            if isinstance(values, dict)
+            else values
+            for name, values in tree[DIMENSIONS].items()
+        }
     return tree
+
+
+def _with_nested_entries(group: Tree) -> Tree:
+    return {
+        name: {part: _nested(one) if part in CHANGES else one for part, one in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for name, entry in group.items()
+    }
+
+
+def _text(name: Any) -> Any:
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
 def _nested(changes: Any) -> Any:
@@ -77,12 +95,44 @@ def without_removed(tree: Tree, raw: Mapping[str, Any]) -> Tree:
     """Return `tree`, which is `raw` changed, without the datasets, stages ... that the changes made null."""
     kept = dict(tree)
     for group in GROUPS:
-        before = _mapping(raw, group)
         if isinstance(kept.get(group), dict):
-            kept[group] = {
-                name: one for name, one in kept[group].items() if one is not None or before.get(name) is None
-            }
+            kept[group] = _without_null(kept[group], _mapping(raw, group))
+    if isinstance(kept.get(DIMENSIONS), dict):
+        before = _mapping(raw, DIMENSIONS)
+        kept[DIMENSIONS] = {
+            name: _without_null(values, _mapping(before, name)) if isinstance(values, dict) else values
+            for name, values in _without_null(kept[DIMENSIONS], before).items()
+        }
     return kept
+
+
+def _without_null(group: Tree, before: Tree) -> Tree:
+    return {name: one for name, one in group.items() if one is not None or before.get(name) is None}
+
+
+def names_of_settings(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each of the dotted `changes` that sets a part of what `tree` has not: a slip of the pen.
+
+    A whole new dataset, variant ... may be given, as a mapping; and then parts of it.
+    """
+    wrong = []
+    given: Tree = dict(tree)
+    for setting, value in changes.items():
+        group, *names = setting.split(".")
+        places = {DIMENSIONS: 2}.get(group, 1 if group in GROUPS else 0)
+        for depth in range(min(places, len(names))):
+            known, name = _at(given, ".".join([group, *names[:depth]])), names[depth]
+            new = depth == len(names) - 1 and isinstance(value, Mapping)
+            if name not in known and not new:
+                what = (
+                    f"`--set {setting}`: {'a name' if known else 'the name'} in `{'.'.join([group, *names[:depth]])}`"
+                )
+                told = unknown(what, name, known) if known else f"{what} must be in the file, got {name!r}."
+                whole = ".".join([group, *names[: depth + 1]])
+                wrong.append(f"{told} Give a new one as a whole: --set '{whole}={{...}}'.")
+                break
+        given = override(given, {setting: value})
+    return wrong
 
 
 def unknown_names(study: Mapping[str, Any], *, where: str) -> list[str]:
@@ -105,8 +155,8 @@ def unknown_names(study: Mapping[str, Any], *, where: str) -> list[str]:
 def _parts(study: Mapping[str, Any]) -> Iterator[tuple[type[Config], Tree, str]]:
     recipe = override({}, _mapping(study, "recipe"))
     yield FinetuneConfig, {**recipe, "shards": "-"}, "recipe"
-    for group in ("datasets", "variants", "strategies"):
-        for name, one in _mapping(study, group).items():
+    for group in [one for one in _groups(study) if one != "stages"]:
+        for name, one in _at(study, group).items():
             yield FinetuneConfig, override(recipe, {**_mapping(one, "set"), "shards": "-"}), f"{group}.{name}.set"
     for name, one in _mapping(study, "stages").items():
         where = f"stages.{name}"
@@ -117,3 +167,14 @@ def _parts(study: Mapping[str, Any]) -> Iterator[tuple[type[Config], Tree, str]]
 def _mapping(tree: Any, name: str) -> Tree:
     found = tree.get(name) if isinstance(tree, Mapping) else None
     return {key: value for key, value in found.items() if isinstance(key, str)} if isinstance(found, Mapping) else {}
+
+
+def _groups(study: Any) -> list[str]:
+    """Return the dotted names of all that holds parts by name, but for the dimensions as such."""
+    return [*GROUPS, *(f"{DIMENSIONS}.{name}" for name in _mapping(study, DIMENSIONS))]
+
+
+def _at(tree: Any, dotted: str) -> Tree:
+    for name in dotted.split("."):
+        tree = _mapping(tree, name)
+    return dict(tree)
