@@ -76,7 +76,9 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         str | None, typer.Option(help="Another study's procedure in place of ours, for replication: tayebi2024.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; the numbers are the same with any number.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Spread the redraws over the Ray cluster there.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Spread redraws that take long over the Ray cluster there.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers as one long table.")] = None,
     latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables for LaTeX (booktabs).")] = None,
@@ -86,6 +88,7 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
 
     Files have image_id, patient_id, y_FINDING and p_FINDING. Example: `cxrdist compare random=a.parquet ssl=b.parquet`
     """
+    from cxrdist.dispatch.submission import is_submission
     from cxrdist.stats import tayebi2024
     from cxrdist.stats.compare import compare as run
     from cxrdist.stats.families import Correction
@@ -98,6 +101,11 @@ def compare(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     for option, least, number in (("--redraws", 1, redraws), ("--seed", 0, seed), ("--workers", 1, workers)):
         _at_least(option, least, number)
     _at_least("--permutations", 0, permutations)
+    if is_submission(address):
+        raise UsageError(
+            f"`--address` must be HOST:PORT or `auto` here, as the files are this machine's, got {address!r}. Leave it "
+            "out, or give the command on the head."
+        )
     _check("--cluster", cluster, get_args(Cluster))
     _check("--interval", interval, get_args(IntervalMethod))
     _check("--correction", correction, get_args(Correction))
@@ -291,10 +299,11 @@ def _map(workers: int, address: str | None) -> "Iterator[Map]":
     if address is None:
         yield shown_map(fork_map(workers), "redraws", unit="blocks")
         return
-    from cxrdist.dispatch.cluster import cluster, ray_map
+    from cxrdist.dispatch.adaptive import adaptive_map
+    from cxrdist.dispatch.cluster import cluster
 
-    with cluster(address):
-        yield shown_map(ray_map(), "redraws", unit="blocks")
+    with cluster(address, name="cxrdist compare"):
+        yield shown_map(adaptive_map(workers), "redraws", unit="blocks")
 
 
 def _keys(columns: Sequence[str]) -> int:

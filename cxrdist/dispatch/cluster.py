@@ -165,8 +165,8 @@ def _refuse_other_versions(message: str) -> None:
 
 
 def _knock(address: str) -> None:
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not port.isdigit():
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "://" in address:
         if address == "auto":
             return
         raise UserError(f"`--address` must be HOST:PORT or `auto`, got {address!r}. Example: --address 10.0.0.5:6379")
