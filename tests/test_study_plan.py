@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cxrdist.cli.main import run
 from cxrdist.config import Tree, override, read_tree, read_yaml, shipped, write_yaml
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.study.choice import Chosen
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.graph import Graph
 from cxrdist.study.ledger import Ledger, claim
@@ -267,18 +269,19 @@ def test_jobs_of_equal_content_are_done_and_failed_each_by_itself(shards, tmp_pa
     jobs = {job.name: job for job in found.jobs}
     equal = [jobs[name] for name in ("same", "random--a--seed0", "twin--a--seed0")]
     assert len({job.key for job in equal}) == 1, "what this test is about"
-    waves = run_in_waves(Status(found, ledger.states(found.jobs)), ledger)
+    waves = run_in_waves(Status(found, ledger.states(found.jobs), found.jobs), ledger)
     assert [len(wave) for wave in waves] == [4, 2] and {job.name for wave in waves for job in wave} == jobs.keys()
 
     for job in found.jobs:
         finish(job)
         ledger.append("done", job)
     (equal[1].folder / "predictions" / "test.parquet").unlink()
-    status = Status(found, ledger.states(found.jobs))
+    status = Status(found, ledger.states(found.jobs), found.jobs)
     assert [job.name for job in status.jobs("left")] == ["random--a--seed0"]
     assert [[job.name for job in wave] for wave in run_in_waves(status, ledger)] == [["random--a--seed0"]]
     ledger.append("failed", equal[2], error="No more disk.")
-    assert [job.name for job in Status(found, ledger.states(found.jobs)).jobs("failed")] == ["twin--a--seed0"]
+    status = Status(found, ledger.states(found.jobs), found.jobs)
+    assert [job.name for job in status.jobs("failed")] == ["twin--a--seed0"]
     assert ledger.failures() == {equal[2].identity: "No more disk."}
 
 
@@ -385,3 +388,19 @@ def test_status_of_a_killed_study_says_stopped(shards, tmp_path):
     status = study_status(study, tmp_path)
     assert [job.name for job in status.jobs("stopped")] == ["ssl"]
     assert len(status.jobs("left")) == 4
+
+
+def test_chosen_cells_bring_the_stages_they_need_and_no_other(shards):
+    found = plan(study_tree(shards))
+    assert [job.name for job in Chosen().of(found)] == [job.name for job in found.jobs]
+    assert [job.name for job in Chosen(("random--*",)).of(found)] == ["random--a--seed0", "random--b--seed0"]
+    assert [job.name for job in Chosen(("ssl--*",), ("*--b--*",)).of(found)] == ["ssl", "ssl--a--seed0"]
+
+
+@pytest.mark.parametrize(
+    ("only", "leave_out", "named"),
+    [(["dino--*"], [], "`--only` must match a cell, got 'dino--*'"), ([], ["*"], "must leave a cell")],
+)
+def test_a_pattern_that_chooses_nothing_is_told(shards, only, leave_out, named):
+    with pytest.raises(UsageError, match=re.escape(named)):
+        Chosen(tuple(only), tuple(leave_out)).of(plan(study_tree(shards)))

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 study = typer.Typer(help="Run a study on Ray, see how far it is, and write its report.", no_args_is_help=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.")]
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Run only cells of such names: 'dinov2--*'. Repeatable.")
+]
+LeaveOut = Annotated[
+    list[str] | None, typer.Option("--except", metavar="PATTERN", help="Leave out cells of such names. Repeatable.")
+]
 Out = Annotated[
     Path | None, typer.Option(help="Study folder. Default: runs/NAME, for NAME.yaml; with --debug runs/NAME-debug.")
 ]
@@ -45,6 +51,8 @@ def run(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     out: Out = None,
     settings: Settings = None,
     address: Address = None,
+    only: Only = None,
+    leave_out: LeaveOut = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and its cost, and stop.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="With --dry-run: GPUs, over all machines.")] = 1,
     gpu: Annotated[str, typer.Option(help="With --dry-run: name of one of them, for its peak rate.")] = "H100",
@@ -57,18 +65,22 @@ def run(  # noqa: PLR0913, PLR0917 - typer makes an option of each
 
     Example: `cxrdist study run launch/studies/demo.yaml --out runs/demo/study`
 
+    A part of it, with the stages that part needs: `cxrdist study run STUDY.yaml --only 'dinov2--*' --except '*--seed2'`
+
     What it would cost: `cxrdist study run launch/studies/demo.yaml --dry-run --gpus 8`
     """
     config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
     _submit(context, address, config, file, folder, ship_code=ship_code)
+    from cxrdist.study.choice import Chosen
     from cxrdist.study.run import run_study, study_status
 
+    chosen = Chosen(tuple(only or ()), tuple(leave_out or ()))
     if dry_run:
         if not 0 < mfu <= 1:
             raise UsageError(f"`--mfu` must be in (0, 1], got {mfu}. 0.4 is usual.")
-        _show_costs(study_status(config, folder), gpus=gpus, gpu=gpu, mfu=mfu, as_json=as_json)
+        _show_costs(study_status(config, folder, chosen), gpus=gpus, gpu=gpu, mfu=mfu, as_json=as_json)
         return
-    _finish(run_study(config, folder, address=address), as_json)
+    _finish(run_study(config, folder, address=address, chosen=chosen), as_json)
 
 
 @study.command()
@@ -150,14 +162,14 @@ def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: b
     from cxrdist.study.plan import missing_weights
 
     torch.set_num_threads(1)
-    costs = study_cost(status.plan.jobs, gpu=gpu, mfu=mfu)
+    costs = study_cost(status.chosen, gpu=gpu, mfu=mfu)
     rows = [
         {"state": status.states[job.identity], "key": job.key, **cost.tree()}
-        for job, cost in zip(status.plan.jobs, costs, strict=True)
+        for job, cost in zip(status.chosen, costs, strict=True)
     ]
     left = [cost for row, cost in zip(rows, costs, strict=True) if row["state"] != "done"]
     totals = {"all": _total(costs, gpus), "left": _total(left, gpus)}
-    missing = missing_weights(status.jobs("left", "running", "stopped", "failed"))
+    missing = missing_weights([job for job in status.chosen if status.states[job.identity] != "done"])
     uncounted = [cost.name for cost in costs if cost.flops is None]
     if as_json:
         about = {"gpu": gpu, "gpus": gpus, "mfu": mfu, "missing_weights": missing, "uncounted": uncounted}

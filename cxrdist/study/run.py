@@ -33,16 +33,18 @@ class Status:
 
     plan: Plan
     states: dict[Identity, State]
+    chosen: Sequence[Job]
+    """Those that a run would see to: all, unless only some cells are asked for."""
 
     def jobs(self, *states: State) -> list[Job]:
         """Return the jobs that are in one of `states`."""
         return [job for job in self.plan.jobs if self.states[job.identity] in states]
 
 
-def study_status(study: StudyConfig, out: Path) -> Status:
+def study_status(study: StudyConfig, out: Path, chosen: Chosen = ALL) -> Status:
     """Return what is done, running, failed and left; needs no cluster."""
     plan = plan_study(study, out)
-    return Status(plan, ledger_of(study, out).states(plan.jobs))
+    return Status(plan, ledger_of(study, out).states(plan.jobs), chosen.of(plan))
 
 
 def run_study(
