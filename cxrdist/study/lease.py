@@ -77,9 +77,9 @@ class Lease:
         """Return the sentence for a run whose hold was taken over."""
         by = self.journal.event(self.journal.term()) or {}
         return UserError(
-            f"A run must renew its hold of the study every {self.lease_s:g} s, got none for so long that another run "
-            f"on {by.get('host', 'another machine')} took it over [{self.place}]. Leave it to that one; "
-            "what this one had not finished it goes on with."
+            "Only the run that holds a study may write its ledger, got one that a later run on "
+            f"{by.get('host', 'another machine')} has taken over from [{self.place}]. A hold not renewed for "
+            f"{self.lease_s:g} s is free to take; the later run goes on with what this one had not finished."
         )
 
     def _take(self) -> int:

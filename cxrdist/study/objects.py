@@ -148,30 +148,28 @@ class DiskStore:
                 try:
                     with path.open("xb") as file:
                         file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    sync(path)
                 except FileExistsError:
                     return False
             sync(self.folder)
             return True
 
     def put(self, name: str, content: bytes) -> None:
-        """Write under a name of our own and rename it."""
-        with self._asked(), self._written(content) as hidden:
+        """Write under a name of our own and rename it; what is written anew all the time need not outlive the power."""
+        with self._asked(), self._written(content, synced=False) as hidden:
             hidden.replace(self.folder / name)
 
     def check(self) -> None:
         """Do nothing: a disk creates names once."""
 
     @contextmanager
-    def _written(self, content: bytes) -> Iterator[Path]:
+    def _written(self, content: bytes, *, synced: bool = True) -> Iterator[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         hidden = self.folder / f".{uuid4().hex}"
         try:
-            with hidden.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            hidden.write_bytes(content)
+            if synced:
+                sync(hidden)
             yield hidden
         finally:
             hidden.unlink(missing_ok=True)
