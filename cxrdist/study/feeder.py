@@ -27,6 +27,7 @@ grow."""
 HOLD_S = 10.0
 """When a trial has waited so long for its place, no further one is started until it has it: else many small trials
 would take in turn what a large one needs."""
+TOLD = "progress/"
 LOST = "Its process on the cluster was lost"
 
 
@@ -96,9 +97,11 @@ class Feeder(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hand on how far a trial is, and ask it to stop if it shall not go on."""
         attempt = self._live.get(trial_id)
-        if attempt is None or "progress" not in result:
+        # Tune hands a nested result on as flat names.
+        told = {name.removeprefix(TOLD): value for name, value in result.items() if name.startswith(TOLD)}
+        if attempt is None or not told:
             return
-        progress = Progress(**result["progress"])
+        progress = Progress(**told)
         self.watch.progress(attempt.job, progress)
         try:
             if not self.source.reported(attempt.job, progress):
