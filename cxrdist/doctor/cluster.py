@@ -156,8 +156,9 @@ def _equipment(nodes: Sequence[Node], paths: list[str], report: ClusterReport, t
     temporary = {node: one["temporary"] for node, one in facts.items()}
     yield _least("free disk: temporary folder", temporary, LEAST_DISK, SOME_DISK, "Make room, or set `--temp-dir`.")
     for path in paths:
-        free = {node: one["free"][path] for node, one in facts.items()}
-        yield _least(f"free disk: {path}", free, LEAST_DISK, SOME_DISK, "Make room there.")
+        free = {node: one["free"][path] for node, one in facts.items() if path in one["free"]}
+        if free:
+            yield _least(f"free disk: {path}", free, LEAST_DISK, SOME_DISK, "Make room there.")
     few = [node for node, one in facts.items() if 0 <= one["open_files"] < SOME_FILES]
     if few:
         text = f"fewer than {SOME_FILES} on {name_nodes(few, len(nodes))}"

@@ -216,8 +216,8 @@ def _unwritable(folder: Path) -> str:
 
     Tried, since neither permissions nor owners tell it of every file system.
     """
-    place = next((one for one in (folder, *folder.absolute().parents) if one.is_dir()), folder)
     try:
+        place = next((one for one in (folder, *folder.absolute().parents) if one.exists()), folder)
         with tempfile.NamedTemporaryFile(dir=place, prefix=".cxrdist-doctor-") as file:
             file.write(b"0" * 4096)
     except OSError as error:

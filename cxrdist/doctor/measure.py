@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 GPU_QUERY = "index,name,memory.total,memory.used,ecc.errors.uncorrected.volatile.total,driver_version"
 GPU_TIMEOUT_S = 20.0
 SIGHT_S, SIGHT_EVERY_S = 6.0, 0.3
@@ -36,7 +37,7 @@ def describe(folders: list[str]) -> dict[str, Any]:
         "temporary": space(Path(tempfile.gettempdir()))[1],
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "nvidia_smi": gpus(),
-        "free": {folder: space(Path(folder))[1] for folder in folders},
+        "free": {folder: space(Path(folder))[1] for folder in folders if Path(folder).is_dir()},
     }
 
 
@@ -199,10 +200,9 @@ def _groups(controller: str, mount: str) -> list[Path]:
 
     In a container the group's own path leads nowhere, and the mount itself is the group.
     """
-    base = Path("/sys/fs/cgroup")
-    roots = [base / mount, base] if not controller else [base / mount, base / f"{mount},cpuacct"]
+    roots = [GROUPS / mount, GROUPS if not controller else GROUPS / f"{mount},cpuacct"]
     own = ""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in _read(OWN_GROUPS).splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if controller in names.split(","):  # version 2 names none, so its line has ""

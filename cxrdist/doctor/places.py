@@ -12,6 +12,7 @@ HERE = "this command"
 Seen = dict[str, dict[str, set[str]]]
 """Path -> place -> places whose file it can read."""
 
+REMOVAL_S = 20.0
 SHARED = "Mount one shared file system at that path on every node, writable by the user that Ray runs as."
 
 
@@ -43,7 +44,7 @@ def check_paths(paths: Sequence[str], nodes: Sequence[Node], *, timeout_s: float
     finally:
         measure.remove_marks(folders, list(names.values()))
         # Each node, for where it is no shared folder; all files, for where a node has died in between.
-        ask(measure.remove_marks, folders, list(names.values()), nodes=nodes, timeout_s=timeout_s)
+        ask(measure.remove_marks, folders, list(names.values()), nodes=nodes, timeout_s=min(timeout_s, REMOVAL_S))
     owners = {name: place for place, name in names.items()}
     seen: Seen = {
         path: {place: {owners[name] for name in told[path]} for place, told in looks.items()} for path in folders
