@@ -137,10 +137,11 @@ class LiveTable:
             self._compare(job, progress)
 
     def ended(self, job: Job, outcome: Outcome, reason: str) -> None:
-        """Take its row away, and tell of a failure."""
+        """Take its row away, and tell of a failure; not of those that it keeps from starting."""
         with self._lock:
+            ran = job.identity in self.outlook.running
             self.outlook.ended(job, outcome, reason)
-        if outcome == "failed":
+        if ran and outcome == "failed":
             print(f"{job.name} failed: {reason}", file=sys.stderr)
 
     def lines(self, width: int, height: int) -> list[str]:
