@@ -23,7 +23,11 @@ from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.run import finetune
 from cxrdist.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU"),
+    pytest.mark.xdist_group("launch"),
+]
 STEPS = 200
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 FOREIGN = ("SLURM_", "PMI", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_")

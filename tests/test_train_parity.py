@@ -24,6 +24,7 @@ from cxrdist.train.pieces import Reader
 from cxrdist.train.run_folder import RunFolder
 from cxrdist.world import World
 
+pytestmark = pytest.mark.xdist_group("parity")
 STEPS = 20
 STAGES = (0, 1, 2, 3)
 WORLDS = (1, 2, 4)
