@@ -12,6 +12,8 @@ import jinja2
 from cxrdist.report.analysis import BINS, DatasetResult, StudyResult
 from cxrdist.report.cells import Cell, Guard, flatten
 from cxrdist.report.compared import CORRECTIONS, meanings
+from cxrdist.report.external import Across
+from cxrdist.report.external_tables import external_page
 from cxrdist.report.figures import colours, many
 from cxrdist.report.learning import learning_curves, learning_table
 from cxrdist.report.others import metric_blocks, subgroup_blocks
@@ -47,8 +49,10 @@ def render(
     notes: Sequence[str],
     figures: Mapping[str, bytes],
     files: Sequence[str],
+    across: Across | None = None,
 ) -> str:
     """Return the page; `figures` are SVG files by name, `files` the names of the tables beside the page."""
+    maps = [name for name in figures if name.startswith("external")]
     folder = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -67,6 +71,7 @@ def render(
         rows=_headline_rows(study) if many(study) else [],
         learning=_plain(learning_table(study)) if learning_curves(study) else None,
         convention=_plain(replication_table(study)) if any(one.replication for one in study.datasets) else None,
+        across=external_page(across, study, maps) if across else None,
         palette=colours(study.strategies, study.options.reference),
         guards=guards,
         failed=sum(not guard.passed for guard in guards),

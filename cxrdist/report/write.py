@@ -8,8 +8,11 @@ from pathlib import Path
 from cxrdist.report import compared, others, tables
 from cxrdist.report.analysis import StudyResult, analyse
 from cxrdist.report.cells import CellFiles, Guard, ReportOptions, read_cell
+from cxrdist.report.external import Across, ExternalFiles, analyse_external, check_external_results
+from cxrdist.report.external_tables import differences_table, external_finding_rows, external_rows, matrix_table
 from cxrdist.report.figures import draw, to_bytes
 from cxrdist.report.guards import check
+from cxrdist.report.heatmap import draw_external
 from cxrdist.report.learning import learning_rows, learning_table
 from cxrdist.report.page import render
 from cxrdist.report.replication import replication_rows, replication_table
@@ -25,6 +28,7 @@ def write_report(
     options: ReportOptions,
     guards: Sequence[Guard] = (),
     notes: Sequence[str] = (),
+    external: Sequence[ExternalFiles] = (),
     map: MapFunction = map,
 ) -> Path:
     """Write the report of `cells` into the folder `out` and return the path of its page.
@@ -38,17 +42,19 @@ def write_report(
         options: Reference strategy and the settings of the statistics.
         guards: Checks the caller made, shown before those the report makes itself.
         notes: Sentences for the reader (confounds, known overlaps).
+        external: Tests of these cells on other datasets, made or not.
         map: Where to work out the bootstrap.
 
     Raises:
         UsageError: If there are no cells, or none of the reference strategy.
     """
     study = analyse([read_cell(one) for one in cells], options, map)
-    all_guards = [*guards, *check(study)]
+    across = analyse_external(external, study, map)
+    all_guards = [*guards, *check(study), *([check_external_results(across)] if across else [])]
     out.mkdir(parents=True, exist_ok=True)
-    figures = _write_figures(study, out / "figures")
-    files = _write_tables(study, all_guards, out)
-    page = render(study, title=title, guards=all_guards, notes=notes, figures=figures, files=files)
+    figures = _write_figures(study, across, out / "figures")
+    files = _write_tables(study, all_guards, across, out)
+    page = render(study, title=title, guards=all_guards, notes=notes, figures=figures, files=files, across=across)
     path = out / "index.html"
     # Written last and at once: a page that is there is complete.
     partial = out / ".index.html.partial"
@@ -56,15 +62,15 @@ def write_report(
     return partial.replace(path)
 
 
-def _write_figures(study: StudyResult, folder: Path) -> dict[str, bytes]:
+def _write_figures(study: StudyResult, across: Across | None, folder: Path) -> dict[str, bytes]:
     """Write every figure as SVG and PNG, and return the SVG files by the name the page knows them."""
     folder.mkdir(exist_ok=True)
-    for kind in ("forest", "roc", "reliability", "learning", "training"):
+    for kind in ("forest", "roc", "reliability", "learning", "external", "training"):
         for stale in (*folder.glob(f"{kind}*.svg"), *folder.glob(f"{kind}*.png")):
             stale.unlink()
     slugs = file_names([one.name for one in study.datasets])
     svgs = {}
-    for name, figure in draw(study).items():
+    for name, figure in (draw(study) | (draw_external(across, study) if across else {})).items():
         kind, _, index = name.partition("_")
         file = f"{kind}-{slugs[int(index)]}" if index else kind
         svgs[name] = to_bytes(figure, "svg")
@@ -82,7 +88,7 @@ def file_names(names: Sequence[str]) -> list[str]:
     return slugs
 
 
-def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> list[str]:
+def _write_tables(study: StudyResult, guards: Sequence[Guard], across: Across | None, out: Path) -> list[str]:
     """Write every table in every format and return the names of the files."""
     tables.write_csv(tables.headline_rows(study), out / "headline.csv")
     tables.write_csv(tables.finding_rows(study), out / "findings.csv")
@@ -90,6 +96,8 @@ def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> lis
     tables.write_csv(compared.study_rows(study), out / "statistics.csv")
     names = ["headline.csv", "findings.csv", "guards.csv", "statistics.csv"]
     more = {"learning": learning_rows(study), CONVENTION: replication_rows(study)}
+    more["external"] = external_rows(across, study) if across else []
+    more["external-findings"] = external_finding_rows(across, study) if across else []
     for name, rows in more.items():
         for stale in out.glob(f"{name}.*"):
             stale.unlink()
@@ -100,7 +108,8 @@ def _write_tables(study: StudyResult, guards: Sequence[Guard], out: Path) -> lis
     shown += [learning_table(study)] * bool(more["learning"])
     shown += [others.metrics_table(study), *others.subgroup_tables(study)]
     shown += [replication_table(study)] * bool(more[CONVENTION])
-    for stale in (*out.glob("by-*.md"), *out.glob("by-*.tex")):
+    shown += [matrix_table(across, study), differences_table(across, study)] if across else []
+    for stale in (path for name in ("by-*", "external-differences") for path in out.glob(f"{name}.[mt]*")):
         stale.unlink()
     # A subgroup column may be named as no file can be.
     for table, file in zip(shown, file_names([table.name for table in shown]), strict=True):

@@ -15,6 +15,13 @@ from cxrdist.log import get_logger
 from cxrdist.report import CellFiles, write_report
 from cxrdist.study.choice import ALL, Chosen
 from cxrdist.study.config import StudyConfig
+from cxrdist.study.external_guards import (
+    check_external,
+    describe_seen,
+    external_files,
+    find_leaks,
+    with_marks,
+)
 from cxrdist.study.graph import Graph
 from cxrdist.study.guards import check_study, describe_confounds
 from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, ledger_of, writing
@@ -122,10 +129,22 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         for job in plan.cells
     ]
     guards, notes = check_study(study, plan, done), describe_confounds(plan)
+    external = external_files(plan, {identity for identity, state in states.items() if state == "done"})
+    if external:
+        leaks = find_leaks(study, plan)
+        guards, notes = guards + check_external(plan, leaks), notes + describe_seen(study, plan)
+        external = with_marks(external, leaks)
     spread = shown_map(thread_map(_cores()), "statistics", unit="blocks")
     with writing(out):
         return write_report(
-            cells, out / "report", title=study.title, options=study.statistics, guards=guards, notes=notes, map=spread
+            cells,
+            out / "report",
+            title=study.title,
+            options=study.statistics,
+            guards=guards,
+            notes=notes,
+            external=external,
+            map=spread,
         )
 
 
@@ -156,6 +175,8 @@ def _make_way(job: Job, out: Path) -> None:
 
     What belongs to whom is told by the key; the configuration can differ besides, where shards have moved.
     """
+    if job.kind == "external":  # lies in its cell's folder, and each of its files says what it is of
+        return
     config, aside = job.folder / "config.yaml", out / "superseded"
     key = claimed_by(job.folder)
     moved = config.is_file() and not is_complete(job) and changes(read_yaml(config), job.tree)
