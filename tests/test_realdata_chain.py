@@ -25,14 +25,29 @@ def realdata() -> Path:
     return Path(os.environ["CXRDIST_REALDATA"])
 
 
+def thinned(folder: Path, out: Path, every: int) -> Path:
+    """Link one of `every` radiographs of a dataset into `out`, and all of its tables."""
+    radiographs = sorted(path for path in folder.rglob("*.jp*g") if path.is_file())
+    left_out = {path for number, path in enumerate(radiographs) if number % every}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in left_out:
+            place = out / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_real_radiographs_become_a_report_without_a_blank_cell(realdata, tmp_path):
     for name, folder in FOLDERS.items():
-        facts = detect(realdata / folder)
+        raw = realdata / folder
+        if name == "kermany":  # most of the time is the reading of its files, each as large as the next
+            raw = thinned(raw, tmp_path / "raw" / name, every=5)
+        facts = detect(raw)
         assert facts.name == name
         options = PackOptions(size=64, id_key=tmp_path / "private" / "id.key")
-        manifest = pack_dataset(facts, realdata / folder, tmp_path / "shards" / name, options, shown=False)
+        manifest = pack_dataset(facts, raw, tmp_path / "shards" / name, options, shown=False)
         assert manifest.rows == manifest.samples + sum(manifest.rejects.values())
 
     changes = {

@@ -34,6 +34,7 @@ from cxrdist.stats.inference import paired_test
 from cxrdist.stats.intervals import Interval, interval
 from cxrdist.stats.resample import Units, full_sample, jackknife, redraw
 
+pytestmark = pytest.mark.xdist_group("simulation")
 SEED = 20_260_101
 PATIENTS, MOST_IMAGES, PREVALENCE, SEPARATION = 400, 4, 0.35, 1.0
 TRUE_AUROC = float(norm.cdf(SEPARATION / np.sqrt(2)))
