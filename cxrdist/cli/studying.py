@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cxrdist.study.config import StudyConfig
     from cxrdist.study.cost import JobCost
     from cxrdist.study.run import Status
+    from cxrdist.study.standing import Standing
 
 study = typer.Typer(help="Run a study on Ray, see how far it is, and write its report.", no_args_is_help=True)
 
@@ -91,9 +92,14 @@ def status(
 
     Example: `cxrdist study status launch/studies/demo.yaml --out runs/demo/study`
     """
+    from cxrdist.study.ledger import ledger_of
     from cxrdist.study.run import study_status
+    from cxrdist.study.standing import standings
 
-    _show_status(study_status(_read(file, settings, debug), out or default_folder(file, debug=debug)), as_json)
+    config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
+    status = study_status(config, folder)
+    failures = ledger_of(config, folder).failures()
+    _show_status(standings(status.plan.jobs, status.states, failures), as_json)
 
 
 @study.command()
@@ -228,19 +234,33 @@ def _hours(hours: float | None) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
-def _show_status(status: "Status", as_json: bool) -> None:
+def _show_status(standings: "Sequence[Standing]", as_json: bool) -> None:
     import json
 
-    rows = [
-        {"kind": job.kind, "name": job.name, "state": status.states[job.identity], "key": job.key}
-        for job in status.plan.jobs
-    ]
+    rows = [one.tree() for one in standings]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     print_table(
-        "", ["name", "kind", "state", "key"], [[row["name"], row["kind"], row["state"], row["key"]] for row in rows]
+        "",
+        ["name", "kind", "state", "step", "validation AUROC", "key"],
+        [
+            [
+                row["name"],
+                row["kind"],
+                row["state"],
+                "-"
+                if row["step"] is None
+                else "/".join(f"{row[one]:,}" for one in ("step", "steps") if row[one] is not None),
+                "-" if row["validation_auroc"] is None else f"{row['validation_auroc']:.3f}",
+                row["key"],
+            ]
+            for row in rows
+        ],
     )
+    for row in rows:
+        if row["reason"]:
+            typer.echo(f"{row['name']} failed: {row['reason']}")
     counts = {
         state: sum(row["state"] == state for row in rows) for state in ("done", "running", "stopped", "failed", "left")
     }
