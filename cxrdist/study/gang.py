@@ -69,6 +69,7 @@ class Gang:
         self._job, self._workers, self._resources, self._work = job, workers, resources, work
         self._group = ray.util.get_current_placement_group()
         self._waiting: list[Any] = []
+        self._machines: set[str] = set()
         self._looked = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -77,6 +78,8 @@ class Gang:
         Raises:
             Lost: If a machine died meanwhile.
         """
+        # As they are now: Ray gives a place whose machine died another one, and never says that a task there is lost.
+        self._machines = set(placement_group_table(self._group)["bundles_to_node_id"].values())
         address = ""
         if self._workers > 1:
             self._waiting = [self._start(find_address, 0, "address", gpus=0)]
@@ -168,8 +171,7 @@ class Gang:
             return
         self._looked = time.monotonic()
         living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        used = placement_group_table(self._group)["bundles_to_node_id"].values()
-        if not living.issuperset(used):
+        if not living.issuperset(self._machines):
             raise Lost
 
 

@@ -27,6 +27,10 @@ SETTINGS = {
     # A cluster that is too small for a trial is told by the feeder.
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": str(WITHOUT_END),
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": str(WITHOUT_END),
+    # A trial that lost a machine and cannot end would hold what it has on others for ten minutes.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",
+    # A lost attempt is no error yet; what is one stands in the ledger.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
 
@@ -96,7 +100,18 @@ class Withdrawing(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Called by Tune at each of its steps."""
-        for trial in tune_controller.get_live_trials():
+        for trial in list(tune_controller.get_live_trials()):
             if trial.status == Trial.PENDING and self._feeder.impossible(trial.trial_id):
                 tune_controller.stop_trial(trial)
+                _unstage(trial, tune_controller)
         return super().choose_trial_to_run(tune_controller)
+
+
+def _unstage(trial: Trial, wrapped: Any) -> None:
+    """Make Tune forget that a trial waits, which it does not itself when one is stopped before it started.
+
+    It would keep the next process that ends for the one it thinks still waits, with all that its trial held.
+    """
+    controller = wrapped._tune_controller
+    if trial in controller._staged_trials:
+        controller._unstage_trial_with_resources(trial)
