@@ -32,6 +32,7 @@ log = get_logger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0
 """For one answer of the head; Ray's own client would wait for ever."""
+LOOK_EVERY_S = 1.0
 QUIET_S = 60.0
 """A log that is silent for so long is asked for again: a connection can be lost without either end being told."""
 LOST_AFTER_S = 300.0
@@ -148,6 +149,7 @@ def follow(job: Job, write: Callable[[str], None]) -> int:
         try:
             asyncio.run(_tail(client, job.identity, shown))
             info = client.get_job_info(job.identity)
+            rest = client.get_job_logs(job.identity) if info.status.is_terminal() else None
         except Exception as error:  # of requests, of aiohttp, or Ray's sentence about an answer of the head
             now = time.monotonic()
             lost_at = now if lost_at is None else lost_at
@@ -159,7 +161,9 @@ def follow(job: Job, write: Callable[[str], None]) -> int:
             time.sleep(AGAIN_AFTER_S)
             continue
         lost_at = None
-        if info.status.is_terminal():
+        if rest is not None:
+            shown.restart()
+            shown.feed(rest)
             shown.end()
             return _exit_code(info, shown.last)
 
@@ -199,17 +203,27 @@ class _Shown:
 
 
 async def _tail(client: Any, identity: str, shown: _Shown) -> None:
+    """Hand over the log until the job has ended, or the log is silent for long.
+
+    Ray ends its log seconds after the job, so it is asked about the job whenever nothing comes.
+    """
     shown.restart()
     stream = client.tail_job_logs(identity)
-    while True:
-        try:
-            async with asyncio.timeout(QUIET_S):
-                text = await anext(stream, None)
-        except TimeoutError:
-            return
-        if text is None:
-            return
-        shown.feed(text)
+    heard = time.monotonic()
+    turn = asyncio.ensure_future(anext(stream, None))
+    try:
+        while True:
+            if (await asyncio.wait({turn}, timeout=LOOK_EVERY_S))[0]:
+                text = turn.result()
+                if text is None:
+                    return
+                shown.feed(text)
+                heard = time.monotonic()
+                turn = asyncio.ensure_future(anext(stream, None))
+            elif client.get_job_info(identity).status.is_terminal() or time.monotonic() - heard > QUIET_S:
+                return
+    finally:
+        turn.cancel()
 
 
 def _exit_code(info: Any, last: str) -> int:
