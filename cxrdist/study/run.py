@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
 from cxrdist.config import read_yaml, write_yaml
-from cxrdist.dispatch import shown_map, thread_map
+from cxrdist.dispatch import shown_map
+from cxrdist.dispatch.adaptive import adaptive_map
 from cxrdist.dispatch.cluster import cluster
 from cxrdist.dispatch.nodes import check_versions
 from cxrdist.errors import UserError
@@ -74,7 +76,7 @@ def run_study(
     plan = plan_study(study, out)
     wanted = chosen.of(plan)
     ledger = ledger_of(study, out)
-    with ledger.hold():
+    with ledger.hold(), ExitStack() as connection:
         states = ledger.states(plan.jobs)
         _check_weights([job for job in wanted if states[job.identity] in TO_RUN])
         with writing(out):
@@ -85,10 +87,12 @@ def run_study(
         todo = sum(states[job.identity] in TO_RUN for job in wanted)
         if todo:
             log.info("%d of %d jobs are done; %d to run.", len(wanted) - todo, len(wanted), todo)
-            with cluster(address, name=f"cxrdist study {study.title}"):
-                if address:
-                    check_versions()
-                _run_on_cluster(study, wanted, states, ledger, shown=shown)
+            connection.enter_context(cluster(address, name=f"cxrdist study {study.title}"))
+            if address:
+                check_versions()
+            _run_on_cluster(study, wanted, states, ledger, shown=shown)
+            if not address:  # it has no more cores for the report than this process
+                connection.close()
         failed = _failures(wanted, ledger)
         if all(job.name in failed for job in wanted if job.kind == "cell"):
             raise UserError("\n".join([*failed.values(), "No cell has ended, so there is no report."]))
@@ -115,7 +119,10 @@ def _run_on_cluster(
 
 
 def report_study(study: StudyConfig, out: Path) -> Path:
-    """Work out the statistics from the saved predictions and write the report; return its page."""
+    """Work out the statistics from the saved predictions and write the report; return its page.
+
+    Where a cluster is connected, long work goes there; the report is the same.
+    """
     plan = plan_study(study, out)
     states = ledger_of(study, out).states(plan.jobs)
     done = [job for job in plan.cells if states[job.identity] == "done"]
@@ -134,7 +141,7 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         leaks = find_leaks(study, plan)
         guards, notes = guards + check_external(plan, leaks), notes + describe_seen(study, plan)
         external = with_marks(external, leaks)
-    spread = shown_map(thread_map(_cores()), "statistics", unit="blocks")
+    spread = shown_map(adaptive_map(_cores()), "statistics", unit="blocks")
     with writing(out):
         return write_report(
             cells,
