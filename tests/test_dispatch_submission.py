@@ -85,10 +85,12 @@ def head(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder
-        )
-        dashboard, address = process.stdout.readline().split()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with (folder / "errors").open("w") as errors:
+            process = subprocess.Popen(command, **pipes, stderr=errors, text=True, cwd=folder)
+        line = process.stdout.readline()
+        assert line, (folder / "errors").read_text()
+        dashboard, address = line.split()
         yield SimpleNamespace(url=f"http://{dashboard}", address=address, folder=folder)
         process.communicate(timeout=60)
 
