@@ -213,7 +213,7 @@ class SweepConfig(Config):
     def _faults(self) -> dict[str, str]:
         """Return a sentence for everything that is wrong within the parts, with where it is."""
         found = self._name_faults()
-        if "shards" not in self.run:
+        if self.run.get("shards") is None:
             return found | {"`run.shards` is required, got nothing.": ""}
         for strategy, tree in self.forms.items():
             wrong = _faults(tree, "run")

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cxrdist.report.figures import COLOURS, MARKERS, REFERENCE_COLOUR, STYLE
 from cxrdist.study.sweep.importance import Importance, place, shown
@@ -150,6 +151,8 @@ def _history(found: Findings) -> Figure:
     left.set_ylabel("validation AUROC")
     right.set_title("Learning curves" + ("; dashed: rungs, ×: stopped" if isinstance(rule, Asha) else "; ×: stopped"))
     right.set_xlabel("optimizer step")
+    for axis in (left.xaxis, right.xaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
         axes.grid(axis="y")
         axes.set_axisbelow(True)

@@ -11,7 +11,7 @@ from cxrdist.study.sweep.space import Space
 
 FEWEST = 10
 """Trials, below which a forest says nothing."""
-TREES, REPEATS = 200, 30
+TREES, REPEATS = 100, 20
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Journal:
         """
         line = json.dumps({"time": round(time.time(), 3), **facts}) + "\n"
         with writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 size = os.fstat(descriptor).st_size

@@ -73,7 +73,7 @@ def run_sweep(sweep: SweepConfig, out: Path, *, address: str | None = None, show
     with ledger.hold():
         with writing(out):
             write_yaml(sweep.tree(), out / "sweep.yaml")
-            source = _source(sweep, out, ledger)
+            source = build_source(sweep, out, ledger)
         if source.left():
             total, ended = expected_trials(sweep), len(source.history.ended)
             log.info("%d of %d trials have ended; %d to run.", ended, total, total - ended)
@@ -131,7 +131,7 @@ def _header(found: Findings, row: Row) -> str:
     trials = len({other.trial.number for other in found.of(row.trial.strategy)})
     lines = [
         f"The best of {trials} trials of the sweep {title!r}: {row.name}, validation AUROC {row.best or 0:.4f}.",
-        "It was chosen by that value, which is therefore too high for new patients: a test split says what it is worth.",
+        "It was chosen by that value, which is thus too high for new patients: a test split says what it is worth.",
         "",
         f"  cxrdist train {row.trial.strategy}.yaml --out runs/{row.trial.strategy}",
     ]
@@ -144,7 +144,8 @@ def _header(found: Findings, row: Row) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in lines) + "\n"
 
 
-def _source(sweep: SweepConfig, out: Path, ledger: Ledger) -> SweepSource:
+def build_source(sweep: SweepConfig, out: Path, ledger: Ledger) -> SweepSource:
+    """Return where the trials of `sweep` come from, with all that its folder tells of earlier runs."""
     planner, journal = Planner.of(sweep, out), Journal(out.resolve() / "rungs.jsonl")
     supply: Supply
     if isinstance(sweep.scheduler, PbtScheduler):

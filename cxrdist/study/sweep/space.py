@@ -44,7 +44,8 @@ class Space(Config):
         given = sorted(self.model_fields_set)
         if len(given) != 1:
             raise ValueError(
-                f"must be one of {', '.join(Space.model_fields)}, got {' and '.join(given) or 'none of them'}."
+                f"must be one of {', '.join(Space.model_fields)}, got {' and '.join(given) or 'none of them'}. "
+                "Set one that is given elsewhere to null."
             )
         value = getattr(self, self.kind)
         if self.is_listed:
