@@ -112,6 +112,16 @@ def test_a_line_half_written_is_read_once_it_is_whole(tmp_path, cut):
     assert [line["key"] for line in other.read()] == ["k0", "k1"] and len(other.failures()) == 2
 
 
+def test_only_new_lines_are_read(tmp_path):
+    ledger, reader = a_ledger(tmp_path, "file"), a_ledger(tmp_path, "file")
+    ledger.append("failed", a_job(tmp_path), error="x")
+    assert len(reader.read()) == 1
+    ledger.path.write_bytes(b"?" * (ledger.path.stat().st_size - 1) + b"\n")
+    ledger.append("failed", a_job(tmp_path, 1), error="y")
+    assert [line["error"] for line in reader.read()] == ["x", "y"], "what was read is not looked at again"
+    assert list(reader.failures().values()) == ["x", "y"]
+
+
 def test_a_ledger_put_in_place_of_another_is_read_anew(tmp_path):
     ledger, new = a_ledger(tmp_path, "file"), Ledger(tmp_path / "new.jsonl")
     for number in range(3):
