@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -28,6 +29,7 @@ RETRIES = 3
 OBJECT_STORE_BYTES = 200 * 2**20
 """Shared memory of a local cluster; what travels through it is configurations, not images."""
 
+REFUSED = "InvalidAuthToken"
 TOKEN = (
     "The cluster at {!r} must be given its token, got none or another. Set RAY_AUTH_MODE=token, and let "
     "RAY_AUTH_TOKEN_PATH name a file with the token of its head (`ray get-auth-token` prints it there)."
@@ -68,16 +70,16 @@ def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": told}
     try:
         if address:
-            context = ray.init(address=address, **common)
+            with _silent():
+                context = ray.init(address=address, **common)
         else:
             context = ray.init(
                 address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **common
             )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         _refuse_other_versions(str(error))
-        # A token that is missing or wrong is the cause of an error that tells of a lost connection.
-        refused = error if isinstance(error, ray.exceptions.AuthenticationError) else error.__cause__
-        if isinstance(refused, ray.exceptions.AuthenticationError):
+        # A token that is missing or wrong is in the text of the cause alone; the error tells of a lost connection.
+        if isinstance(error, ray.exceptions.AuthenticationError) or REFUSED in f"{error} {error.__cause__}":
             raise UserError(TOKEN.format(address)) from None
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if address:
@@ -149,6 +151,26 @@ def _work(function: Callable[[T], R], item: T, folders: tuple[Path, ...]) -> R |
         return function(item)
     except UserError as error:  # Ray would wrap it into an error of its own
         return error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Throw away what is written to standard error in the block, unless more is to be said.
+
+    Ray's compiled code warns there each second while it tries, whatever level of logging it is told.
+    """
+    if log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _refuse_other_versions(message: str) -> None:

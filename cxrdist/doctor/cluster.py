@@ -105,7 +105,7 @@ def _versions(compared: Comparison, alive: Sequence[Node]) -> Iterator[Finding]:
         yield Finding("versions", "problem" if difference.decisive else "note", text, INSTALL)
     if compared.versions and not differing:
         told = ", ".join(f"{name} {version}" for name, version in compared.here.items())
-        yield Finding("versions", "ok", f"the same on all: {told}")
+        yield Finding("versions", "ok", f"the same on all that answer: {told}")
 
 
 def _clocks(nodes: Sequence[Node], report: ClusterReport, timeout_s: float) -> Iterator[Finding]:

@@ -74,7 +74,7 @@ def judge(path: str, faults: dict[str, str], seen: dict[str, set[str]]) -> Findi
     for place, owners in seen.items():
         groups.setdefault(frozenset(owners), []).append(place)
     if len(groups) == 1 and set(next(iter(groups))) == set(faults):
-        return Finding(name, "ok", f"one folder, read and written by {len(faults) - 1} nodes and this command")
+        return Finding(name, "ok", f"one folder, read and written from {len(faults)} places")
     told = "; ".join(_named(places) for places in groups.values())
     return Finding(name, "problem", f"is not one folder but {len(groups)}, each seen by: {told}", SHARED)
 
