@@ -151,8 +151,8 @@ class Feeder(Searcher):
     def _must_wait(self) -> bool:
         waiting = [attempt for attempt in self._live.values() if not attempt.placed]
         full = self.resources.max_concurrent is not None and len(self._live) >= self.resources.max_concurrent
-        oldest = min((attempt.begun for attempt in waiting), default=time.monotonic())
-        return full or len(waiting) >= self.pending or time.monotonic() - oldest > HOLD_S
+        long = any(time.monotonic() - attempt.begun > HOLD_S for attempt in waiting)
+        return full or len(waiting) >= self.pending or long
 
     def _fitting(self) -> Attempt | None:
         """Return the first job in the queue that fits on the cluster as it is now, with as many workers as fit.
