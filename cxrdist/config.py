@@ -79,7 +79,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            lines = [_sentence(cls, details) for details in error.errors()]
+            lines = _sentences(cls, error.errors())
         raise UsageError("\n".join(f"{line} [in {where}]" for line in lines))
 
     def tree(self) -> Tree:
@@ -148,8 +148,9 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             continue
         try:
             parsed[name.strip()] = load_yaml(text)
-        except yaml.YAMLError:
-            wrong.append(f"`--set {name}` must be a YAML value, got {text!r}.")
+        except yaml.YAMLError as error:
+            problem = error.problem if isinstance(error, yaml.constructor.ConstructorError) else None
+            wrong.append(f"`--set {name}` must be a YAML value, got {problem or repr(text)}.")
     if wrong:
         raise UsageError("\n".join(wrong))
     return parsed
@@ -203,11 +204,21 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         # PyYAML keeps the last of two equal names, so the first would be a setting without effect.
         seen = set()
+        for key, value in node.value:
+            # `{a:1}` is the name "a:1" without a value, and never what was meant.
+            if node.flow_style and _is_plain(key) and ":" in key.value and _is_plain(value) and not value.value:
+                problem = f"{key.value!r} without a space after its colon"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    """Return whether `node` is a scalar without quotes; an absent value is one too, of no text."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None
 
 
 # YAML 1.1 reads on, off, yes and no as truth values: an option called `on`, a column that says No.
@@ -222,6 +233,31 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|F
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def _sentences(cls: type[BaseModel], errors: Sequence[ErrorDetails]) -> list[str]:
+    """Return a sentence for each error, and one for all options of another kind than a section's `name` says."""
+    lines: list[str] = []
+    others: dict[str, list[str]] = {}
+    for details in errors:
+        if _of_another_kind(cls, details):
+            others.setdefault(".".join(_typed_path(cls, details["loc"][:-1])), []).append(str(details["loc"][-1]))
+        else:
+            lines.append(_sentence(cls, details))
+    for section, names in others.items():
+        lines.append(
+            f"`{section}` must have the options of its own `name` only, got {', '.join(names)} of another one. Clear "
+            f"them before the name is changed, as with --set {section}={{}}, and give the new one's options."
+        )
+    return lines
+
+
+def _of_another_kind(cls: type[BaseModel], details: ErrorDetails) -> bool:
+    """Return whether an unknown name is known to another kind of its section."""
+    *section, tag, name = ["", *map(str, details["loc"])] if details["type"] == "extra_forbidden" else ["", "", ""]
+    field = _field_at(cls, section[1:])
+    kinds = _models(field.annotation) if field and field.discriminator else []
+    return any(name in kind.model_fields for kind in kinds if not _tagged(kind, tag))
 
 
 def _sentence(cls: type[BaseModel], details: ErrorDetails) -> str:

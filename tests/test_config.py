@@ -4,13 +4,14 @@ import copy
 from typing import Literal
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from cxrdist.cli.main import run
 from cxrdist.config import Config, load_yaml, override, parse_settings, read_yaml, write_yaml
-from cxrdist.errors import UsageError, nearest, unknown
+from cxrdist.errors import UsageError, UserError, nearest, of_setting, unknown
 from cxrdist.findings import LabelPolicy
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.pretrain.config import PretrainConfig
@@ -290,3 +291,24 @@ def test_a_setting_need_not_fit_the_debug_size(tmp_path):
     assert PretrainConfig.read(file, ["train.global_batch_size=1024"]).train.global_batch_size == 1024
     with pytest.raises(UsageError, match=r"`method.queue` must hold the keys of a global batch, got 64 for 1024"):
         PretrainConfig.read(file, ["train.global_batch_size=1024"], debug=True)
+
+
+@pytest.mark.parametrize("text", ["{a:1}", "{b: 2, a:1}", "{b: {a:1}}"])
+def test_a_flow_mapping_without_a_space_is_refused(tmp_path, text):
+    with pytest.raises(UsageError, match="`--set x` must be a YAML value, got 'a:1' without a space after its colon"):
+        parse_settings([f"x={text}"])
+    (tmp_path / "run.yaml").write_text(f"x: {text}")
+    with pytest.raises(UsageError, match="must be YAML, got 'a:1' without a space after its colon at line 1"):
+        read_yaml(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("text", ["{a: 1}", "{'a:1'}", "{a, b: }", "[a:1]"])
+def test_other_flow_values_are_read(text):
+    assert parse_settings([f"x={text}"])["x"] == yaml.safe_load(text)
+
+
+def test_an_error_says_of_which_setting_it_is_once():
+    with pytest.raises(UsageError, match=r"^`a\.b`: It must exist, got 'c'\.$"), of_setting("a.b"):
+        raise UsageError("It must exist, got 'c'.")
+    with pytest.raises(UserError, match=r"^`a\.b` must exist\.$"), of_setting("a.b"):
+        raise UserError("`a.b` must exist.")
