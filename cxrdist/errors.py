@@ -4,7 +4,8 @@ Messages follow ``<subject> <rule>, got <value> [in <where>]. <way out>`` and ne
 no name, date, DICOM UID, or path of a source file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Literal, get_args
 
@@ -41,6 +42,17 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the choice most like `name`, or ``""`` when none is near."""
     close = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def of_setting(name: str) -> Iterator[None]:
+    """Say of which setting an error of the block is: one that is about a path knows only the path."""
+    try:
+        yield
+    except UserError as error:
+        if f"`{name}`" in str(error):
+            raise
+        raise type(error)(f"`{name}`: {error}") from None
 
 
 def unknown(subject: str, name: str, choices: Iterable[str]) -> str:

@@ -349,3 +349,10 @@ def test_the_example_to_plan_by_is_what_the_loader_gives(shards, samples, name):
         assert {name: (value.shape, value.dtype) for name, value in example.items()} == {
             name: (value.shape, value.dtype) for name, value in loaded.items()
         }
+
+
+def test_the_example_of_sixteen_bits_is_what_the_loader_gives(tmp_path):
+    deep = make_shards(tmp_path, patients=6, bits=16)
+    config = PretrainConfig(shards=[deep], input={"image_size": 32, "workers": 0})
+    loaded = next(source_of(config, read_samples([deep], "train"), World()).batches_from(Batching(2, 2, 1), 0))
+    assert example_batch(config, 2)["image"].dtype == loaded["image"].dtype == torch.float32

@@ -110,7 +110,7 @@ def test_sums_of_batches_are_those_of_all_rows():
     for part in (rows[:7], rows[7:8], rows[8:]):
         other = Moments()
         other.add(part)
-        moments.add_sums(other.count, other.total, other.squares)
+        moments.join(other)
     for part in (shares[:20], shares[20:]):
         usage.add(part)
     whole.add(shares)
@@ -433,3 +433,16 @@ def test_labels_of_one_value_are_refused_unless_there_is_no_probe(tmp_path, shar
     with pytest.raises(UserError, match=r"`watch.findings` must have both values .* got one value of effusion"):
         watcher(watch__findings=["effusion"])
     assert watcher(watch__probes=[]).bank is None
+
+
+@pytest.mark.parametrize(
+    ("watched", "sentence"),
+    [
+        ({"shards": "/nowhere"}, "^`watch.shards`: A shard folder must exist, got '/nowhere'"),
+        ({"findings": ["cardiomegalie"]}, "^`watch.findings`: "),
+    ],
+)
+def test_what_is_not_there_to_be_watched_is_told_with_its_setting(shards, watched, sentence):
+    config = PretrainConfig.build({"shards": [str(shards)], "watch": {"shards": str(shards), **watched}}, where="t")
+    with pytest.raises(UserError, match=sentence):
+        Watcher(config, read_samples([shards], "train"), None, World(), torch.device("cpu"), lambda piece: [piece])

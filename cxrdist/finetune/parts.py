@@ -6,7 +6,7 @@ import numpy as np
 
 from cxrdist.data.samples import Samples, choose_findings, count_samples, read_samples
 from cxrdist.datasets.shard_format import read_manifest
-from cxrdist.errors import UserError
+from cxrdist.errors import UserError, of_setting
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.mixup import mixed_known_share
 from cxrdist.finetune.protocols import begin_protocol
@@ -65,7 +65,8 @@ def build_task(
     size = config.input.image_size
     model = build_model(config.model, num_classes=len(pos_weight), image_size=size, seed=config.seed)
     if config.model.weights is not None and loaded:
-        load_weights(model, config.model.weights, told=told)
+        with of_setting("model.weights"):
+            load_weights(model, config.model.weights, told=told)
     begin_protocol(model.net, config.protocol, seed=config.seed)
     loss = MultiLabelLoss(config.loss, pos_weight=pos_weight, known_share=known_share)
     return FinetuneTask(model, loss=loss, protocol=config.protocol, mixup_alpha=config.mixup)

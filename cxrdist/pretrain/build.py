@@ -1,6 +1,7 @@
 """The task of a pretraining: its backbone with initial weights, and the method around it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -8,7 +9,8 @@ import timm
 import torch
 
 from cxrdist.data.loader import Batch
-from cxrdist.errors import UsageError
+from cxrdist.datasets.shard_format import read_manifest
+from cxrdist.errors import UsageError, UserError, of_setting
 from cxrdist.models.build import RadiographModel, build_model
 from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.byol import ByolTask
@@ -61,7 +63,8 @@ def build_task(
         more = {"supervision": supervision}
     model = _model(config, num_classes=1 if supervision is None else len(supervision.columns))
     if config.model.weights is not None and loaded:
-        load_weights(model, config.model.weights, told=told)
+        with of_setting("model.weights"):
+            load_weights(model, config.model.weights, told=told)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Purpose.INIT, 1))
         return TASKS[config.method.name](model, config.method, fresh=config.model.weights is None, **more)
@@ -72,7 +75,7 @@ def example_batch(config: PretrainConfig, images: int) -> Batch:
 
     Numbers of samples and seeds are real: they are read by value.
     """
-    side = config.input.image_size
+    side, pixels = config.input.image_size, _pixels(config)
     columns = len(imagine_supervision(config)[0].columns) if isinstance(config.method, SupervisedConfig) else 0
     batch = {
         "target": torch.empty(images, columns, device="meta"),
@@ -80,16 +83,25 @@ def example_batch(config: PretrainConfig, images: int) -> Batch:
         "seed": torch.arange(images),
     }
     if not isinstance(config.method, CoupledConfig):
-        return {"image": _bytes(images, 1, side, side), **batch}
-    batch["image"] = _bytes(images, 2, 1, side, side)
+        return {"image": _empty(pixels, images, 1, side, side), **batch}
+    batch["image"] = _empty(pixels, images, 2, 1, side, side)
     local = getattr(config.method, "local_crops", None)
     if local is not None and local.count:
-        batch["local"] = _bytes(images, local.count, 1, local.size, local.size)
+        batch["local"] = _empty(pixels, images, local.count, 1, local.size, local.size)
     return batch
 
 
-def _bytes(*shape: int) -> torch.Tensor:
-    return torch.empty(*shape, dtype=torch.uint8, device="meta")
+def _pixels(config: PretrainConfig) -> torch.dtype:
+    """Return the type of the loader's pixels: bytes, unless a dataset has 16 bits; of one that is not here, bytes."""
+    bits = []
+    for folder in config.shards:
+        with suppress(UserError):
+            bits.append(read_manifest(folder).preprocessing.bits)
+    return torch.float32 if 16 in bits else torch.uint8
+
+
+def _empty(pixels: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=pixels, device="meta")
 
 
 SAVED = ("img_size",)

@@ -16,46 +16,47 @@ EPSILON = 1e-7
 
 
 @dataclass
-class Moments:
-    """Running sums over rows (B, D) of length 1, in float64: a long embedding is not kept for every image."""
+class Sums:
+    """Running sums over rows, in float64: what is long is not kept for every image."""
 
     count: int = 0
     total: Any = 0.0
-    squares: Any = 0.0
+    """The sum of the rows."""
+    other: Any = 0.0
+    """The sum of what else is told of a row."""
+
+    def add_sums(self, count: int, total: Any, other: Any) -> None:
+        """Count `count` rows by their sums."""
+        self.count, self.total, self.other = self.count + count, self.total + total, self.other + other
+
+    def join(self, sums: "Sums") -> None:
+        """Count what another rank has counted."""
+        self.add_sums(sums.count, sums.total, sums.other)
+
+
+class Moments(Sums):
+    """Sums over rows (B, D) of length 1 and over their squares (D,)."""
 
     def add(self, rows_BD: torch.Tensor) -> None:
         """Count rows of any length."""
         rows = normalize(rows_BD.double(), dim=1)
         self.add_sums(len(rows), rows.sum(dim=0).cpu().numpy(), rows.square().sum(dim=0).cpu().numpy())
 
-    def add_sums(self, count: int, total: np.ndarray, squares: np.ndarray) -> None:
-        """Count `count` rows by their sums (D,), those of another rank as well."""
-        self.count, self.total, self.squares = self.count + count, self.total + total, self.squares + squares
-
     def std(self) -> float:
         """Return the mean standard deviation of a dimension times sqrt(D), in [0, 1]."""
         mean = self.total / self.count
-        variance = np.maximum(self.squares / self.count - mean**2, 0)
+        variance = np.maximum(self.other / self.count - mean**2, 0)
         return float(np.sqrt(variance).mean() * math.sqrt(len(variance)))
 
 
-@dataclass
-class Usage:
-    """Running sums over distributions (B, P) on prototypes."""
-
-    count: int = 0
-    total: Any = 0.0
-    entropies: float = 0.0
+class Usage(Sums):
+    """Sums over distributions (B, P) on prototypes and over their entropies, in nats."""
 
     def add(self, shares_BP: torch.Tensor) -> None:
         """Count distributions, which sum to 1."""
         shares = shares_BP.float()
         entropies = torch.special.entr(shares).sum(dtype=torch.float64)
         self.add_sums(len(shares), shares.sum(dim=0, dtype=torch.float64).cpu().numpy(), float(entropies))
-
-    def add_sums(self, count: int, total: np.ndarray, entropies: float) -> None:
-        """Count `count` distributions by their sum (P,) and the sum of their entropies, in nats."""
-        self.count, self.total, self.entropies = self.count + count, self.total + total, self.entropies + entropies
 
     def values(self) -> dict[str, float]:
         """Return entropy of the mean and mutual information, both by log P."""
@@ -64,7 +65,7 @@ class Usage:
         entropy = max(0.0, -float((mean * np.log(np.maximum(mean, 1e-300))).sum()))
         return {
             "prototype_entropy": entropy / largest,
-            "prototype_information": max(0.0, entropy - self.entropies / self.count) / largest,
+            "prototype_information": max(0.0, entropy - self.other / self.count) / largest,
         }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from cxrdist.data.loader import EvaluationImages, evaluation_batches, on_device
 from cxrdist.data.samples import Samples, choose_findings, read_samples
 from cxrdist.datasets.shard_format import read_manifest
-from cxrdist.errors import UserError
+from cxrdist.errors import UserError, of_setting
 from cxrdist.evaluate.predict import Gather
 from cxrdist.findings import LabelPolicy
 from cxrdist.log import get_logger
@@ -59,10 +59,11 @@ class Watcher:
             chosen, findings = _draw(samples, watch.images, config.seed), []
         else:
             projection = config.input.projection
-            bank, chosen = (
-                _draw(read_samples(given, split, projection=projection), watch.images, config.seed)
-                for split in ("train", "val")
-            )
+            with of_setting("watch.shards"):
+                bank, chosen = (
+                    _draw(read_samples(given, split, projection=projection), watch.images, config.seed)
+                    for split in ("train", "val")
+                )
             findings = _findings(config, bank, chosen)
             if watch.probes:
                 self.bank = EvaluationImages(bank, bank.targets(findings, POLICY), config.input)
@@ -201,9 +202,9 @@ class _Seen:
             whole.rows += piece.rows
             whole.parts += piece.parts
             if piece.embedding.count:
-                whole.embedding.add_sums(piece.embedding.count, piece.embedding.total, piece.embedding.squares)
+                whole.embedding.join(piece.embedding)
             if piece.usage.count:
-                whole.usage.add_sums(piece.usage.count, piece.usage.total, piece.usage.entropies)
+                whole.usage.join(piece.usage)
             whole.cosines, whole.pairs = whole.cosines + piece.cosines, whole.pairs + piece.pairs
             whole.patches |= piece.patches
         return whole
@@ -234,8 +235,9 @@ def _findings(config: PretrainConfig, bank: Samples, told: Samples) -> list[str]
             f"and of the validation split, got none [in {watch.dataset}]. Raise `watch.images`, or set "
             "`watch.probes` to []."
         )
-    bank.values(watch.findings)
-    told.values(watch.findings)
+    with of_setting("watch.findings"):
+        bank.values(watch.findings)
+        told.values(watch.findings)
     missing = [name for name in watch.findings if name not in usable]
     if missing:
         raise UserError(
