@@ -13,7 +13,7 @@ from cxrdist.datasets.shard_format import read_manifest
 from cxrdist.errors import UsageError
 from cxrdist.study import cost
 from cxrdist.study.config import StudyConfig
-from cxrdist.study.cost import JobCost, study_cost
+from cxrdist.study.cost import JobCost, short_of_images, study_cost
 from cxrdist.study.plan import plan_study
 from cxrdist.train.throughput import peak_flops
 
@@ -154,6 +154,17 @@ def test_dry_run_tells_costs_totals_and_what_is_missing_and_starts_nothing(shard
     sized = json.loads(output_of(capsys, *command, "--json", "--debug"))
     assert [job["steps"] for job in sized["jobs"]] == [2] * 5
     assert not (tmp_path / "out").exists()
+
+
+def test_more_training_images_than_a_dataset_has_are_told(shards):
+    there = read_manifest(shards["a"]).splits["train"]
+    more = {"set": {"train_images": there + 1}}
+    tree = study_tree(shards, targets=["a"], strategies__more=more, strategies__most=more)
+    (told,) = short_of_images(plan_study(StudyConfig.build(tree, where="test"), Path("out")).jobs)
+    assert told.startswith(f"`train_images`={there + 1} is more than the {there} training images of a (for more--a--")
+    assert "and 1 more). Lower it" in told
+    tree = study_tree(shards, targets=["a"], recipe__train_images=there)
+    assert short_of_images(plan_study(StudyConfig.build(tree, where="test"), Path("out")).jobs) == []
 
 
 def test_unknown_gpu_and_backbone_are_one_sentence(shards):

@@ -164,7 +164,7 @@ def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: b
 
     import torch
 
-    from cxrdist.study.cost import study_cost
+    from cxrdist.study.cost import short_of_images, study_cost
     from cxrdist.study.plan import missing_weights
 
     torch.set_num_threads(1)
@@ -176,9 +176,17 @@ def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: b
     left = [cost for row, cost in zip(rows, costs, strict=True) if row["state"] != "done"]
     totals = {"all": _total(costs, gpus), "left": _total(left, gpus)}
     missing = missing_weights([job for job in status.chosen if status.states[job.identity] != "done"])
+    short = short_of_images([job for job in status.chosen if status.states[job.identity] != "done"])
     uncounted = [cost.name for cost in costs if cost.flops is None]
     if as_json:
-        about = {"gpu": gpu, "gpus": gpus, "mfu": mfu, "missing_weights": missing, "uncounted": uncounted}
+        about = {
+            "gpu": gpu,
+            "gpus": gpus,
+            "mfu": mfu,
+            "missing_weights": missing,
+            "short": short,
+            "uncounted": uncounted,
+        }
         typer.echo(json.dumps({"jobs": rows, "totals": totals, **about}))
         return
     print_table(
@@ -208,6 +216,8 @@ def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: b
     for path, names in missing.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         typer.echo(f"Note: no weight file yet at {path} (for {names[0]}{more}).")
+    for sentence in short:
+        typer.echo(f"Note: {sentence}")
 
 
 def _counted(count: float, name: str) -> str:

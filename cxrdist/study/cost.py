@@ -119,6 +119,24 @@ def _cost(job: Job, known: dict[str, "Passes | None"], *, gpu: str, mfu: float) 
     )
 
 
+def short_of_images(jobs: Sequence[Job]) -> list[str]:
+    """Return a sentence for each number of training images that a dataset has not, as its manifest counts them."""
+    asked: dict[tuple[int, int, str], list[str]] = {}
+    for job in jobs:
+        wanted = job.tree.get("train_images")
+        if job.method != "train" or wanted is None:
+            continue
+        folders = FinetuneConfig.build(job.tree, where=job.name).folders
+        there = sum(read_manifest(folder).splits.get("train", 0) for folder in folders)
+        if wanted > there:
+            asked.setdefault((wanted, there, " + ".join(folder.name for folder in folders)), []).append(job.name)
+    return [
+        f"`train_images`={wanted:,} is more than the {there:,} training images of {dataset} (for {names[0]}"
+        f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}). Lower it, or set it to null for all."
+        for (wanted, there, dataset), names in asked.items()
+    ]
+
+
 def _evaluated(config: FinetuneConfig, *, tested: bool) -> int:
     """Return how many images a fine-tuning looks at without training."""
     counts = Counter[str]()
