@@ -263,7 +263,8 @@ def _stop(answer: Answer, said: dict[str, Any]) -> str:
     """Return how far a rank came, and why no further."""
     if answer.fault:
         return str(answer.fault)
-    lines = [line.strip() for line in answer.value["err"].splitlines() if line.strip()]
+    lines = [line.strip() for line in answer.value["err"].splitlines()]
+    lines = [line for line in lines if line and not line.startswith("[W")]  # warnings of torch's compiled code
     why = tidy(lines[-1]) if lines else "it waited until its time was over"
     return f"{said.get('step', 'not started')}, then {why}"
 
