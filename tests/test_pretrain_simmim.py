@@ -9,7 +9,7 @@ import torch
 from engines import on_ranks
 from helpers import finetune_tree, make_shards, tiny_vit
 from ranks import forks
-from stopping import stopped_at
+from stopping import check_resumed_to_the_bit
 from tiny_nets import TINY_NETS, tiny_model
 
 from cxrdist.config import override
@@ -20,10 +20,8 @@ from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.build import build_task, example_batch
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.methods import SimmimConfig
-from cxrdist.pretrain.run import pretrain
 from cxrdist.pretrain.simmim import SimmimTask, count_masked, random_squares
 from cxrdist.train.dryrun import imagine, profile_pass
-from cxrdist.world import World
 
 FAMILIES = ("vit", "dinov3", "beit", "swin", "convnext", "resnet", "densenet")
 COARSE = ("convnext", "resnet")
@@ -163,14 +161,9 @@ def test_a_run_stopped_and_resumed_is_the_run_uninterrupted_to_the_bit(family, t
     shards = make_shards(tmp_path / "data", patients=20)
     backbone, args = TINY_NETS[family]
     config = config_of(shards, model={"backbone": backbone, "args": args})
-    pretrain(config, tmp_path / "whole", world=World())
-    with stopped_at(2):
-        pretrain(config, tmp_path / "parts", world=World())
-    pretrain(config, tmp_path / "parts", world=World(), resume="auto")
-    whole, parts = (tmp_path / run / "model/model.safetensors" for run in ("whole", "parts"))
-    assert whole.read_bytes() == parts.read_bytes()
+    whole = check_resumed_to_the_bit(config, tmp_path)
     net = build_model(ModelConfig(backbone=backbone, args=args), num_classes=3, image_size=32, seed=9).net
-    report = load_weights(net, tmp_path / "whole")
+    report = load_weights(net, whole)
     assert report.missing == report.unexpected == report.misshapen == []
 
 

@@ -10,7 +10,7 @@ import torch
 from engines import on_ranks
 from helpers import finetune_tree, make_shards, tiny_vit
 from ranks import forks
-from stopping import stopped_at
+from stopping import check_resumed_to_the_bit
 from tiny_nets import tiny_model
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -27,7 +27,6 @@ from cxrdist.models.weights import load_weights
 from cxrdist.pretrain.build import build_task, example_batch
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.pretrain.methods import SupervisedConfig
-from cxrdist.pretrain.run import pretrain
 from cxrdist.pretrain.supervised import SupervisedTask
 from cxrdist.pretrain.supervision import Supervision, datasets, imagine_supervision, read_supervision
 from cxrdist.train.dryrun import imagine, profile_pass
@@ -206,22 +205,17 @@ def test_the_mean_over_ranks_is_the_loss_of_the_whole_batch_and_its_gradient():
 
 def test_a_run_stopped_and_resumed_is_the_run_uninterrupted_and_starts_a_fine_tuning(two, tmp_path):
     config = config_of(two)
-    pretrain(config, tmp_path / "whole", world=World())
-    with stopped_at(2):
-        pretrain(config, tmp_path / "parts", world=World())
-    pretrain(config, tmp_path / "parts", world=World(), resume="auto")
-    whole, parts = (tmp_path / run / "model/model.safetensors" for run in ("whole", "parts"))
-    assert whole.read_bytes() == parts.read_bytes()
-    model, findings, facts = load_model(tmp_path / "whole")
+    whole = check_resumed_to_the_bit(config, tmp_path)
+    model, findings, facts = load_model(whole)
     assert findings == read_supervision(config).columns and facts["kind"] == "pretrain"
     assert model(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape == (1, 4)
     net = build_model(ModelConfig(**tiny_vit()), num_classes=4, image_size=32, seed=9).net
     head = net.get_classifier().weight.clone()
-    report = load_weights(net, tmp_path / "whole")
+    report = load_weights(net, whole)
     assert report.missing == report.unexpected == report.misshapen == []
     assert torch.equal(net.get_classifier().weight, head)  # the backbone alone, also where the head would fit
     tree = finetune_tree(two[0], steps=2, evaluate_every=2)
-    tree["model"]["weights"] = str(tmp_path / "whole")
+    tree["model"]["weights"] = str(whole)
     assert finetune(FinetuneConfig.build(tree, where="t"), tmp_path / "tuned", world=World()) is not None
 
 
