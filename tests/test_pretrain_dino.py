@@ -11,12 +11,11 @@ from engines import alone, engine_of, on_ranks, step_once
 from helpers import finetune_tree, make_shards
 from lightly.loss import DINOLoss, IBOTPatchLoss
 from ranks import forks
-from stopping import stopped_at
+from stopping import check_resumed_to_the_bit
 from torch import nn
 
 from cxrdist.config import override
 from cxrdist.errors import UsageError
-from cxrdist.models.bits import same_bits
 from cxrdist.models.build import build_model
 from cxrdist.models.config import ModelConfig
 from cxrdist.models.weights import load_weights
@@ -27,11 +26,7 @@ from cxrdist.pretrain.dino import DinoTask, crop_loss
 from cxrdist.pretrain.dinov2 import koleo_loss, patch_loss
 from cxrdist.pretrain.masks import block_masks
 from cxrdist.pretrain.methods import DinoConfig
-from cxrdist.pretrain.run import pretrain
-from cxrdist.train.consolidate import consolidate
 from cxrdist.train.dryrun import at_size, imagine, profile_pass
-from cxrdist.train.pieces import Reader
-from cxrdist.world import World
 
 METHODS = [("dino", {"centering": "mean"}), ("dinov2", {}), ("dinov2", {"centering": "mean", "shared_head": True})]
 
@@ -378,21 +373,10 @@ def test_stopped_and_resumed_equals_undisturbed(shards, tmp_path, method, net, d
     tree["input"]["image_size"], small = SIDES[net]
     tree["method"] = {"name": method, "local_crops": {"count": 1, "size": small}, "freeze_prototypes": 0.5, **SMALL}
     config = PretrainConfig.build(tree, where="t")
-    assert pretrain(config, tmp_path / "whole", world=World()) is not None
-    with stopped_at(2):
-        pretrain(config, tmp_path / "halves", world=World())
-    assert pretrain(config, tmp_path / "halves", world=World(), resume="auto") is not None
-    tasks = []
-    for name in ("whole", "halves"):
-        reader = Reader(tmp_path / name / "checkpoints/step-00000004")
-        tasks.append(consolidate(reader))
-    assert all(same_bits(tensor, tasks[1][name]) for name, tensor in tasks[0].items())
-    assert tasks[0].keys() == tasks[1].keys()
-    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "halves")]
-    assert models[0] == models[1]
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "halves")]
+    whole = check_resumed_to_the_bit(config, tmp_path)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     losses = [[row.get("loss") for row in map(json.loads, one) if "loss" in row] for one in lines]
     assert losses[0] == losses[1]
     net = build_model(ModelConfig(**NETS[net]), num_classes=3, image_size=SIDES[net][0], seed=9).net
-    report = load_weights(net, tmp_path / "whole")  # the teacher: nothing of the heads
+    report = load_weights(net, whole)  # the teacher: nothing of the heads
     assert report.missing == report.unexpected == report.misshapen == []
