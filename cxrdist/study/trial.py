@@ -1,6 +1,7 @@
 """What runs on the cluster: one attempt at a job, which holds one placement group while its workers train together."""
 
 import contextlib
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from cxrdist.study.plan import Job
 from cxrdist.study.progress import progress_of_job
 
 TRACEBACK = "traceback.txt"
+TELL_EVERY_S = 5.0
+"""How often a trial says how far it is, besides each validation: what it says is a task of its own in Ray's lists."""
 STOP = ".stop"
 """File in a run folder by which the driver asks a trial to stop: it reaches every machine, and outlives the driver."""
 
@@ -80,13 +83,14 @@ def _train(job: Job, workers: int, shared: Shared) -> str:
         gang.Lost: If a worker or a machine died.
         Stop: If the driver asks for it.
     """
-    reader, told = progress_of_job(job), None
+    reader, told, told_at = progress_of_job(job), None, -TELL_EVERY_S
     with Gang(job, workers, shared.resources, shared.work) as gang:
         while gang.working():
             progress = reader.read()
-            if progress != told:
+            looked = told is None or progress.value_step != told.value_step
+            if progress != told and (looked or time.monotonic() - told_at >= TELL_EVERY_S):
                 tune.report({"progress": asdict(progress)})
-                told = progress
+                told, told_at = progress, time.monotonic()
             if (job.folder / STOP).exists():
                 raise Stop
     return gang.problem
