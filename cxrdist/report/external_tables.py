@@ -256,7 +256,7 @@ def _told(pair: PairResult, strategy: str) -> str:
     """Return what stands where a strategy has no number."""
     if strategy not in pair.strategies:
         return ABSENT
-    return NOTHING if pair.nothing else MISSING
+    return (NOTHING if "finding" in pair.nothing else "no images") if pair.nothing else MISSING
 
 
 def _marked(text: str, pair: PairResult, strategy: str) -> str:

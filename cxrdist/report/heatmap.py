@@ -92,12 +92,12 @@ def _figure(
             last = place + across_page >= len(strategies)
             axes.set_xticks(range(len(across.tested)), across.tested if last else [], rotation=40, ha="right",
                             rotation_mode="anchor")  # fmt: skip
-    figure.supxlabel("Tested on", fontsize=9)
+    figure.supxlabel("Tested on (framed: the own test split)", fontsize=9)
     figure.supylabel("Trained on", fontsize=9)
     if variant:
         figure.suptitle(variant, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
     bar = figure.colorbar(ScalarMappable(scale, COLOURS), ax=panels, shrink=0.8, aspect=18, pad=0.02)
-    bar.set_label("Mean AUROC (framed: own test split)", fontsize=8.5)
+    bar.set_label("Mean AUROC", fontsize=8.5)
     bar.outline.set_visible(False)
     return figure
 
