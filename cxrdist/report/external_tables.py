@@ -128,7 +128,9 @@ def external_page(across: Across, study: StudyResult, figures: Sequence[str]) ->
         "rows": [
             {
                 "title": f"{pair.trained} → {pair.tested}",
-                "note": ", ".join(filter(None, [pair.variant, _counted(len(pair.findings), "finding")])),
+                "note": ", ".join(
+                    filter(None, [pair.variant, _counted(len(pair.findings), "finding") if pair.findings else ""])
+                ),
                 "more": pair.nothing,
                 "cells": [_page_cell(pair, study, strategy) for strategy in study.strategies],
             }
@@ -151,7 +153,7 @@ def _summary(across: Across, study: StudyResult) -> list[str]:
             sentences.append(f"{strategy}: no number on another dataset.")
             continue
         mean = sum(value for value, _ in values) / len(values)
-        text = f"{strategy}: mean AUROC {number(mean)} over {_counted(len(values), 'pair')} of datasets"
+        text = f"{strategy}: mean AUROC {number(mean)} over {_counted(len(values), 'test')} on other datasets"
         both = [(value, own) for value, own in values if not math.isnan(own)]
         if both:
             fall = sum(value - own for value, own in both) / len(both)
