@@ -92,7 +92,9 @@ def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
     try:
         if context.dashboard_url:
             log.info("Ray dashboard: http://%s (its token: `ray get-auth-token`)", context.dashboard_url)
-        yield
+        # Ray prints of machines that died; on standard output there shall be a command's result and nothing else.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         ray.shutdown()
 
