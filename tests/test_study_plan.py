@@ -404,3 +404,17 @@ def test_chosen_cells_bring_the_stages_they_need_and_no_other(shards):
 def test_a_pattern_that_chooses_nothing_is_told(shards, only, leave_out, named):
     with pytest.raises(UsageError, match=re.escape(named)):
         Chosen(tuple(only), tuple(leave_out)).of(plan(study_tree(shards)))
+
+
+def test_a_cell_maps_labels_as_its_dataset_says_where_the_study_does_not(shards, tmp_path):
+    other = shutil.copytree(shards["a"], tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_bytes())
+    manifest["policy"] |= {"not_mentioned": "ignore"}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    tree = override(study_tree(shards), {"datasets.a.shards": str(other)})
+    maps = {job.dataset: job.tree["labels"]["not_mentioned"] for job in plan(tree).cells}
+    assert maps == {"a": "ignore", "b": "zeros"}
+    said = override(tree, {"recipe.labels.not_mentioned": "zeros"})
+    assert {job.tree["labels"]["not_mentioned"] for job in plan(said).cells} == {"zeros"}
+    # What is the default anyway changes no key.
+    assert keys(plan(study_tree(shards))) == keys(plan(override(study_tree(shards), {"recipe.labels": {}})))

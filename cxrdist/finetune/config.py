@@ -1,5 +1,6 @@
 """One fine-tuning as a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import Field, field_validator
 
 from cxrdist.config import Config
 from cxrdist.data.config import InputConfig
-from cxrdist.datasets.shard_format import read_manifest
+from cxrdist.datasets.shard_format import Manifest, read_manifest
 from cxrdist.errors import UsageError, UserError
 from cxrdist.findings import LabelPolicy, check_names
 from cxrdist.models.config import ModelConfig
@@ -126,13 +127,16 @@ class FinetuneConfig(Config):
         """Return what to call the dataset in a sentence."""
         return " + ".join(folder.name for folder in self.folders)
 
-    def resolved(self) -> Self:
+    def resolved(self, read: Callable[[Path], Manifest] = read_manifest) -> Self:
         """Return the configuration with what the shards' manifest decides written out.
+
+        Args:
+            read: Gives the manifest of a shard folder.
 
         Raises:
             UsageError, UserError: If the shards cannot be read, or several of them map labels in different ways.
         """
-        policies = [read_manifest(folder).policy for folder in self.folders]
+        policies = [read(folder).policy for folder in self.folders]
         own = {name: getattr(self.labels, name) for name in self.labels.model_fields_set}
         labels = [policy.model_copy(update=own) for policy in policies]
         if any(one != labels[0] for one in labels):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cxrdist.config import Config, Tree, override
-from cxrdist.datasets.shard_format import manifest_sha256
+from cxrdist.datasets.shard_format import MANIFEST, Manifest, manifest_sha256, read_manifest
 from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights, is_timm_name, weight_files
@@ -301,6 +301,13 @@ def _build(study: StudyConfig, cls: type[Any], tree: Tree, start: Job | None, jo
             return None
         shards = folders[0] if len(folders) == 1 else folders
         config = config.model_copy(update={"watch": config.watch.model_copy(update={"shards": shards})})
+    if cls is FinetuneConfig:
+        # Here, where it is still known what the study says of labels and what it leaves to each dataset.
+        try:
+            config = config.resolved(_manifest)
+        except UsageError as error:
+            faults.add(error, job)
+            return None
     if config.train.deepspeed is not None:
         train = config.train.model_copy(update={"deepspeed": config.train.deepspeed.absolute()})
         config = config.model_copy(update={"train": train})
@@ -356,6 +363,17 @@ def _weights_hash(weights: str) -> str:
     facts = [(file, file.stat()) for file in files]
     hashes = [_file_hash(file, stat.st_mtime_ns, stat.st_size) for file, stat in facts]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _manifest(folder: Path) -> Manifest:
+    """Return a folder's manifest, read once for all cells."""
+    stat = (folder / MANIFEST).stat()
+    return _read_manifest(folder, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _read_manifest(folder: Path, mtime_ns: int, size: int) -> Manifest:
+    return read_manifest(folder)
 
 
 @cache
