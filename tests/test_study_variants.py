@@ -224,8 +224,9 @@ def test_stage_takes_any_method_and_shares_the_input_of_the_recipe(shards, metho
 
 @pytest.mark.parametrize(("method", "wrong"), [("dino", "prototypez"), ("moco_v2", "local_crops"), ("swav", "que")])
 def test_wrong_name_of_a_method_is_told(shards, method, wrong):
-    tree = study_tree(shards, stages__ssl__pretrain__method={"name": method, wrong: 3})
-    assert any(f"`method.{wrong}` is unknown" in line for line in faults(tree))
+    tree = study_tree(shards)
+    tree["stages"]["ssl"]["pretrain"]["method"] = {"name": method, wrong: 3}
+    assert any(line.startswith("`method") and wrong in line for line in faults(tree))
 
 
 def test_stage_starts_from_a_file_of_weights_and_another_from_that_stage(shards, tmp_path):
