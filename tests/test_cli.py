@@ -27,7 +27,7 @@ Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = {
     ("demo",), ("phantom",), ("datasets",), ("pack",), ("pretrain",), ("train",), ("compare",), ("export",),
     ("shards", "info"), ("shards", "verify"), ("shards", "repair"),
-    ("study", "run"), ("study", "status"), ("study", "report"), ("plan",), ("power",), ("doctor",),
+    ("study", "run"), ("study", "status"), ("study", "report"), ("sweep",), ("plan",), ("power",), ("doctor",),
     ("bench", "step"), ("bench", "bootstrap"),
 }  # fmt: skip
 """What is built of DESIGN section 4."""
