@@ -92,8 +92,11 @@ def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
     try:
         if context.dashboard_url:
             log.info("Ray dashboard: http://%s (its token: `ray get-auth-token`)", context.dashboard_url)
-        # Ray prints of machines that died; on standard output there shall be a command's result and nothing else.
-        with contextlib.redirect_stdout(sys.stderr):
+        # Ray prints pages of each machine that died; on standard output there shall be a command's result only.
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(sys.stderr if log.isEnabledFor(logging.DEBUG) else nowhere),
+        ):
             yield
     finally:
         ray.shutdown()

@@ -1,5 +1,6 @@
 """Runs jobs as trials of Ray Tune on the connected cluster: one Tune run for all of them."""
 
+import logging
 import os
 import shutil
 import time
@@ -8,10 +9,11 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.trainable.function_trainable import wrap_function
 
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
-from cxrdist.study.feeder import Feeder
+from cxrdist.study.feeder import Broken, Feeder
 from cxrdist.study.gang import Work, run_worker
 from cxrdist.study.graph import Source
 from cxrdist.study.ledger import Ledger, writing
@@ -42,15 +44,17 @@ def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch,
     """
     feeder = Feeder(source, ledger, resources, watch)
     os.environ.update(SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(feeder.pending)})
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it lists every lost attempt as an error at the end
     folder, name = ledger.path.parent / "ray", f"run-{time.time_ns()}"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, shared=Shared(ledger, resources, work)), place),
+        _trainable(Shared(ledger, resources, work)),
         tune_config=tune.TuneConfig(
             num_samples=WITHOUT_END,
             search_alg=feeder,
             scheduler=Withdrawing(feeder),
-            reuse_actors=True,
-            trial_name_creator=_title,
+            # A process of its own for each trial, whose name a dashboard can show.
+            reuse_actors=False,
+            trial_name_creator=lambda trial: title(trial.config),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(name=name, storage_path=str(folder), verbose=0, callbacks=[Placed(feeder)]),
@@ -58,6 +62,8 @@ def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch,
     try:
         with writing(ledger.path.parent):
             tuner.fit()
+    except Broken:
+        pass
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if feeder.broken:
@@ -74,10 +80,19 @@ def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}, *[bundle] * params["workers"]], strategy=held.placement.upper())
 
 
-def _title(trial: Trial) -> str:
-    """Return what Tune calls a trial: its job, and which attempt if it is not the first."""
-    attempt = trial.config["attempt"]
-    return str(trial.config["name"]) + (f"--attempt{attempt}" if attempt > 1 else "")
+def title(params: dict[str, Any]) -> str:
+    """Return what Tune and Ray's dashboard call a trial: its job, and which attempt if it is not the first."""
+    return str(params["name"]) + (f"--attempt{params['attempt']}" if params["attempt"] > 1 else "")
+
+
+def _trainable(shared: Shared) -> type:
+    """Return what Tune starts for each trial."""
+
+    class Named(wrap_function(tune.with_resources(tune.with_parameters(run_trial, shared=shared), place))):
+        def __repr__(self) -> str:  # Ray asks for it once, when the process is there
+            return title(self.config)
+
+    return Named
 
 
 class Placed(tune.Callback):
