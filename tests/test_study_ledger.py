@@ -255,6 +255,22 @@ def test_a_run_that_slept_too_long_writes_nothing_more(tmp_path, kind, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["file without locks", "objects"])
+def test_a_run_whose_hold_was_taken_over_learns_it_without_writing(tmp_path, kind, monkeypatch):
+    if kind != "objects":
+        no_locks(monkeypatch)
+    first, second = a_ledger(tmp_path, kind), a_ledger(tmp_path, kind, lease_s=LONG_S)
+    with first.hold():
+        time.sleep(LEASE_S / 4)
+        assert not first.lost
+        assert second._objects.begin(
+            {"event": "hold"}, after=second._objects.term()
+        )  # as if this run had slept meanwhile
+        wait_for(lambda: first.lost, seconds=LEASE_S * 5)
+        assert str(first.superseded()).startswith(TAKEN_OVER) and not pickle.loads(pickle.dumps(first)).lost
+    assert not first.lost
+
+
+@pytest.mark.parametrize("kind", ["file without locks", "objects"])
 def test_trials_of_a_run_write_under_its_hold_and_no_longer(tmp_path, kind, monkeypatch):
     if kind != "objects":
         no_locks(monkeypatch)

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,12 @@ class Lease:
 
     lease_s: float = LEASE_S
     _stop: threading.Event = field(default_factory=threading.Event)
+    _lost: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run has taken over what this one holds; known a few seconds after this one woke."""
+        return self._lost.is_set()
 
     @contextmanager
     def hold(self) -> Iterator[int]:
@@ -55,8 +61,9 @@ class Lease:
         """
         self.journal.store.check()
         term = self._take()
-        self._stop = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(term, self._stop), name="study-lease", daemon=True)
+        self._stop, self._lost = threading.Event(), threading.Event()
+        ends = (self._stop, self._lost)
+        renewing = threading.Thread(target=self._renew, args=(term, *ends), name="study-lease", daemon=True)
         renewing.start()
         try:
             yield term
@@ -107,11 +114,16 @@ class Lease:
                     return mine
             time.sleep(self._length(last or {}) / LOOKS if not free else 0)
 
-    def _renew(self, term: int, stop: threading.Event) -> None:
+    def _renew(self, term: int, stop: threading.Event, lost: threading.Event) -> None:
         count = 0
         while not stop.wait(self.lease_s / RENEWALS):
             count += 1
             self._write(term, count=count)
+            # After a sleep nobody may have asked the journal, while both runs work on the same jobs.
+            with suppress(UserError):  # the next look may succeed
+                if self.journal.term() > term:
+                    lost.set()
+                    return
 
     def _write(self, term: int, **facts: Any) -> None:
         lease = {"time": round(time.time(), 3), "lease_s": self.lease_s, "count": 0, **_holder(), **facts}

@@ -24,7 +24,7 @@ from cxrdist.study.objects import DiskStore, open_store
 from cxrdist.study.plan import Identity, Job
 from cxrdist.train.run_folder import write_json
 
-Event = Literal["started", "done", "failed"]
+Event = Literal["started", "done", "failed", "lost"]
 State = Literal["done", "running", "stopped", "failed", "left"]
 CLAIM = "job.json"
 TRIES, BETWEEN_S = 5, 0.2
@@ -163,6 +163,18 @@ class Ledger:
             finally:
                 self._now.holding = False
         self._now.term = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether a later run has taken over the hold that this one has, which then must end its trials.
+
+        Where a lock tells who holds the study, never.
+        """
+        return self._now.holding and self._lease.lost
+
+    def superseded(self) -> UserError:
+        """Return the sentence for a run whose hold is `lost`."""
+        return self._lease.superseded()
 
     def held(self) -> bool:
         """Whether a run of this study is going on, as far as one can tell."""
