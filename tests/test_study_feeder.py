@@ -1,5 +1,7 @@
 """Which trial is started next, as Ray Tune asks for it; no cluster."""
 
+import errno
+
 import pytest
 from ray.tune.search import Searcher
 
@@ -157,3 +159,30 @@ def test_a_ledger_that_cannot_be_written_ends_the_run_after_what_is_running(clus
     cluster.end(2)
     assert cluster.ask() == Searcher.FINISHED
     assert cluster.feeder.broken == "The disk is full."
+
+
+def test_what_waits_for_the_cluster_to_grow_holds_nobody_back_and_fails_in_the_end(cluster, monkeypatch):
+    cluster.feed(job("large", workers=8), job("a"), job("b"), autoscaling=True, patience=100)
+    clock = [0.0]
+    monkeypatch.setattr(feeding.time, "monotonic", lambda: clock[0])
+    assert cluster.ask() == ("large", 8)
+    clock[0] = 50.0
+    assert [cluster.ask(), cluster.ask()] == [("a", 1), ("b", 1)]
+    assert not cluster.feeder.impossible("1")
+    clock[0] = 101.0
+    assert cluster.feeder.impossible("1")
+    cluster.feeder.on_trial_complete("1")
+    assert cluster.failures()["large"].startswith("A trial must fit on the cluster, got 8 workers")
+
+
+def test_a_disk_that_refuses_ends_the_run_with_a_sentence(cluster, monkeypatch):
+    cluster.feed(job("a"), job("b"))
+    assert cluster.ask() == ("a", 1)
+
+    def refuse(*about):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cluster.feeder.source, "ended", refuse)
+    cluster.end(1)
+    assert cluster.ask() == Searcher.FINISHED
+    assert "No space left on device" in cluster.feeder.broken and "Traceback" not in cluster.feeder.broken

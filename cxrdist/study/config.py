@@ -139,11 +139,19 @@ class Resources(TrialResources):
     max_concurrent: int | None = Field(default=None, ge=1)
     """Trials at a time; null is as many as fit."""
 
-    patience: float = Field(default=60, ge=0)
-    """Seconds that a trial waits for a machine to come, or to come back, while the cluster is too small for it."""
+    patience: float | None = Field(default=None, ge=0)
+    """Seconds that a trial waits for a machine to come, or to come back, while the cluster is too small for it; null is
+    60, and 1,800 where the cluster grows on demand."""
 
     autoscaling: bool = False
-    """The cluster grows on demand: a trial that does not fit yet waits, where it would be refused."""
+    """The cluster grows on demand: a trial that does not fit yet waits for it, where it would be refused."""
+
+    @property
+    def waits(self) -> float:
+        """Return how long a trial waits for a machine, in seconds."""
+        if self.patience is not None:
+            return self.patience
+        return 1800 if self.autoscaling else 60
 
 
 class StudyConfig(Config):

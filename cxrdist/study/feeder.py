@@ -7,6 +7,8 @@ a worker or a machine ends with all that it held, and another takes the job's pl
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +17,7 @@ from ray.tune.search import Searcher
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
 from cxrdist.study.graph import Source
-from cxrdist.study.ledger import Ledger
+from cxrdist.study.ledger import Ledger, writing
 from cxrdist.study.plan import Job
 from cxrdist.study.room import Room
 from cxrdist.study.trial import ask_to_stop
@@ -29,6 +31,10 @@ HOLD_S = 10.0
 would take in turn what a large one needs."""
 TOLD = "progress/"
 LOST = "Its process on the cluster was lost"
+
+
+class Broken(Exception):  # noqa: N818 - the feeder's `broken` has the sentence
+    """The run must end at once."""
 
 
 @dataclass
@@ -66,14 +72,16 @@ class Feeder(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the parameters of the next trial, nothing at this moment, or that there will be none any more."""
+        if self.ledger.lost:
+            self.broken = str(self.ledger.superseded())
+            raise Broken  # another run goes on with these jobs: what runs here must not write beside it
         if self.broken:
             return None if self._live else Searcher.FINISHED
         if self._must_wait():
             return None
-        try:
+        with self._writing():
             attempt = self._fitting()
-        except UserError as error:
-            self.broken = str(error)
+        if self.broken:
             return self.suggest(trial_id)
         if attempt is None:
             return None if self._live or self._next or self.source.left() else Searcher.FINISHED
@@ -90,7 +98,9 @@ class Feeder(Searcher):
     def impossible(self, trial_id: str) -> bool:
         """Whether a trial waits for a place that the cluster no longer has: its machine died before it started."""
         attempt = self._live.get(trial_id)
-        if attempt is None or attempt.placed or self.resources.autoscaling:
+        if attempt is None or attempt.placed:
+            return False
+        if self.resources.autoscaling and time.monotonic() - attempt.begun <= self.resources.waits:
             return False
         return self._room.workers(attempt.job.resources) < attempt.workers
 
@@ -103,25 +113,23 @@ class Feeder(Searcher):
             return
         progress = Progress(**told)
         self.watch.progress(attempt.job, progress)
-        try:
+        with self._writing():
             if not self.source.reported(attempt.job, progress):
                 ask_to_stop(attempt.job)
-        except UserError as error:
-            self.broken = str(error)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take note of how an attempt ended: the job's end, or another attempt."""
         attempt = self._live.pop(trial_id, None)
         if attempt is None:
             return
-        if not error and not result:  # taken back before it had its place
-            attempt.begun = time.monotonic()
-            self._next.appendleft(attempt)
-            return
-        try:
-            self._settle(attempt, (result or {}).get("outcome", "lost"), (result or {}).get("reason", LOST))
-        except UserError as unwritten:
-            self.broken = str(unwritten)
+        with self._writing():
+            if error or result:
+                self._settle(attempt, (result or {}).get("outcome", "lost"), (result or {}).get("reason", LOST))
+            elif self.resources.autoscaling:  # taken back: the cluster has not grown for it
+                self._refuse(attempt)
+            else:  # taken back: its place is gone
+                attempt.begun = time.monotonic()
+                self._next.appendleft(attempt)
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: the ledger has all that a later run needs."""
@@ -143,6 +151,20 @@ class Feeder(Searcher):
             self.ledger.append("failed", job, error=reason)
         self._ended(job, outcome, reason)
 
+    def _refuse(self, attempt: Attempt) -> None:
+        reason = self._room.refusal(attempt.job.resources)
+        self.ledger.append("failed", attempt.job, error=reason)
+        self._ended(attempt.job, "failed", reason)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Take note of what a disk refuses: an exception in here would reach the user as one of Tune's."""
+        try:
+            with writing(self.ledger.path.parent):
+                yield
+        except UserError as error:
+            self.broken = str(error)
+
     def _ended(self, job: Job, outcome: Any, reason: str) -> None:
         known: Outcome = outcome
         self.source.ended(job, known, reason)
@@ -151,23 +173,23 @@ class Feeder(Searcher):
     def _must_wait(self) -> bool:
         waiting = [attempt for attempt in self._live.values() if not attempt.placed]
         full = self.resources.max_concurrent is not None and len(self._live) >= self.resources.max_concurrent
-        long = any(time.monotonic() - attempt.begun > HOLD_S for attempt in waiting)
+        # What waits for the cluster to grow waits for no other trial's place.
+        here = [one for one in waiting if self._room.workers(one.job.resources) >= one.workers]
+        long = any(time.monotonic() - attempt.begun > HOLD_S for attempt in here)
         return full or len(waiting) >= self.pending or long
 
     def _fitting(self) -> Attempt | None:
         """Return the first job in the queue that fits on the cluster as it is now, with as many workers as fit.
 
-        One that does not fit lets others pass, and fails when it has waited for `patience`.
+        One that does not fit lets others pass, and fails when it has waited for as long as it may.
         """
         for attempt in list(self._next):
             if self._fits(attempt):
                 self._next.remove(attempt)
                 return attempt
-            if time.monotonic() - attempt.begun > self.resources.patience:
+            if time.monotonic() - attempt.begun > self.resources.waits:
                 self._next.remove(attempt)
-                reason = self._room.refusal(attempt.job.resources)
-                self.ledger.append("failed", attempt.job, error=reason)
-                self._ended(attempt.job, "failed", reason)
+                self._refuse(attempt)
         while (job := self.source.next()) is not None:
             attempt = Attempt(job)
             if self._fits(attempt):

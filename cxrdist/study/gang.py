@@ -5,6 +5,7 @@ torch takes (measured on two CPU cores with Ray 2.60: 6 s for a fresh worker, 0.
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -32,10 +33,12 @@ MACHINES_EVERY_S = 5.0
 EXPLAIN_S = 25.0
 """How long the other workers may take to end, with their reasons, once one has: as long as a rank's watchdog does."""
 CANCEL_TIMEOUT_S = 30.0
+PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+"""Between finding a free port and taking it another process may have taken it."""
 
 
 class Lost(Exception):  # noqa: N818 - no error of the trial's
-    """A worker or its machine died; what it has learnt until its last checkpoint is there."""
+    """A worker or its machine died, in Ray's word for how; what it has learnt until its last checkpoint is there."""
 
 
 class Stop(Exception):  # noqa: N818 - like KeyboardInterrupt, no error
@@ -130,13 +133,19 @@ class Gang:
             RayTaskError: If it is a bug.
             Lost: If a worker died or lost another.
         """
-        for end in ends:
-            if isinstance(end, RayTaskError):
-                raise end
+        bugs = [end for end in ends if isinstance(end, RayTaskError)]
+        dead = [end for end in ends if isinstance(end, RayError) and end not in bugs]
         own = [end.problem for end in ends if isinstance(end, End) and not end.again]
-        if not own:
-            raise Lost
-        self.problem = own[0]
+        if dead:  # whatever the others say: most of it is that they miss this one
+            raise Lost(type(dead[0]).__name__)
+        if own:
+            self.problem = own[0]
+        elif not bugs:
+            raise Lost("RankLost")
+        elif PORT_TAKEN.search(str(bugs[0])):
+            raise Lost("PortTaken")
+        else:
+            raise bugs[0]
 
     def _start(self, function: Any, bundle: int, name: str, *args: Any, gpus: float) -> Any:
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
@@ -155,7 +164,7 @@ class Gang:
             if ended:
                 found = self._get(ended[0])
                 if isinstance(found, RayError):
-                    raise Lost
+                    raise Lost(type(found).__name__)
                 return str(found)
             self._look_at_machines()
 
@@ -172,7 +181,7 @@ class Gang:
         self._looked = time.monotonic()
         living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         if not living.issuperset(self._machines):
-            raise Lost
+            raise Lost("NodeDied")
 
 
 def find_address() -> str:

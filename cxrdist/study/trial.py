@@ -10,7 +10,7 @@ from ray.exceptions import RayTaskError
 
 from cxrdist.errors import UserError
 from cxrdist.study.config import Resources
-from cxrdist.study.gang import Gang, Stop, Work
+from cxrdist.study.gang import Gang, Lost, Stop, Work
 from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
 from cxrdist.study.plan import Job
 from cxrdist.study.progress import progress_of_job
@@ -32,8 +32,8 @@ class Shared:
 
 
 def ask_to_stop(job: Job) -> None:
-    """Ask the trial of a job to end its workers."""
-    with contextlib.suppress(FileNotFoundError):
+    """Ask the trial of a job to end its workers; where the file cannot be written, its next report asks again."""
+    with contextlib.suppress(OSError):
         (job.folder / STOP).touch()
 
 
@@ -42,11 +42,8 @@ def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
 
     Returns:
         ``outcome`` and ``reason``.  A failure is a result and no exception, so that the other trials go on; one that
-        the ledger cannot take is ``unwritten``, so that the whole run ends with it.
-
-    Raises:
-        gang.Lost: If a worker or a machine died.  An exception makes Tune give back all that the trial held; the driver
-            decides whether there is another attempt.
+        the ledger cannot take is ``unwritten``, so that the whole run ends with it; ``lost`` is one whose worker or
+        machine died, for the driver to decide whether there is another attempt.
     """
     job: Job = params["job"]
     try:
@@ -59,7 +56,7 @@ def run_trial(params: dict[str, Any], shared: Shared) -> dict[str, Any]:
     return {"outcome": outcome, "reason": reason}
 
 
-def _attempt(job: Job, workers: int, shared: Shared) -> tuple[Literal["done", "failed", "stopped"], str]:
+def _attempt(job: Job, workers: int, shared: Shared) -> tuple[Literal["done", "failed", "stopped", "lost"], str]:
     """Train, and return how it ended and a sentence for what is not done."""
     try:
         claim(job)
@@ -67,9 +64,13 @@ def _attempt(job: Job, workers: int, shared: Shared) -> tuple[Literal["done", "f
         problem = _train(job, workers, shared)
     except Stop:
         return "stopped", "It was stopped by choice."
+    except Lost as how:
+        return "lost", f"A worker or its machine was lost ({how})"
     except RayTaskError as error:
         problem = _unexpected(job, error)
-    except (OSError, UserError) as error:
+    except OSError as error:
+        problem = _unwritable(job, error)
+    except UserError as error:
         problem = str(error)
     if not problem and not is_complete(job):
         problem = "It left an incomplete run folder."
@@ -80,7 +81,7 @@ def _train(job: Job, workers: int, shared: Shared) -> str:
     """Start the workers and wait until all have ended or one has a problem, which is returned.
 
     Raises:
-        gang.Lost: If a worker or a machine died.
+        Lost: If a worker or a machine died.
         Stop: If the driver asks for it.
     """
     reader, told, told_at = progress_of_job(job), None, -TELL_EVERY_S
@@ -91,15 +92,25 @@ def _train(job: Job, workers: int, shared: Shared) -> str:
             if progress != told and (looked or time.monotonic() - told_at >= TELL_EVERY_S):
                 tune.report({"progress": asdict(progress)})
                 told, told_at = progress, time.monotonic()
-            if (job.folder / STOP).exists():
+            if _is_asked_to_stop(job):
                 raise Stop
     return gang.problem
+
+
+def _is_asked_to_stop(job: Job) -> bool:
+    with contextlib.suppress(OSError):  # what the file system does not say at this moment it says a second later
+        return (job.folder / STOP).exists()
+    return False
+
+
+def _unwritable(job: Job, error: OSError) -> str:
+    return f"Its run folder must be writable, got {(error.strerror or type(error).__name__)!r} [{job.folder}]."
 
 
 def _unexpected(job: Job, error: RayTaskError) -> str:
     """Return a sentence for a bug, and leave its traceback in the run folder; what a disk refuses is none."""
     if isinstance(error.cause, OSError) and error.cause.errno in REFUSED:
-        return f"Its run folder must be writable, got {error.cause.strerror!r} [{job.folder}]."
+        return _unwritable(job, error.cause)
     with contextlib.suppress(OSError):
         (job.folder / TRACEBACK).write_text(str(error), encoding="utf-8")
     first = (str(error.cause).splitlines() or [""])[0]

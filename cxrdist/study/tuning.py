@@ -87,8 +87,9 @@ def title(params: dict[str, Any]) -> str:
 
 def _trainable(shared: Shared) -> type:
     """Return what Tune starts for each trial."""
+    unnamed: Any = wrap_function(tune.with_resources(tune.with_parameters(run_trial, shared=shared), place))
 
-    class Named(wrap_function(tune.with_resources(tune.with_parameters(run_trial, shared=shared), place))):
+    class Named(unnamed):
         def __repr__(self) -> str:  # Ray asks for it once, when the process is there
             return title(self.config)
 
