@@ -5,7 +5,11 @@ from importlib import import_module
 
 import pytest
 
-LAZY = [("cxrdist.phantom", "write_phantoms", "write"), ("cxrdist.dicom", "read_radiograph", "radiograph")]
+LAZY = [
+    ("cxrdist.phantom", "write_phantoms", "write"),
+    ("cxrdist.dicom", "read_radiograph", "radiograph"),
+    ("cxrdist.report", "write_report", "write"),
+]
 """Package, one of its names, and the module that has it."""
 
 
