@@ -16,10 +16,11 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.study.choice import Chosen
 from cxrdist.study.config import StudyConfig
+from cxrdist.study.folders import make_way
 from cxrdist.study.graph import Graph
 from cxrdist.study.ledger import Ledger, claim
 from cxrdist.study.plan import Identity, Job, Plan, plan_study
-from cxrdist.study.run import TO_RUN, Status, _make_way, run_study, study_status
+from cxrdist.study.run import TO_RUN, Status, run_study, study_status
 from cxrdist.study.watching import Watchers
 
 STUDIES = sorted((shipped("launch") / "studies").glob("*.yaml"))
@@ -296,7 +297,7 @@ def test_two_stages_of_equal_content_run_once(shards, tmp_path):
 def test_going_back_to_an_earlier_study_brings_its_results_back(tmp_path):
     old, new = make_job(tmp_path), make_job(tmp_path, key="k1")
     for job in (old, new, old, new):
-        _make_way(job, tmp_path)
+        make_way([job], tmp_path)
         if not job.folder.exists():
             finish(job)
             (job.folder / "trained").write_text(job.key)
@@ -309,7 +310,7 @@ def test_half_a_run_that_cannot_go_on_moves_aside(tmp_path):
     job = Job("cell", "train", "random--a--seed0", "k0", tmp_path / "cells" / "x", override(tree, {"shards": "new"}))
     claim(job)
     write_yaml(tree, job.folder / "config.yaml")
-    _make_way(job, tmp_path)
+    make_way([job], tmp_path)
     assert not job.folder.exists()
     assert [path.name for path in (tmp_path / "superseded").iterdir()] == ["random--a--seed0-k0"]
 

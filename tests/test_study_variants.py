@@ -11,7 +11,7 @@ from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
-from cxrdist.study.plan import Job, Plan, _key, plan_study
+from cxrdist.study.plan import Job, Plan, job_key, plan_study
 from cxrdist.study.run import run_study, study_status
 
 METHODS = ("mae", "simmim", "simclr", "moco_v2", "moco_v3", "byol", "swav", "dino", "dinov2", "supervised")
@@ -48,8 +48,8 @@ def read(tree: Tree, folder: Path, *settings: str, debug: bool = False) -> Study
 
 def test_names_that_configurations_got_later_change_no_key_of_a_finished_study():
     """Where this fails by a new field whose default means what was before, the field belongs into `LATER`."""
-    trained = _key("train", FinetuneConfig.build({"shards": "x"}, where="test"), None, ["m"])
-    pretrained = _key("pretrain", PretrainConfig.build({"shards": ["x"]}, where="test"), None, ["m"])
+    trained = job_key("train", FinetuneConfig.build({"shards": "x"}, where="test"), None, ["m"])
+    pretrained = job_key("pretrain", PretrainConfig.build({"shards": ["x"]}, where="test"), None, ["m"])
     assert (trained, pretrained) == ("fc9872bce1834842", "4b6dc06fdbed540e")
 
 

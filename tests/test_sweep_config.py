@@ -10,11 +10,12 @@ from helpers import finetune_tree, make_shards
 from cxrdist.config import override, read_yaml, shipped, write_yaml
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.study.folders import make_way
 from cxrdist.study.ledger import claim, claimed_by
 from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.sweep.draws import draw
 from cxrdist.study.sweep.history import History
-from cxrdist.study.sweep.plan import Planner, settle
+from cxrdist.study.sweep.plan import Planner
 from cxrdist.study.sweep.results import Findings, Row, check
 from cxrdist.study.sweep.run import expected_trials, plan_sweep, write_best
 from cxrdist.study.sweep.space import Space
@@ -201,17 +202,28 @@ def test_trial_is_known_by_its_content(shards, tmp_path):
         claim(trial.job)
     turned = plan_sweep(sweep(shards, search={"optim.weight_decay": {"grid": [0.1, 0.05]}}, trials=1), tmp_path)
     assert turned[1].job.key == before[1].job.key and turned[0].job.key != before[0].job.key
-    settle([trial.job for trial in turned], tmp_path)
+    make_way([trial.job for trial in turned], tmp_path, renamed=True)
     assert claimed_by(turned[1].job.folder) == turned[1].job.key and not turned[0].job.folder.exists()
     swapped = plan_sweep(sweep(shards, search={"optim.weight_decay": {"grid": [0.05, 0]}}, trials=1), tmp_path)
-    settle([trial.job for trial in swapped], tmp_path)
+    make_way([trial.job for trial in swapped], tmp_path, renamed=True)
     assert [claimed_by(trial.job.folder) for trial in swapped] == [before[1].job.key, before[0].job.key]
+
+
+def test_folder_comes_back_whatever_its_strategy_is_called(shards, tmp_path):
+    first = plan_sweep(sweep(shards, strategies={"x-moved": {}}, trials=1), tmp_path)[0].job
+    other = plan_sweep(sweep(shards, strategies={"x-moved": {}}, trials=1, seed=1), tmp_path)[0].job
+    claim(first)
+    for job in (other, first):
+        make_way([job], tmp_path, renamed=True)
+    assert claimed_by(first.folder) == first.key
 
 
 def test_missing_shards_and_weights_are_a_sentence(shards, tmp_path):
     with pytest.raises(UserError):
         plan_sweep(sweep(tmp_path / "none"), tmp_path)
-    with pytest.raises(UserError, match="Every weight file of a sweep must be there before it starts, got none at"):
+    with pytest.raises(
+        UserError, match="Every weight file of a sweep must be there before it starts, got none at .* or set"
+    ):
         plan_sweep(sweep(shards, run__model__weights="none.safetensors"), tmp_path)
 
 

@@ -110,7 +110,7 @@ def plan_study(study: StudyConfig, out: Path) -> Plan:
         config = _build(study, FinetuneConfig, tree, start, name, faults)
         if config is None:
             continue
-        key = _key("train", config, start, hashes[dataset])
+        key = job_key("train", config, start, hashes[dataset])
         folder = out / "cells" / name
         needs = (start.identity,) if start else ()
         limits = ways[variant].resources
@@ -143,6 +143,27 @@ def missing_weights(jobs: Sequence[Job]) -> dict[str, list[str]]:
         except UserError:
             missing.setdefault(weights, []).append(job.name)
     return missing
+
+
+def check_weights(jobs: Sequence[Job], *, of: str, way_out: str) -> None:
+    """Make sure that every weight file is there before the first hour is spent.
+
+    Args:
+        jobs: That will run.
+        of: What they belong to: "study".
+        way_out: What to do instead of putting the files there.
+
+    Raises:
+        UserError: If one is not; all are told.
+    """
+    missing = missing_weights(jobs)
+    if missing:
+        more = {path: f" and {len(names) - 2} more" if len(names) > 2 else "" for path, names in missing.items()}
+        told = [f"{path!r} (for {', '.join(names[:2])}{more[path]})" for path, names in missing.items()]
+        raise UserError(
+            f"Every weight file of a {of} must be there before it starts, got none at {'; '.join(told)}. Put "
+            f"{'it' if len(told) == 1 else 'them'} there, or {way_out}."
+        )
 
 
 @dataclass
@@ -263,7 +284,7 @@ def _stage_job(
         config = _build(study, FinetuneConfig, tree, start, f"stage {name}", faults)
     if config is None:
         return None
-    key = _key(method, config, start, [one for dataset in stage.datasets for one in hashes[dataset]])
+    key = job_key(method, config, start, [one for dataset in stage.datasets for one in hashes[dataset]])
     needs = (start.identity,) if start else ()
     held = _resources(study, f"stage {name}", faults, stage.resources)
     return Job("stage", method, name, key, out / "stages" / key, config.tree(), needs, resources=held)
@@ -333,7 +354,15 @@ def _absolute(weights: str, root: Path | None) -> str:
     return absolute_weights(weights if root is None or is_timm_name(weights) else str(root / weights))
 
 
-def _key(method: str, config: Config, start: Job | None, manifests: list[str]) -> str:
+def job_key(method: str, config: Config, start: Job | None, manifests: list[str]) -> str:
+    """Return the key of a job.
+
+    Args:
+        method: ``train`` or ``pretrain``.
+        config: Resolved.
+        start: The stage whose weights it starts from.
+        manifests: Hashes of its shard folders' manifests, in order.
+    """
     content = {name: value for name, value in flatten(config.tree()).items() if name not in FREE}
     content = {name: value for name, value in content.items() if name not in LATER or value != LATER[name]}
     if method == "pretrain":

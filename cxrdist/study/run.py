@@ -4,10 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 
-from cxrdist.config import read_yaml, write_yaml
+from cxrdist.config import write_yaml
 from cxrdist.dispatch import shown_map
 from cxrdist.dispatch.adaptive import adaptive_map
 from cxrdist.dispatch.cluster import cluster
@@ -24,12 +23,12 @@ from cxrdist.study.external_guards import (
     find_leaks,
     with_marks,
 )
+from cxrdist.study.folders import make_way
 from cxrdist.study.graph import Graph
 from cxrdist.study.guards import check_study, describe_confounds
-from cxrdist.study.ledger import Ledger, State, claimed_by, is_complete, ledger_of, writing
-from cxrdist.study.plan import Identity, Job, Plan, missing_weights, plan_study
+from cxrdist.study.ledger import Ledger, State, ledger_of, writing
+from cxrdist.study.plan import Identity, Job, Plan, check_weights, plan_study
 from cxrdist.study.room import check_room
-from cxrdist.train.run_folder import changes
 
 log = get_logger(__name__)
 
@@ -78,10 +77,13 @@ def run_study(
     ledger = ledger_of(study, out)
     with ledger.hold(), ExitStack() as connection:
         states = ledger.states(plan.jobs)
-        _check_weights([job for job in wanted if states[job.identity] in TO_RUN])
+        check_weights(
+            [job for job in wanted if states[job.identity] in TO_RUN],
+            of="study",
+            way_out="set `weights_root` to their folder",
+        )
         with writing(out):
-            for job in plan.jobs:
-                _make_way(job, out)
+            make_way(plan.jobs, out)
             write_yaml(study.tree(), out / "study.yaml")
         states = ledger.states(plan.jobs)
         todo = sum(states[job.identity] in TO_RUN for job in wanted)
@@ -155,46 +157,9 @@ def report_study(study: StudyConfig, out: Path) -> Path:
         )
 
 
-def _check_weights(todo: Sequence[Job]) -> None:
-    """Make sure that every weight file is there before the first hour is spent.
-
-    Raises:
-        UserError: If one is not; all are told.
-    """
-    missing = missing_weights(todo)
-    if missing:
-        more = {path: f" and {len(names) - 2} more" if len(names) > 2 else "" for path, names in missing.items()}
-        told = [f"{path!r} (for {', '.join(names[:2])}{more[path]})" for path, names in missing.items()]
-        raise UserError(
-            f"Every weight file of a study must be there before it starts, got none at {'; '.join(told)}. Put "
-            f"{'it' if len(told) == 1 else 'them'} there, or set `weights_root` to the folder that "
-            f"{'it is' if len(told) == 1 else 'they are'} in."
-        )
-
-
 def _cores() -> int:
     """Return the cores this process may use: a job of a cluster has a share of its machine (Linux; elsewhere all)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _make_way(job: Job, out: Path) -> None:
-    """Move a run folder of another configuration aside, and bring back this one's; nothing is thrown away.
-
-    What belongs to whom is told by the key; the configuration can differ besides, where shards have moved.
-    """
-    if job.kind == "external":  # lies in its cell's folder, and each of its files says what it is of
-        return
-    config, aside = job.folder / "config.yaml", out / "superseded"
-    key = claimed_by(job.folder)
-    moved = config.is_file() and not is_complete(job) and changes(read_yaml(config), job.tree)
-    if job.folder.is_dir() and (key != job.key or moved):
-        aside.mkdir(exist_ok=True)
-        places = (aside / f"{job.name}-{key}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(1))))
-        job.folder.rename(next(place for place in places if not place.exists()))
-    mine = aside / f"{job.name}-{job.key}"
-    if not job.folder.exists() and mine.is_dir() and not moved:
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        mine.rename(job.folder)
 
 
 def _failures(jobs: Sequence[Job], ledger: Ledger) -> dict[str, str]:

@@ -6,23 +6,20 @@ its number.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from cxrdist.config import Tree, override, read_yaml
+from cxrdist.config import Tree, override
 from cxrdist.datasets.shard_format import manifest_sha256
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights
 from cxrdist.study.config import TrialResources
-from cxrdist.study.ledger import claim, claimed_by, is_complete
-from cxrdist.study.plan import KEY_LENGTH, Job, _key
+from cxrdist.study.plan import KEY_LENGTH, Job, job_key
 from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.sweep.draws import Values
-from cxrdist.train.run_folder import changes
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Planner:
         """
         name = trial_name(strategy, number, generation)
         config = resolved(override(self.sweep.forms[strategy], values), where=name, stop_at=stop_at)
-        key = _key("train", config, None, self.manifests)
+        key = job_key("train", config, None, self.manifests)
         if donor is not None:
             key = hashlib.sha256(f"{key} from {donor.job.key}".encode()).hexdigest()[:KEY_LENGTH]
         job = Job(
@@ -152,31 +149,3 @@ def resolved(tree: Mapping[str, Any], *, where: str, stop_at: int | None = None)
         train = config.train.model_copy(update={"deepspeed": config.train.deepspeed.absolute()})
         config = config.model_copy(update={"train": train})
     return config
-
-
-def settle(jobs: Iterable[Job], out: Path) -> None:
-    """Bring the run folder of each job to its place, and move what is in the way aside; nothing is thrown away.
-
-    What belongs to whom is told by the key: a sweep whose spaces or grids have changed gives a number to other values.
-    """
-    jobs = list(jobs)
-    aside = out / "superseded"
-    for job in jobs:
-        config, key = job.folder / "config.yaml", claimed_by(job.folder)
-        # Shards may have moved under a run that has not ended; it cannot be continued then.
-        moved = config.is_file() and not is_complete(job) and changes(read_yaml(config), job.tree)
-        if job.folder.is_dir() and (key != job.key or moved):
-            aside.mkdir(exist_ok=True)
-            stale = "-moved" if moved else ""
-            places = (aside / f"{job.name}-{key}{stale}{n}" for n in chain([""], (f"-{n}" for n in count(1))))
-            job.folder.rename(next(place for place in places if not place.exists()))
-    there = (
-        {claimed_by(folder): folder for folder in aside.iterdir() if "-moved" not in folder.name}
-        if aside.is_dir()
-        else {}
-    )
-    for job in jobs:
-        if not job.folder.exists() and job.key in there:
-            job.folder.parent.mkdir(parents=True, exist_ok=True)
-            there.pop(job.key).rename(job.folder)
-            claim(job)

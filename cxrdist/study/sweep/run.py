@@ -8,14 +8,15 @@ from cxrdist.dispatch.cluster import cluster
 from cxrdist.errors import UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.log import get_logger
+from cxrdist.study.folders import make_way
 from cxrdist.study.ledger import Ledger, writing
-from cxrdist.study.plan import missing_weights
+from cxrdist.study.plan import check_weights
 from cxrdist.study.room import check_room
 from cxrdist.study.sweep.config import AshaScheduler, MedianScheduler, PbtScheduler, SweepConfig
 from cxrdist.study.sweep.draws import draw
 from cxrdist.study.sweep.history import History
 from cxrdist.study.sweep.journal import Journal
-from cxrdist.study.sweep.plan import Planner, Trial, resolved, settle
+from cxrdist.study.sweep.plan import Planner, Trial, resolved
 from cxrdist.study.sweep.population import Population, generation_ends, inherit, prune
 from cxrdist.study.sweep.results import Findings, Row, gather
 from cxrdist.study.sweep.schedulers import Asha, GoOn, MedianStopping, Rule
@@ -38,10 +39,7 @@ def plan_sweep(sweep: SweepConfig, out: Path) -> list[Trial]:
         first = [planner.trial(name, 0, {}) for name in sweep.forms]
     else:
         first = planner.trials(draw(sweep))
-    missing = missing_weights([trial.job for trial in first])
-    if missing:
-        told = "; ".join(f"{path!r} (for {names[0]})" for path, names in missing.items())
-        raise UserError(f"Every weight file of a sweep must be there before it starts, got none at {told}.")
+    check_weights([trial.job for trial in first], of="sweep", way_out="set `model.weights` to where they are")
     if isinstance(sweep.scheduler, PbtScheduler):
         return Population(planner).more(History())
     return [] if sweep.algorithm.name == "optuna" else first
@@ -159,7 +157,7 @@ def build_source(sweep: SweepConfig, out: Path, ledger: Ledger) -> SweepSource:
 
     def prepare(trials: Sequence[Trial]) -> None:
         with writing(out):
-            settle([trial.job for trial in trials], out.resolve())
+            make_way([trial.job for trial in trials], out.resolve(), renamed=True)
             for trial in trials:
                 if not supply.settled(trial):
                     inherit(trial)
