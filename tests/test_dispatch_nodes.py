@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,10 @@ def test_equal_versions_are_no_difference_and_many_nodes_are_not_all_named(monke
 
 def test_a_wheel_and_its_checkout_have_one_hash_and_changed_code_has_another(tmp_path):
     copy = tmp_path / "cxrdist"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "shipped"))
+    built = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    left_out = [pattern.removeprefix("**/") for pattern in built["exclude"]]
+    assert any([*PACKAGE.rglob(pattern)] for pattern in left_out)
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "shipped", *left_out))
     (copy / "shipped" / "shards").mkdir(parents=True)
     (copy / "shipped" / "shards" / "a.yaml").write_text("a: 1")
     (copy / "__pycache__").mkdir()

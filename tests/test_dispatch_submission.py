@@ -99,7 +99,7 @@ def head(tmp_path_factory):
 def other_code(tmp_path_factory):
     """This machine's code with one more file, for the time of a test."""
     changed = tmp_path_factory.mktemp("changed") / "cxrdist"
-    shutil.copytree(code._package(), changed, ignore=code.NOT_CODE)
+    shutil.copytree(code._package(), changed, ignore=shutil.ignore_patterns(*code.NOT_CODE))
     (changed / "findings" / "more.yaml").write_text("{}")
     return changed
 

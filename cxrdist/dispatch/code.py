@@ -6,13 +6,12 @@ from pathlib import Path
 
 import cxrdist
 from cxrdist.config import shipped
-from cxrdist.dispatch.versions import code_hash
+from cxrdist.dispatch.versions import NOT_CODE, code_hash
 from cxrdist.errors import UserError
 
 EXPECTED = "CXRDIST_EXPECTED"
 """Environment variable with the `code_version` that a submitted command must find on its machine."""
 
-NOT_CODE = shutil.ignore_patterns("__pycache__", "shipped", ".*")
 SHIPPED = ("launch", "shards")
 """Top-level folders that a wheel has inside of the package."""
 
@@ -39,10 +38,11 @@ def check_code(expected: str) -> None:
 def stage_code(folder: Path) -> Path:
     """Copy the package into `folder`, in the form that a wheel has, and return the copy."""
     copy = folder / "cxrdist"
-    shutil.copytree(_package(), copy, ignore=NOT_CODE)
+    without = shutil.ignore_patterns(*NOT_CODE)
+    shutil.copytree(_package(), copy, ignore=without)
     for name in SHIPPED:
         if shipped(name).is_dir():
-            shutil.copytree(shipped(name), copy / "shipped" / name, ignore=NOT_CODE)
+            shutil.copytree(shipped(name), copy / "shipped" / name, ignore=without)
     return copy
 
 

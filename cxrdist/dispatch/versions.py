@@ -8,6 +8,7 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,9 @@ PROGRAM, CODE = "cxrdist", "cxrdist code"
 DECISIVE = ("python", PROGRAM, CODE, "torch", "ray")
 """What must not differ: work would fail in the middle, or end with other numbers."""
 HASH_DIGITS = 12
+NOT_CODE = ("__pycache__", "shipped", "pictures", ".*")
+"""Names of files and folders that the program does without; a wheel leaves out pictures, and a checkout has elsewhere
+what a wheel carries along under `shipped`."""
 
 Versions = dict[str, str | None]
 """Name -> version; None where it is not installed."""
@@ -68,14 +72,11 @@ def versions_here() -> Versions:
 
 
 def code_hash(package: Path) -> str:
-    """Return a hash of the files of a package; a checkout and the wheel made of it have the same.
-
-    What a wheel carries along under `shipped` is left out: a checkout has it elsewhere.
-    """
+    """Return a hash of the files of a package, without `NOT_CODE`: a checkout and its wheel have the same."""
     files = []
     for path in package.rglob("*"):
         parts = path.relative_to(package).parts
-        if parts[0] != "shipped" and not any(part == "__pycache__" or part[0] == "." for part in parts):
+        if not any(fnmatch(part, pattern) for part in parts for pattern in NOT_CODE):
             files += [("/".join(parts), path)] * path.is_file()
     digest = hashlib.sha256()
     for name, path in sorted(files):
