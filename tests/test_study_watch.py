@@ -16,7 +16,7 @@ import pytest
 
 from cxrdist.config import shipped
 from cxrdist.log import get_logger
-from cxrdist.study.gauges import COUNTERS, GAUGES
+from cxrdist.study.gauges import COUNTERS, GAUGES, Gauges, gauges, values_of
 from cxrdist.study.live import Lines, LiveTable, drawn
 from cxrdist.study.outlook import Outlook, kinds_of
 from cxrdist.study.plan import Job
@@ -96,6 +96,19 @@ def test_steps_are_those_of_the_configuration_that_stands_in_the_folder(tmp_path
     (tmp_path / "metrics.jsonl").write_text(line_of(10))
     assert (reader.read().step, reader.known.steps) == (10, 150)
     assert progress_of_job(make_job(tree={"protocol": {"name": "knn"}})).read().steps == 0
+    assert progress_of_job(make_job(tree={"train": {"steps": 100, "stop_at": 20}})).read().steps == 20
+
+
+def test_a_look_at_other_datasets_has_no_steps_whatever_its_cell_has(tmp_path):
+    job = make_job(folder=tmp_path, kind="external", method="external")
+    for state in ("running", "done"):
+        (row,) = standings([job], {job.identity: state}, {})
+        assert (row.tree()["step"], row.tree()["steps"]) == (None, None)
+    assert "cxrdist_trial_steps" not in values_of(1, progress_of_job(job).read())
+    table = LiveTable("A study", todo=[job])
+    table.started(job, 1, 1)
+    table.progress(job, progress_of_job(job).read())
+    assert "0/" not in "".join(table.lines(100, 20))
 
 
 def test_a_pretraining_tells_its_loss_and_what_its_probe_finds(tmp_path):
@@ -351,6 +364,19 @@ def test_tensorboard_shows_each_cell_under_its_name(tmp_path):
 
 
 # Ray's metrics
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_metrics_that_fail_are_one_warning_and_the_study_goes_on(monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("no agent\nand more")
+
+    monkeypatch.setattr(Gauges, "refresh", fail)
+    with gauges("A study", total=1, every_s=0.01) as watch:
+        watch.ended(make_job(), "done", "")
+        time.sleep(0.1)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "The study goes on without Gauges: RuntimeError: no agent"
 
 
 WATCHED = """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxrdist.study.plan import Identity, Job
-from cxrdist.study.watching import Outcome, Progress
+from cxrdist.study.watching import Outcome, Progress, warn_without
 
 REFRESH_S = 2.0
 TRIAL = ("study", "trial", "kind")
@@ -118,7 +118,11 @@ def gauges(study: str, *, total: int, done: int = 0, every_s: float = REFRESH_S)
 
     def keep() -> None:
         while True:
-            watch.refresh()
+            try:
+                watch.refresh()
+            except Exception as error:  # a look must not cost the study, nor a traceback over its table
+                warn_without(watch, error)
+                return
             if ending.wait(every_s):
                 return
 

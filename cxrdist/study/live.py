@@ -187,7 +187,7 @@ def _row(running: Running, now: float) -> list[str]:
         running.job.name,
         str(running.attempt),
         str(running.workers),
-        f"{known.step:,}/{'?' if known.steps is None else f'{known.steps:,}'}" if running.progress else "-",
+        f"{known.step:,}/{'?' if known.steps is None else f'{known.steps:,}'}" if known.step or known.steps else "-",
         "-" if known.loss is None else f"{known.loss:.4g}",
         "-" if known.value is None else f"{known.value:.3f}",
         "-" if known.images_per_second is None else f"{known.images_per_second:,.0f}",

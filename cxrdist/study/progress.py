@@ -97,7 +97,7 @@ def progress_of(folder: Path, *, name: str = "", steps: int | None = None) -> Pr
 
 def progress_of_job(job: Job) -> ProgressReader:
     """Return a reader of a job's run."""
-    return progress_of(job.folder, name=job.name, steps=steps_of(job.tree))
+    return progress_of(job.folder, name=job.name, steps=steps_of_job(job))
 
 
 def ended_progress(job: Job) -> Progress:
@@ -105,18 +105,27 @@ def ended_progress(job: Job) -> Progress:
     try:
         result: dict[str, Any] = dict(json.loads(RunFolder(job.folder).result.read_bytes()))
     except (OSError, ValueError, TypeError):
-        return Progress(job.name, steps=steps_of(job.tree))
+        return Progress(job.name, steps=steps_of_job(job))
     score, made = result.get("score"), int(result.get("steps") or 0)
     at = float(result.get("time") or 0)
     return Progress(job.name, made, made, score, score, at, value_step=result.get("chosen_step"))
 
 
 def steps_of(tree: Tree) -> int | None:
-    """Return the optimizer steps that a resolved configuration asks for; neighbours are asked without any."""
+    """Return the optimizer steps that a resolved configuration asks for; neighbours are asked without any.
+
+    A run that is to stop earlier, as one of a population does, has that many.
+    """
     if (tree.get("protocol") or {}).get("name") == "knn":
         return 0
-    steps = (tree.get("train") or {}).get("steps")
-    return int(steps) if steps is not None else None
+    train = tree.get("train") or {}
+    ends = [int(train[name]) for name in ("steps", "stop_at") if train.get(name) is not None]
+    return min(ends, default=None)
+
+
+def steps_of_job(job: Job) -> int | None:
+    """Return the optimizer steps of a job; None of one that looks at other datasets: its tree is its cell's."""
+    return None if job.kind == "external" else steps_of(job.tree)
 
 
 def _steps_in(config: Path) -> int | None:

@@ -17,7 +17,7 @@ class Standing:
     job: Job
     state: State
     progress: Progress | None
-    """None of a job that has not begun."""
+    """None of a job that has not begun, and of one that makes no steps of its own."""
     reason: str = ""
 
     def tree(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def standings(
 
 
 def _progress(job: Job, state: State) -> Progress | None:
-    if state == "left" or not job.folder.is_dir():
+    if state == "left" or job.kind == "external" or not job.folder.is_dir():
         return None
     # A run that has ended has its result; one that has not, only what it wrote so far.
     return ended_progress(job) if state == "done" else progress_of_job(job).read()

@@ -82,5 +82,10 @@ class Watchers:
                 getattr(watch, event)(*facts)
             except Exception as error:  # a look must not cost the study
                 self.watches.remove(watch)
-                reason = (str(error).splitlines() or [""])[0]
-                log.warning("The study goes on without %s: %s: %s", type(watch).__name__, type(error).__name__, reason)
+                warn_without(watch, error)
+
+
+def warn_without(watch: object, error: Exception) -> None:
+    """Say in a line that the study goes on without one that looked on and failed."""
+    reason = (str(error).splitlines() or [""])[0]
+    log.warning("The study goes on without %s: %s: %s", type(watch).__name__, type(error).__name__, reason)
