@@ -131,7 +131,7 @@ def test_each_failure_is_one_sentence_and_the_rest_is_done(failing):
     assert len(errors) == 4
     assert errors[0].startswith("Error: broken failed: `model.backbone` must be a timm model, got 'vit_tinny'.")
     assert errors[1].startswith("blocked--a--seed0 failed: Stage broken failed: `model.backbone` must be")
-    assert errors[2].startswith("lost--a--seed0 failed: A weight file must hold tensors only")
+    assert errors[2].startswith("lost--a--seed0 failed: `model.weights`: A weight file must hold tensors only")
     assert errors[3].startswith("The report names what is missing")
 
 
