@@ -221,9 +221,7 @@ def test_folder_comes_back_whatever_its_strategy_is_called(shards, tmp_path):
 def test_missing_shards_and_weights_are_a_sentence(shards, tmp_path):
     with pytest.raises(UserError):
         plan_sweep(sweep(tmp_path / "none"), tmp_path)
-    with pytest.raises(
-        UserError, match="Every weight file of a sweep must be there before it starts, got none at .* or set"
-    ):
+    with pytest.raises(UserError, match=r"file of a sweep must be there before it starts, got none .* there, or set"):
         plan_sweep(sweep(shards, run__model__weights="none.safetensors"), tmp_path)
 
 

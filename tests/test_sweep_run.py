@@ -73,10 +73,13 @@ class Drawn:
         self.source: SweepSource = build_source(config, out, self.ledger)
         self.kill_after, self.events = kill_after, 0
         self.started: list[str] = []
+        self.began_with: dict[str, list[str]] = {}
+        """By trial, the checkpoints that lay there when it was started."""
         running: list[Job] = []
         while running or self.source.left():
             while len(running) < at_a_time and (job := self.source.next()) is not None:
                 self.started.append(job.name)
+                self.began_with[job.name] = [path.name for path in (job.folder / "checkpoints").glob("step-*")]
                 claim(job)
                 self.ledger.append("started", job)
                 running.append(job)
@@ -235,6 +238,25 @@ def test_killed_population_goes_on_as_if_nothing_had_been(shards, tmp_path):
         assert donors == {trial.job.name: trial.donor and trial.donor.name for trial in again.source.trials.values()}
 
 
+@pytest.mark.parametrize("change", [{"trials": 6}, {"every": 40}, {"seed": 1}])
+def test_changed_population_goes_on_from_checkpoints_of_its_own(shards, tmp_path, change):
+    """Folders of later generations that lie there are of other members: theirs are no reason to start from nothing."""
+
+    def population(*, trials: int = 4, every: int = 20, seed: int = 0) -> SweepConfig:
+        return sweep(shards, scheduler={"name": "pbt", "every": every}, trials=trials, seed=seed)
+
+    first = Drawn(population(), tmp_path / "changed")
+    with pytest.raises(KilledError):
+        Drawn(population(**change), tmp_path / "changed", kill_after=10)
+    changed = Drawn(population(**change), tmp_path / "changed")
+    for trial in changed.source.trials.values():
+        if trial.donor is not None and trial.job.name in changed.started:
+            assert f"step-{trial.from_step:08d}" in changed.began_with[trial.job.name]
+    assert changed.told() == Drawn(population(**change), tmp_path / "new").told()
+    back = Drawn(population(), tmp_path / "changed")
+    assert back.told() == first.told()
+
+
 def test_member_without_its_donors_checkpoint_is_a_sentence(shards, tmp_path):
     planner = Planner.of(sweep(shards, scheduler={"name": "pbt", "every": 20}, trials=4), tmp_path)
     first = Population(planner).more(History())
@@ -262,6 +284,7 @@ def test_optuna_that_is_not_there_is_a_sentence(shards, tmp_path, monkeypatch):
         build_source(sweep(shards, algorithm={"name": "optuna"}), tmp_path, Ledger(tmp_path / "ledger.jsonl"))
 
 
+@pytest.mark.slow
 def test_member_goes_on_from_its_donor_with_its_own_values(shards, tmp_path):
     """The order of the images and the optimizer's state go on; rate and decay are the member's own."""
     config = sweep(shards, steps=8, every=4, scheduler={"name": "pbt", "every": 4}, trials=4)

@@ -14,7 +14,8 @@ from zlib import crc32
 
 from cxrdist.errors import UserError
 from cxrdist.seeds import Purpose, stream
-from cxrdist.study.ledger import is_complete
+from cxrdist.study.folders import make_way, move_aside
+from cxrdist.study.ledger import claim, claimed_by, is_complete
 from cxrdist.study.sweep.config import PbtScheduler, SweepConfig
 from cxrdist.study.sweep.draws import Values, draw
 from cxrdist.study.sweep.history import History
@@ -92,6 +93,8 @@ class Population:
         self._planner = planner
         self._ends = generation_ends(planner.sweep)
         self._told: dict[str, list[list[Trial]]] = {name: [] for name in planner.sweep.forms}
+        self._renewed: set[str] = set()
+        """Strategies of which a generation was not the one that lay in its folders."""
 
     def more(self, history: History) -> list[Trial]:
         """Return the next generation of each strategy whose present one has ended."""
@@ -114,6 +117,35 @@ class Population:
     def settled(self, trial: Trial) -> bool:
         """Whether the generation after that of `trial` has begun: who its members go on from is decided."""
         return any((self._planner.out / "trials").glob(f"{trial.strategy}--*--gen{trial.generation + 1}"))
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Make the run folders of a generation ready, each with its donor's checkpoints.
+
+        Later generations follow from this one: where it is another than the one that lay there, they are moved aside,
+        and come back one by one if they are told again.
+
+        Raises:
+            UserError: If a donor's checkpoints are gone.
+        """
+        out = self._planner.out
+        self._renewed |= {trial.strategy for trial in trials if claimed_by(trial.job.folder) != trial.job.key}
+        for strategy, generation in {(trial.strategy, trial.generation) for trial in trials}:
+            for folder in sorted((out / "trials").glob(f"{strategy}--*--gen*")) if strategy in self._renewed else ():
+                if int(folder.name.rpartition("--gen")[2]) > generation:
+                    move_aside(folder, folder.name, out)
+        make_way([trial.job for trial in trials], out, renamed=True)
+        for trial in trials:
+            if trial.strategy in self._renewed and self._has_nothing_to_leave(trial):
+                move_aside(trial.job.folder, trial.job.name, out)
+            if not self.settled(trial):
+                inherit(trial)
+        prune(trials, out)
+
+    def _has_nothing_to_leave(self, trial: Trial) -> bool:
+        """Whether it has ended and its checkpoints are gone, so that it must train again for others to go on from."""
+        if trial.generation == len(self._ends) - 1 or not is_complete(trial.job):
+            return False
+        return not (trial.job.folder / "checkpoints" / checkpoint_name(trial.to_step)).is_dir()
 
     def _is_due(self, generations: Sequence[Sequence[Trial]], history: History) -> bool:
         if not generations:
@@ -164,7 +196,7 @@ def inherit(trial: Trial) -> None:
             f"A member of a population goes on from its donor's checkpoint, got none for {trial.job.name} "
             f"[in {trial.donor.name}]. Take the folders of its generation and of later ones out of `trials`."
         )
-    trial.job.folder.mkdir(parents=True, exist_ok=True)
+    claim(trial.job)
     partial = trial.job.folder / ".checkpoints"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=_link, ignore=shutil.ignore_patterns(".*"))

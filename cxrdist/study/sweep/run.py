@@ -17,7 +17,7 @@ from cxrdist.study.sweep.draws import draw
 from cxrdist.study.sweep.history import History
 from cxrdist.study.sweep.journal import Journal
 from cxrdist.study.sweep.plan import Planner, Trial, resolved
-from cxrdist.study.sweep.population import Population, generation_ends, inherit, prune
+from cxrdist.study.sweep.population import Population, generation_ends
 from cxrdist.study.sweep.results import Findings, Row, gather
 from cxrdist.study.sweep.schedulers import Asha, GoOn, MedianStopping, Rule
 from cxrdist.study.sweep.source import Listed, Supply, SweepSource
@@ -157,11 +157,10 @@ def build_source(sweep: SweepConfig, out: Path, ledger: Ledger) -> SweepSource:
 
     def prepare(trials: Sequence[Trial]) -> None:
         with writing(out):
-            make_way([trial.job for trial in trials], out.resolve(), renamed=True)
-            for trial in trials:
-                if not supply.settled(trial):
-                    inherit(trial)
-            prune(trials, out.resolve())
+            if isinstance(supply, Population):
+                supply.prepare(trials)
+            else:
+                make_way([trial.job for trial in trials], out.resolve(), renamed=True)
 
     return SweepSource(supply, rules, rule=rule, journal=journal, ledger=ledger, prepare=prepare)
 
