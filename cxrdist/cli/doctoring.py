@@ -1,7 +1,9 @@
 """`cxrdist doctor`: what this machine or a cluster has, what is missing, and what to do about it."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -54,8 +56,9 @@ def doctor(
         wrong = [path for path in paths or () if not path.startswith("/")]
         if wrong:
             raise UsageError(f"`--path` must be absolute, got {wrong[0]!r}: each node has a current folder of its own.")
-        with cluster(address):
-            shown = None if as_json else _show
+        out = sys.stdout  # in the block it is Ray's
+        with cluster(address, check=False):
+            shown = None if as_json else partial(_show, out=out)
             report = examine_cluster(list(dict.fromkeys(paths or ())), timeout_s=timeout, told=shown)
         findings, nodes = report.findings, report.nodes
     problems = sum(finding.state == "problem" for finding in findings)
@@ -69,10 +72,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _show(finding: "Finding") -> None:
-    typer.echo(f"{finding.state:<8}{finding.name:<{NAME_WIDTH}} {finding.found}")
+def _show(finding: "Finding", out: TextIO | None = None) -> None:
+    typer.echo(f"{finding.state:<8}{finding.name:<{NAME_WIDTH}} {finding.found}", file=out)
     if finding.state != "ok" and finding.remedy:
-        typer.echo(f"{'':<8}{'':<{NAME_WIDTH}} -> {finding.remedy}")
+        typer.echo(f"{'':<8}{'':<{NAME_WIDTH}} -> {finding.remedy}", file=out)
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from cxrdist import __version__
 from cxrdist.dispatch import Map
+from cxrdist.dispatch.nodes import check_versions
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger
 
@@ -50,14 +51,15 @@ SETTINGS = {
 
 
 @contextmanager
-def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
+def cluster(address: str | None, *, name: str = "", check: bool = True) -> Iterator[None]:
     """Connect to the cluster at `address` for the block; without one, start a local cluster and end it afterwards.
 
     A cluster that happens to run on this machine is never taken: only what is named.  Token authentication stays on.
-    The dashboard's list of jobs shows `name`, unless the job was submitted under another.
+    The dashboard's list of jobs shows `name`, unless the job was submitted under another.  Unless not to `check`, the
+    nodes of the cluster at `address` are asked for their versions before anything starts there; see `check_versions`.
 
     Raises:
-        UserError: If there is no cluster at `address`.
+        UserError: If there is no cluster at `address`, or if a node of it has another program.
     """
     os.environ.update(SETTINGS)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -97,6 +99,8 @@ def cluster(address: str | None, *, name: str = "") -> Iterator[None]:
             Path(os.devnull).open("w", encoding="utf-8") as nowhere,
             contextlib.redirect_stdout(sys.stderr if log.isEnabledFor(logging.DEBUG) else nowhere),
         ):
+            if address and check:
+                check_versions()
             yield
     finally:
         ray.shutdown()

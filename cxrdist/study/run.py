@@ -10,7 +10,6 @@ from cxrdist.config import write_yaml
 from cxrdist.dispatch import shown_map
 from cxrdist.dispatch.adaptive import adaptive_map
 from cxrdist.dispatch.cluster import cluster
-from cxrdist.dispatch.nodes import check_versions
 from cxrdist.errors import UserError
 from cxrdist.log import get_logger
 from cxrdist.report import CellFiles, write_report
@@ -90,8 +89,6 @@ def run_study(
         if todo:
             log.info("%d of %d jobs are done; %d to run.", len(wanted) - todo, len(wanted), todo)
             connection.enter_context(cluster(address, name=f"cxrdist study {study.title}"))
-            if address:
-                check_versions()
             _run_on_cluster(study, wanted, states, ledger, shown=shown)
             if not address:  # it has no more cores for the report than this process
                 connection.close()
