@@ -16,7 +16,8 @@ from cxrdist.cli.main import run
 from cxrdist.dicom import decode
 from cxrdist.doctor import examine, libraries, machine, measure
 from cxrdist.doctor.apart import look_apart
-from cxrdist.doctor.finding import look, tidy
+from cxrdist.doctor.finding import look
+from cxrdist.doctor.measure import tidy
 from cxrdist.doctor.places import judge
 
 STATES = {"ok", "note", "problem"}
@@ -202,6 +203,12 @@ def test_messages_of_libraries_lose_what_is_private():
     assert len(socket.gethostname()) <= 3 or socket.gethostname() not in text
     assert len(getpass.getuser()) <= 4 or getpass.getuser() not in text
     assert len(tidy("x" * 10_000)) < 400
+
+
+def test_what_a_node_says_of_its_own_failure_is_tidied_there():
+    code = "import sys; print(f'[W] first\\nno file {sys.argv[1]}\\n[W] last', file=sys.stderr)"
+    said = measure.run_script(code, [f"{sys.prefix}/lib/y.so"], 20.0, {})
+    assert said["err"] == "no file PREFIX/lib/y.so"
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -47,7 +47,8 @@ class Answer:
 
     value: Any = None
     fault: str = ""
-    """Part of a sentence: ``no answer within 60 s``."""
+    """Part of a sentence: ``no answer within 60 s``.  Of an error its type alone: the text may name what is private to
+    the node, and is logged for ``-v``."""
     gone: bool = False
     """Whether the fault is that the node is silent or dead, and not that the question failed there."""
     asked_at: float = 0.0
@@ -112,7 +113,8 @@ def ask(
 
     asked = list(nodes) if nodes is not None else [node for node in list_nodes() if node.alive]
     with _by_value(function):
-        task = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(function)
+        # Once more: Ray may have sent a question to the very process that an earlier one, out of time, is ended with.
+        task = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=1)(function)
         sent: dict[Any, tuple[Node, float]] = {}
         for node in asked:
             pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))
@@ -197,17 +199,14 @@ def _answer(reference: Any, asked_at: float) -> Answer:
         value = ray.get(reference, timeout=ANSWER_TIMEOUT_S)
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", None) or error
-        return Answer(fault=f"{type(cause).__name__}: {_last_line(str(cause))}")
+        log.debug("%s", error)
+        return Answer(fault=type(cause).__name__)
     except ray.exceptions.RuntimeEnvSetupError as error:
-        return Answer(fault=f"a runtime environment that cannot be set up: {_last_line(str(error))}")
+        log.debug("%s", error)
+        return Answer(fault="a runtime environment that cannot be set up")
     except ray.exceptions.RayError as error:  # the node or its worker has died
         return Answer(fault=f"{type(error).__name__}", gone=True)
     return Answer(value, asked_at=asked_at, answered_at=answered_at)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no more is known"
 
 
 @contextmanager

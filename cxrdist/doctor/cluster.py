@@ -11,7 +11,7 @@ from typing import Any
 
 from cxrdist.dispatch.nodes import Answer, Comparison, Node, ask, compare_versions, list_nodes, name_nodes
 from cxrdist.doctor import measure, reduction
-from cxrdist.doctor.finding import Finding, size, tidy
+from cxrdist.doctor.finding import Finding, size
 from cxrdist.doctor.machine import LEAST_DISK, LEAST_SHARED, SOME_DISK, SOME_FILES, SOME_SHARED
 from cxrdist.doctor.places import check_paths
 
@@ -263,9 +263,7 @@ def _stop(answer: Answer, said: dict[str, Any]) -> str:
     """Return how far a rank came, and why no further."""
     if answer.fault:
         return str(answer.fault)
-    lines = [line.strip() for line in answer.value["err"].splitlines()]
-    lines = [line for line in lines if line and not line.startswith("[W")]  # warnings of torch's compiled code
-    why = tidy(lines[-1]) if lines else "it waited until its time was over"
+    why = answer.value["err"] or "it waited until its time was over"
     return f"{said.get('step', 'not started')}, then {why}"
 
 

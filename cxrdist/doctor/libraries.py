@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cxrdist.doctor import measure
-from cxrdist.doctor.finding import Finding, Probe, size, tidy
+from cxrdist.doctor.finding import Finding, Probe, size
+from cxrdist.doctor.measure import tidy
 
 BUSY = 2**30
 """Bytes in use on a GPU, from which on somebody else computes there."""

@@ -3,7 +3,9 @@
 Where the system does not tell, a fact is None.
 """
 
+import getpass
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -12,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,10 @@ GPU_QUERY = "index,name,memory.total,memory.used,ecc.errors.uncorrected.volatile
 GPU_TIMEOUT_S = 20.0
 SIGHT_S, SIGHT_EVERY_S = 6.0, 0.3
 """How long a file of another machine may take to be seen; network file systems remember what a folder had."""
+LONGEST = 300
+"""Characters of a library's own message."""
+WARNING = "[W"
+"""How lines of torch's compiled code begin that tell of no error."""
 
 
 def now() -> float:
@@ -165,7 +173,8 @@ def new_mark() -> str:
 def run_script(source: str, arguments: list[str], limit_s: float, variables: dict[str, str]) -> dict[str, Any]:
     """Run Python code in a process of its own, with the libraries of this one; return its output and exit code.
 
-    The code is -1 where it took longer.  A worker that Ray gave no GPU hides them from its children: undone here.
+    Of its errors only the last line, tidied here, where what it names is known.  The code is -1 where it took longer.
+    A worker that Ray gave no GPU hides them from its children: undone here.
     """
     environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if not environment.get("CUDA_VISIBLE_DEVICES"):
@@ -178,7 +187,18 @@ def run_script(source: str, arguments: list[str], limit_s: float, variables: dic
     except subprocess.TimeoutExpired as error:
         out = error.stdout or b""
         return {"code": -1, "out": out if isinstance(out, str) else out.decode(errors="replace"), "err": ""}
-    return {"code": ended.returncode, "out": ended.stdout, "err": ended.stderr[-4000:]}
+    lines = [line.strip() for line in ended.stderr.splitlines()]
+    why = [tidy(line) for line in lines if line and not line.startswith(WARNING)][-1:]
+    return {"code": ended.returncode, "out": ended.stdout, "err": "".join(why)}
+
+
+def tidy(text: str) -> str:
+    """Return a library's message without this machine's name, its user, and where things lie: it gets published."""
+    for place, name in _private():
+        text = text.replace(place, name)
+    for word in _names():
+        text = re.sub(rf"\b{re.escape(word)}\b", "...", text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _has(path: Path) -> bool:
@@ -216,3 +236,21 @@ def _groups(controller: str, mount: str) -> list[Path]:
                 break
             place = place.parent
     return found
+
+
+def _private() -> Iterator[tuple[str, str]]:
+    for place, name in ((sys.prefix, "PREFIX"), (os.path.expanduser("~"), "~")):  # noqa: PTH111 - `home` may raise
+        if len(place) > 1:
+            yield place, name
+    with suppress(OSError):
+        here = str(Path.cwd())
+        if len(here) > 1:
+            yield here, "."
+
+
+def _names() -> list[str]:
+    names = []
+    for ask in (socket.gethostname, getpass.getuser):
+        with suppress(Exception):
+            names.append(ask())
+    return [name for name in names if len(name) > 3]  # `root` and shorter tell nothing, and are parts of words
