@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import finetune_tree, make_shards
 
+from cxrdist.cli.main import run
 from cxrdist.config import override, read_yaml, shipped, write_yaml
 from cxrdist.errors import UsageError, UserError
 from cxrdist.finetune.config import FinetuneConfig
@@ -216,6 +217,16 @@ def test_folder_comes_back_whatever_its_strategy_is_called(shards, tmp_path):
     for job in (other, first):
         make_way([job], tmp_path, renamed=True)
     assert claimed_by(first.folder) == first.key
+
+
+def test_paths_of_a_sweep_that_is_submitted_are_the_clusters(tmp_path, capsys):
+    write_yaml(tree("shards/a"), tmp_path / "sweep.yaml")
+    with pytest.raises(SystemExit) as ended:
+        run(["sweep", str(tmp_path / "sweep.yaml"), "--address", "http://127.0.0.1:9"])
+    assert (
+        ended.value.code == 2
+        and "got `--out` 'runs/sweep', `run.shards` 'shards/a'. Set them" in capsys.readouterr().err
+    )
 
 
 def test_missing_shards_and_weights_are_a_sentence(shards, tmp_path):

@@ -41,10 +41,10 @@ def sweep(
     from cxrdist.cli.submitting import named_in, submitted
 
     paths, files = named_in({"run": config.forms})
-    paths |= {"--out": out, "`run.shards`": config.base.shards}
+    paths |= {"`--out`": folder, "`run.shards`": config.base.shards}
     submitted(
         context, address, name=f"sweep {file.stem}", paths=paths, files=[file, *files],
-        keep=folder, ship_code=ship_code,
+        keep=folder / "submitted" if files else None, ship_code=ship_code,
     )  # fmt: skip
     if dry_run:
         _show_plan(config, folder, as_json)
