@@ -365,7 +365,7 @@ def test_ledger_on_a_full_disk_is_one_sentence(tmp_path, event):
 def test_study_folder_that_cannot_be_is_one_sentence(shards, tmp_path):
     (tmp_path / "file").touch()
     study = StudyConfig.build(study_tree(shards), where="test")
-    with pytest.raises(UserError, match="study folder must be writable, got 'Not a directory'"):
+    with pytest.raises(UserError, match="The folder must be writable, got 'Not a directory'"):
         run_study(study, tmp_path / "file" / "out")
 
 

@@ -260,7 +260,7 @@ def test_full_disk_ends_the_run_with_one_sentence(site):
     assert ended.code == 1
     assert "Traceback" not in ended.err
     assert ended.err.splitlines()[-1].startswith(
-        f"Error: The study folder must be writable, got 'No space left on device' [{out}]."
+        f"Error: The folder must be writable, got 'No space left on device' [{out}]."
     )
 
 

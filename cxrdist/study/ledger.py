@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cxrdist.errors import UserError
-from cxrdist.study.config import StudyConfig
 from cxrdist.study.external import is_evaluated
 from cxrdist.study.journal import FileJournal, ObjectJournal, SupersededError
 from cxrdist.study.lease import LEASE_S, Lease
@@ -38,7 +37,7 @@ REFUSED = (
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a disk's refusal during the block into a sentence that names the study `folder`.
+    """Turn a disk's refusal during the block into a sentence that names the `folder` of a study or a sweep.
 
     Raises:
         UserError: If the disk is full, read-only, gone ...
@@ -49,7 +48,7 @@ def writing(folder: Path) -> Iterator[None]:
         if error.errno not in (*REFUSED, errno.ENOENT):
             raise
         raise UserError(
-            f"The study folder must be writable, got {error.strerror!r} [{folder}]. "
+            f"The folder must be writable, got {error.strerror!r} [{folder}]. "
             "Make room there or choose another --out; the same command goes on from what is done."
         ) from None
 
@@ -269,8 +268,16 @@ class Ledger:
 MEANING: dict[str, State] = {"started": "running", "done": "done", "failed": "failed"}
 
 
-def ledger_of(study: StudyConfig, out: Path) -> Ledger:
-    """Return the ledger of `study` in the folder `out`.
+class Kept(Protocol):
+    """A study or a sweep, as a file."""
+
+    @property
+    def ledger(self) -> str | None:
+        """Where it is written what is done; None is a file in its folder."""
+
+
+def ledger_of(study: Kept, out: Path) -> Ledger:
+    """Return the ledger of a study or a sweep in the folder `out`.
 
     Raises:
         UserError: If the backend of its `ledger` is not installed.
