@@ -29,12 +29,13 @@ def importances(sweep: SweepConfig, rows: list[Row]) -> tuple[int, list[Importan
     """Return the step at which trials are compared, and the importance of each name, the greatest first.
 
     Trials that were stopped early have trained less, so all are compared at the last step that each of them came to:
-    by its best validation up to there.  Empty with fewer than `FEWEST` trials, or where all have one value.
+    by its best validation up to there.  Of a population only the first generation counts: later
+    members were trained with other values before.  Empty with fewer than `FEWEST` trials, or where all have one value.
     """
     from sklearn.ensemble import RandomForestRegressor  # noqa: PLC0415 - a second
     from sklearn.inspection import permutation_importance  # noqa: PLC0415
 
-    known = [row for row in rows if row.values]
+    known = [row for row in rows if row.values and row.trial.generation == 0]
     step = min((row.values[-1][0] for row in known), default=0)
     values = np.array([max(value for at, value in row.values if at <= step) for row in known])
     if len(known) < FEWEST or np.ptp(values) == 0:
