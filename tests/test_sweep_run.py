@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.sweep.draws import draw
 from cxrdist.study.sweep.history import History
 from cxrdist.study.sweep.importance import importances
+from cxrdist.study.sweep.journal import Journal
 from cxrdist.study.sweep.plan import Planner, Trial
 from cxrdist.study.sweep.population import Population, explore, inherit, next_generation
 from cxrdist.study.sweep.results import gather
-from cxrdist.study.sweep.run import build_source, write_findings
+from cxrdist.study.sweep.run import build_source, run_sweep, write_findings
 from cxrdist.study.sweep.source import SweepSource
 from cxrdist.study.sweep.space import Space
 from cxrdist.study.watching import Progress
@@ -68,7 +70,16 @@ class KilledError(Exception):
 class Drawn:
     """Runs the jobs of a sweep as the cluster would, with made-up validations; several at a time, in turn."""
 
-    def __init__(self, config: SweepConfig, out: Path, *, at_a_time: int = 3, kill_after: int | None = None) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        out: Path,
+        *,
+        at_a_time: int = 3,
+        kill_after: int | None = None,
+        fails: Sequence[str] = (),
+    ) -> None:
+        self.fails = fails
         self.ledger = Ledger(out / "ledger.jsonl")
         self.source: SweepSource = build_source(config, out, self.ledger)
         self.kill_after, self.events = kill_after, 0
@@ -90,6 +101,10 @@ class Drawn:
     def advance(self, trial: Trial) -> bool:
         """Make one more validation of a trial; return whether it goes on."""
         job = trial.job
+        if job.name in self.fails:
+            self.ledger.append("failed", job, error="Loss is not finite.")
+            self.source.ended(job, "failed", "Loss is not finite.")
+            return False
         seen = read_metrics(job.folder / "metrics.jsonl")
         step = seen[-1]["step"] if seen else trial.from_step
         if step < trial.to_step:  # else the kill came before the end was told
@@ -118,7 +133,7 @@ class Drawn:
 
     def told(self) -> dict[str, Any]:
         history = self.source.history
-        return {name: (history.ended[name], history.values[name]) for name in sorted(history.ended)}
+        return {name: (history.ended[name], history.values.get(name, [])) for name in sorted(history.ended)}
 
 
 @pytest.mark.parametrize("scheduler", [ASHA, {"name": "median", "grace": 20, "fewest": 2}])
@@ -236,6 +251,36 @@ def test_killed_population_goes_on_as_if_nothing_had_been(shards, tmp_path):
         again = Drawn(config, out)
         assert again.told() == whole.told()
         assert donors == {trial.job.name: trial.donor and trial.donor.name for trial in again.source.trials.values()}
+
+
+def test_every_report_is_written_once_however_often_a_population_is_begun_again(shards, tmp_path):
+    config = sweep(shards, scheduler={"name": "pbt", "every": 20}, trials=4)
+    Drawn(config, tmp_path)
+    before = (tmp_path / "rungs.jsonl").read_text()
+    assert Drawn(config, tmp_path).started == [] and (tmp_path / "rungs.jsonl").read_text() == before
+
+
+def test_member_that_has_failed_is_replaced_for_good_and_no_reason_to_fail(shards, tmp_path):
+    config = sweep(shards, scheduler={"name": "pbt", "every": 20}, trials=4)
+    first = Drawn(config, tmp_path, fails=["run--0001--gen1"])
+    assert [name for name, (how, _) in first.told().items() if how == "failed"] == ["run--0001--gen1"]
+    page = run_sweep(config, tmp_path)  # all have ended: no cluster is needed
+    checks = (page.parent / "checks.csv").read_text()
+    assert "Without an end: run--0001--gen1." in checks
+    assert "Loss is not finite." in (page.parent / "trials.csv").read_text()
+
+
+def test_trial_at_its_end_is_not_stopped_by_a_rung_that_stands_there(shards, tmp_path):
+    for name, scheduler in {"asha": {**ASHA, "grace": 80}, "median": {"name": "median", "grace": 80}}.items():
+        run = Drawn(sweep(shards, scheduler=scheduler), tmp_path / name, at_a_time=1)
+        assert {outcome for outcome, _ in run.told().values()} == {"done"}
+        assert Drawn(sweep(shards, scheduler=scheduler), tmp_path / name).told() == run.told()
+
+
+def test_full_disk_is_told_of_the_sweep_and_not_of_a_study(tmp_path):
+    (tmp_path / "rungs.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"^The folder must be writable, got 'Is a directory'"):
+        Journal(tmp_path / "rungs.jsonl").append({})
 
 
 @pytest.mark.parametrize("change", [{"trials": 6}, {"every": 40}, {"seed": 1}])

@@ -9,7 +9,7 @@ from cxrdist.errors import UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.log import get_logger
 from cxrdist.study.folders import make_way
-from cxrdist.study.ledger import Ledger, writing
+from cxrdist.study.ledger import Ledger, ledger_of, writing
 from cxrdist.study.plan import check_weights
 from cxrdist.study.room import check_room
 from cxrdist.study.sweep.config import AshaScheduler, MedianScheduler, PbtScheduler, SweepConfig
@@ -63,11 +63,12 @@ def run_sweep(sweep: SweepConfig, out: Path, *, address: str | None = None, show
         shown: Show progress.
 
     Raises:
-        UserError: If trials failed; the report is written all the same.  If no trial fits on the cluster, another run
-            of this sweep is going on, a file or a library is missing, or the folder cannot be written.
+        UserError: If trials failed that can be tried again; the report is written all the same.  If no trial fits on
+            the cluster, another run of this sweep is going on, a file or a library is missing, or the folder cannot be
+            written.
     """
     plan_sweep(sweep, out)  # tells what is wrong before anything is written
-    ledger = Ledger(out.resolve() / "ledger.jsonl", sweep.ledger)
+    ledger = ledger_of(sweep, out)
     with ledger.hold():
         with writing(out):
             write_yaml(sweep.tree(), out / "sweep.yaml")
@@ -80,7 +81,9 @@ def run_sweep(sweep: SweepConfig, out: Path, *, address: str | None = None, show
         found = gather(sweep, list(source.trials.values()), source.history)
         with writing(out):
             page = write_findings(found, out)
-    failed = [f"{row.name} failed: {row.reason}" for row in found.rows if row.state == "failed"]
+    # A member of a population that others have taken the place of stays as it is: a failed check on the page tells it.
+    again = [row for row in found.rows if row.state == "failed" and source.tried_again(row.trial)]
+    failed = [f"{row.name} failed: {row.reason}" for row in again]
     if failed:
         raise UserError(
             "\n".join([*failed, f"The report is of the others: {page}. The same command tries them again."])

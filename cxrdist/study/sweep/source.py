@@ -79,7 +79,8 @@ class SweepSource:
         self._supply, self._rules, self._rule = supply, rules, rule
         self._journal, self._ledger, self._prepare = journal, ledger, prepare
         self._waiting: list[Trial] = []
-        self._replayed = False
+        self._to_replay = journal.reports(rule)
+        """What was judged in earlier runs, of trials that have not been told yet."""
         self._fill()
 
     def next(self) -> Job | None:
@@ -91,6 +92,10 @@ class SweepSource:
         """Whether a trial has not started yet."""
         self._fill()
         return bool(self._waiting) or self._supply.left(self.history)
+
+    def tried_again(self, trial: Trial) -> bool:
+        """Whether a trial that has failed would be tried again by another run."""
+        return not self._supply.settled(trial)
 
     def reported(self, job: Job, progress: Progress) -> bool:
         """Give the rule what is new; return whether the trial goes on."""
@@ -120,6 +125,7 @@ class SweepSource:
             if known and step <= known[-1][0]:
                 continue
             goes_on = self._rules[trial.strategy].reported(trial.job.key, step, value)
+            goes_on = goes_on or step >= trial.to_step  # it has come to its end, and there is nothing left to stop
             self._write(trial, step, value, goes_on)
             known.append((step, value))
             if not goes_on:
@@ -141,25 +147,28 @@ class SweepSource:
             self._prepare(new)
             for trial in new:
                 self.trials[trial.job.identity] = trial
-            if not self._replayed:
-                self._replay(new)
-                self._replayed = True
+            self._replay(new)
             states = self._ledger.states([trial.job for trial in new])
             waiting = [trial for trial in new if not self._ended_before(trial, states[trial.job.identity])]
             started = [trial for trial in waiting if states[trial.job.identity] in ("running", "stopped")]
             self._waiting += started + [trial for trial in waiting if trial not in started]
 
-    def _replay(self, known: list[Trial]) -> None:
-        """Give the rules the reports that they judged, in their order, so that the rungs are what they were."""
+    def _replay(self, new: list[Trial]) -> None:
+        """Give the rules the reports that they judged of `new`, in order, so that the rungs are what they were."""
         # By key: under a number that has other values now, a trial may come back under another number.
-        by_key = {(trial.strategy, trial.job.key): trial for trial in known}
-        for line in self._journal.reports(self._rule):
-            trial = by_key.get((line["strategy"], line["key"]))
-            if trial is None:
+        by_key: dict[tuple[str, str], dict[str, Trial]] = {}
+        for trial in new:
+            by_key.setdefault((trial.strategy, trial.job.key), {})[trial.job.name] = trial
+        lines, self._to_replay = self._to_replay, []
+        for line in lines:
+            equal = by_key.get((line["strategy"], line["key"]))
+            if equal is None:
+                self._to_replay.append(line)
                 continue
+            trial = equal.get(line.get("name", "")) or next(iter(equal.values()))
             self._rules[trial.strategy].reported(trial.job.key, line["step"], line["value"])
             self.history.values.setdefault(trial.job.name, []).append((line["step"], line["value"]))
-            if not line["goes_on"]:
+            if not line["goes_on"] and line["step"] < trial.to_step:
                 self._stop(trial, line["step"], line["value"])
 
     def _ended_before(self, trial: Trial, state: State) -> bool:
@@ -167,6 +176,7 @@ class SweepSource:
             return True
         if state == "failed" and self._supply.settled(trial):
             self.history.ended[trial.job.name] = "failed"
+            self.history.reasons[trial.job.name] = self._ledger.failures().get(trial.job.identity, "")
             return True
         if not is_complete(trial.job):
             return False
