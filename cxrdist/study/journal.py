@@ -9,8 +9,6 @@ An event says in ``term`` under whose hold of the study it was written: the numb
 who holds the study, and a writer who holds it no longer learns so before it can write.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import random
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from uuid import uuid4
 
+from cxrdist.disk import append_line
 from cxrdist.errors import UserError
 from cxrdist.study.objects import Store
 
@@ -67,16 +66,7 @@ class FileJournal:
 
     def append(self, event: Event) -> None:
         """Add one line in one write, and wait until it is on the disk."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            with contextlib.suppress(OSError):  # no locks here: a line is still one write
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, (("\n" if torn else "") + json.dumps(event) + "\n").encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        append_line(self.path, json.dumps(event))
 
     def lines(self) -> list[Event]:
         """Return the events of jobs in order; the same list grows, and is another one if the file was replaced."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from cxrdist import __version__
 from cxrdist.config import Config, Tree, read_yaml, write_yaml
 from cxrdist.datasets.shard_format import manifest_sha256
+from cxrdist.disk import append_line
 from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
 from cxrdist.world import World
@@ -213,13 +214,7 @@ def read_test_accesses(folder: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, facts: dict[str, Any]) -> None:
-    line = json.dumps({"time": round(time.time(), 3), **facts}) + "\n"
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a line torn by a kill; this one must not become part of it
-                line = "\n" + line
-        file.write(line.encode())
+    append_line(path, json.dumps({"time": round(time.time(), 3), **facts}))
 
 
 def write_json(path: Path, tree: Any) -> None:

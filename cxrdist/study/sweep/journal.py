@@ -4,13 +4,13 @@ A line is on the disk before anything is done about it.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cxrdist.disk import append_line
 from cxrdist.study.ledger import writing
 from cxrdist.train.run_folder import read_lines
 
@@ -27,17 +27,9 @@ class Journal:
         Raises:
             UserError: If it cannot be written.
         """
-        line = json.dumps({"time": round(time.time(), 3), **facts}) + "\n"
         with writing(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                size = os.fstat(descriptor).st_size
-                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-                os.write(descriptor, (("\n" if torn else "") + line).encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            append_line(self.path, json.dumps({"time": round(time.time(), 3), **facts}))
 
     def reports(self, rule: str) -> list[dict[str, Any]]:
         """Return the reports that `rule` judged, in order."""
