@@ -153,6 +153,34 @@ class Resources(TrialResources):
             return self.patience
         return 1800 if self.autoscaling else 60
 
+    def of_trial(self) -> TrialResources:
+        """Return what a trial holds."""
+        return TrialResources(**{name: getattr(self, name) for name in TrialResources.model_fields})
+
+
+def ledger_url(ledger: str | None) -> str | None:
+    """Return the `ledger` of a study or a sweep.
+
+    Raises:
+        ValueError: If it is no folder of objects.
+    """
+    if ledger is not None and (wrong := check_url(ledger)):
+        raise ValueError(wrong)
+    return ledger
+
+
+def plain_names(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value`, whose names, and those one floor further in, become names of folders, joined by two hyphens.
+
+    Raises:
+        ValueError: If one cannot.
+    """
+    inner = [name for one in value.values() if isinstance(one, dict) for name in one]
+    wrong = [name for name in (*value, *inner) if not name.replace("-", "").replace("_", "").isalnum() or "--" in name]
+    if wrong:
+        raise ValueError(f"names must be letters, digits, '_' and single '-', got {', '.join(map(repr, wrong))}")
+    return value
+
 
 class StudyConfig(Config):
     """Strategies x datasets x variants x seeds, and the statistics over them."""
@@ -241,12 +269,8 @@ class StudyConfig(Config):
         lines += unknown_names(tree, where=where)
         raise UsageError("\n".join(dict.fromkeys(lines)))
 
-    @field_validator("ledger")
-    @classmethod
-    def _url(cls, ledger: str | None) -> str | None:
-        if ledger is not None and (wrong := check_url(ledger)):
-            raise ValueError(wrong)
-        return ledger
+    _url = field_validator("ledger")(ledger_url)
+    _plain = field_validator("datasets", "stages", "strategies", "variants", "dimensions")(plain_names)
 
     @field_validator("seeds")
     @classmethod
@@ -254,18 +278,6 @@ class StudyConfig(Config):
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"must be different numbers of 0 or more, got {seeds}.")
         return seeds
-
-    @field_validator("datasets", "stages", "strategies", "variants", "dimensions")
-    @classmethod
-    def _plain_names(cls, value: dict[str, Any]) -> dict[str, Any]:
-        # They become folder names, joined by two hyphens.
-        inner = [name for one in value.values() if isinstance(one, dict) for name in one]
-        wrong = [
-            name for name in (*value, *inner) if not name.replace("-", "").replace("_", "").isalnum() or "--" in name
-        ]
-        if wrong:
-            raise ValueError(f"names must be letters, digits, '_' and single '-', got {', '.join(map(repr, wrong))}")
-        return value
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -292,7 +292,7 @@ def _stage_job(
 
 def _resources(study: StudyConfig, job: str, faults: _Faults, *changes: Tree) -> TrialResources:
     """Return the study's resources with `changes`, later ones over earlier ones."""
-    tree = {name: getattr(study.resources, name) for name in TrialResources.model_fields}
+    tree = study.resources.of_trial().tree()
     for change in changes:
         tree = override(tree, change)
     try:

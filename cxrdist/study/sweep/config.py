@@ -9,8 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from cxrdist.config import Config, Tree, override
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.study.config import Resources
-from cxrdist.study.objects import check_url
+from cxrdist.study.config import Resources, ledger_url, plain_names
 from cxrdist.study.sweep.space import Space
 from cxrdist.train.run_folder import FREE, flatten
 
@@ -121,8 +120,8 @@ class SweepConfig(Config):
     """The fine-tuning: the content of a run file, with `shards`."""
 
     strategies: dict[str, Strategy] = {}
-    """Forms of the run that each get the same search, draws and budget, so that a comparison of the best is fair; none
-    is the run as it stands."""
+    """Forms of the run that each get the same search, draws (with ``optuna`` as many) and budget, so that a comparison
+    of the best is fair; none is the run as it stands."""
 
     search: dict[str, Space] = Field(min_length=1)
     """The values that are searched, by dotted name."""
@@ -168,21 +167,8 @@ class SweepConfig(Config):
         # A debug size takes a strategy out by null.
         return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
 
-    @field_validator("ledger")
-    @classmethod
-    def _url(cls, ledger: str | None) -> str | None:
-        if ledger is not None and (wrong := check_url(ledger)):
-            raise ValueError(wrong)
-        return ledger
-
-    @field_validator("strategies")
-    @classmethod
-    def _plain_names(cls, value: dict[str, Any]) -> dict[str, Any]:
-        # They become names of folders, joined to a number by two hyphens.
-        wrong = [name for name in value if not name.replace("-", "").replace("_", "").isalnum() or "--" in name]
-        if wrong:
-            raise ValueError(f"names must be letters, digits, '_' and single '-', got {', '.join(map(repr, wrong))}")
-        return value
+    _url = field_validator("ledger")(ledger_url)
+    _plain = field_validator("strategies")(plain_names)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -16,7 +16,6 @@ from cxrdist.datasets.shard_format import manifest_sha256
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights
-from cxrdist.study.config import TrialResources
 from cxrdist.study.plan import KEY_LENGTH, Job, job_key
 from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.sweep.draws import Values
@@ -94,9 +93,7 @@ class Planner:
             config.tree(),
             strategy=strategy,
             seed=config.seed,
-            resources=TrialResources(
-                **{one: getattr(self.sweep.resources, one) for one in TrialResources.model_fields}
-            ),
+            resources=self.sweep.resources.of_trial(),
         )
         return Trial(
             strategy,
