@@ -3,8 +3,8 @@
 import pytest
 import ray
 
-from cxrdist.study.config import TrialResources
 from cxrdist.study.gang import workers_here
+from cxrdist.study.resources import TrialResources
 from cxrdist.study.room import places
 
 

@@ -14,148 +14,12 @@ from cxrdist.errors import UsageError, unknown
 from cxrdist.report import ReportOptions
 from cxrdist.study.names import names_of_debug, names_of_settings, unknown_names, with_nested_changes, without_removed
 from cxrdist.study.objects import check_url
+from cxrdist.study.parts import Dataset, Stage, Strategy, Variant, together
+from cxrdist.study.resources import Resources
 from cxrdist.train.run_folder import flatten
 
 RECIPE_LEAVES_OUT = ("shards", "seed", "model.weights")
 """What datasets, seeds and strategies set."""
-
-
-class Dataset(Config):
-    """A packed dataset that the study trains on or learns from."""
-
-    shards: Path | Annotated[list[Path], Field(min_length=1)]
-    """Shard folder, or several that are one dataset together; relative to the study's `shards_root`."""
-
-    set: Tree = {}
-    """Changes of the recipe for this dataset's cells (``findings``, ``labels`` ...), dotted names or trees."""
-
-    resources: Tree = {}
-    """What its trials hold, where that differs from the study's ``resources``."""
-
-
-class Stage(Config):
-    """Work that cells share and that runs once: a pretraining, or a training whose backbone others start from."""
-
-    datasets: list[str] = Field(min_length=1)
-    """What it reads (their training splits); one for `train`, any number for `pretrain`."""
-
-    pretrain: Tree | None = None
-    """A pretraining by any method; backbone and input size are the recipe's unless set here.  ``watch.shards`` may be
-    the name of a dataset of the study, which is all of its folders."""
-
-    train: Tree | None = None
-    """A supervised training; the recipe with these changes."""
-
-    start: str | None = None
-    """A stage whose weights it starts from."""
-
-    resources: Tree = {}
-    """What its trial holds, where that differs from the study's ``resources``."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.pretrain is None) == (self.train is None):
-            raise ValueError("a stage must have one of `pretrain` and `train`")
-        if self.train is not None and len(self.datasets) != 1:
-            raise ValueError(f"a stage with `train` must have one dataset, got {len(self.datasets)}")
-        return self
-
-
-class Strategy(Config):
-    """How the backbone of a cell gets its initial weights."""
-
-    stage: str | None = None
-    """The stage whose weights it starts from; null (and no ``model.weights`` in `set`) is random."""
-
-    stage_for: dict[str, str | None] = {}
-    """Other stages for single datasets, so that no cell starts from its own dataset's labels; null is random there.
-
-    Where `stage` is null, every target must be in it.
-    """
-
-    datasets: list[str] | None = Field(default=None, min_length=1)
-    """Targets that it gets cells on; null is all.  What is left out is absent by design, and no gap in a report."""
-
-    set: Tree = {}
-    """Changes of the recipe for this strategy's cells (``model.weights: file.safetensors`` ...), which are made last: a
-    strategy's own backbone is its own in every variant."""
-
-    resources: Tree = {}
-    """What its trials hold, where that differs from the study's ``resources``."""
-
-
-class Variant(Config):
-    """One way in which every strategy is asked: a size of the training set, a protocol, a resolution ..."""
-
-    set: Tree = {}
-    """Changes of the recipe for this variant's cells; over what a dataset sets, under what a strategy sets.  Stages are
-    the same for all variants."""
-
-    strategies: list[str] | None = Field(default=None, min_length=1)
-    """Strategies that get cells of it; null is all."""
-
-    datasets: list[str] | None = Field(default=None, min_length=1)
-    """Targets that get cells of it; null is all."""
-
-    resources: Tree = {}
-    """What its trials hold, where that differs from the study's ``resources``."""
-
-
-class TrialResources(Config):
-    """What one trial holds while it runs; its workers are placed together, all or none."""
-
-    workers: int = Field(default=1, ge=1)
-    """Processes that train together."""
-
-    min_workers: int | None = Field(default=None, ge=1)
-    """As few may go on where the cluster has lost machines and has no room for all; null is never fewer.
-
-    The global batch stays the same, so what is learnt does too, but for the order in which numbers are summed."""
-
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
-
-    placement: Literal["pack", "spread"] = "pack"
-    """On as few machines as have room, or on as many."""
-
-    retries: int = Field(default=2, ge=0)
-    """How often a trial goes on from its last checkpoint after a worker or its machine died."""
-
-    @model_validator(mode="after")
-    def _fewer(self) -> Self:
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"`min_workers` must be at most `workers`, got {self.min_workers} of {self.workers}")
-        return self
-
-    @property
-    def fewest(self) -> int:
-        """Return the number of workers that it runs on at least."""
-        return self.workers if self.min_workers is None else self.min_workers
-
-
-class Resources(TrialResources):
-    """What a trial holds unless its stage, strategy, variant or dataset says otherwise, and what holds for all."""
-
-    max_concurrent: int | None = Field(default=None, ge=1)
-    """Trials at a time; null is as many as fit."""
-
-    patience: float | None = Field(default=None, ge=0)
-    """Seconds that a trial waits for a machine to come, or to come back, while the cluster is too small for it; null is
-    60, and 1,800 where the cluster grows on demand."""
-
-    autoscaling: bool = False
-    """The cluster grows on demand: a trial that does not fit yet waits for it, where it would be refused."""
-
-    @property
-    def waits(self) -> float:
-        """Return how long a trial waits for a machine, in seconds."""
-        if self.patience is not None:
-            return self.patience
-        return 1800 if self.autoscaling else 60
-
-    def of_trial(self) -> TrialResources:
-        """Return what a trial holds."""
-        return TrialResources(**{name: getattr(self, name) for name in TrialResources.model_fields})
 
 
 def ledger_url(ledger: str | None) -> str | None:
@@ -396,7 +260,7 @@ class StudyConfig(Config):
             return self.variants or {"": Variant()}
         found = {}
         for values in product(*(one.items() for one in self.dimensions.values())):
-            way = _together([one for _, one in values])
+            way = together([one for _, one in values])
             if way is not None and self._cells_of(way):
                 found["-".join(name for name, _ in values)] = way
         return found
@@ -459,27 +323,3 @@ def _without_unknown(cls: type[Config], tree: Mapping[str, Any]) -> Tree:
                     node = node[parent]
                 node.pop(last)
     return copy
-
-
-def _together(values: Sequence[Variant]) -> Variant | None:
-    """Return the variant that has one value of each dimension; None if their limits leave nothing."""
-    limits = {
-        name: [set(given) for one in values if (given := getattr(one, name)) is not None]
-        for name in ("strategies", "datasets")
-    }
-    common = {name: sorted(set.intersection(*sets)) if sets else None for name, sets in limits.items()}
-    if [] in common.values():
-        return None
-    tree: Tree = {name: {} for name in Variant.model_fields if name not in common}
-    for one in values:
-        tree = {name: _then(before, getattr(one, name)) for name, before in tree.items()}
-    return Variant(**tree, **common)
-
-
-def _then(first: Tree, second: Tree) -> Tree:
-    """Return the changes that are `first` and then `second`: as dotted names, in the order in which they are made."""
-    both = {name: value for name, value in first.items() if name not in second}
-    for name, value in second.items():
-        # One name at a time, and none of the dots inside its value: as `override` takes a tree.
-        both[name] = override({"": first[name]}, {"": value})[""] if name in first else value
-    return both

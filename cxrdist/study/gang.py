@@ -19,10 +19,10 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cxrdist.errors import UserError
-from cxrdist.study.config import Resources, TrialResources
 from cxrdist.study.external import evaluate_external
 from cxrdist.study.ledger import is_complete
 from cxrdist.study.plan import Job
+from cxrdist.study.resources import Resources, TrialResources
 from cxrdist.study.room import places
 from cxrdist.world import World
 

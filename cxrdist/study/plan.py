@@ -20,8 +20,10 @@ from cxrdist.errors import UsageError, UserError, unknown
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights, is_timm_name, weight_files
 from cxrdist.pretrain.config import PretrainConfig
-from cxrdist.study.config import StudyConfig, TrialResources, Variant
+from cxrdist.study.config import StudyConfig
 from cxrdist.study.external import ask, external_job
+from cxrdist.study.parts import Variant
+from cxrdist.study.resources import TrialResources
 from cxrdist.train.run_folder import FREE, flatten
 
 KEY_LENGTH = 16

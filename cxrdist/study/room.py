@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxrdist.errors import UserError
-from cxrdist.study.config import Resources, TrialResources
+from cxrdist.study.resources import Resources, TrialResources
 
 LOOK_EVERY_S = 1.0
 """How old the list of machines may be: it is asked for many times a second."""

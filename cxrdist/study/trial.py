@@ -9,11 +9,11 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from cxrdist.errors import UserError
-from cxrdist.study.config import Resources
 from cxrdist.study.gang import Gang, Lost, Stop, Work
 from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
 from cxrdist.study.plan import Job
 from cxrdist.study.progress import progress_of_job
+from cxrdist.study.resources import Resources
 
 TRACEBACK = "traceback.txt"
 TELL_EVERY_S = 5.0

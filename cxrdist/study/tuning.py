@@ -12,11 +12,11 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.trainable.function_trainable import wrap_function
 
 from cxrdist.errors import UserError
-from cxrdist.study.config import Resources
 from cxrdist.study.feeder import Broken, Feeder
 from cxrdist.study.gang import Work, run_worker
 from cxrdist.study.graph import Source
 from cxrdist.study.ledger import Ledger, writing
+from cxrdist.study.resources import Resources
 from cxrdist.study.trial import Shared, run_trial
 from cxrdist.study.watching import Watch
 

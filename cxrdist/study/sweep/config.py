@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from cxrdist.config import Config, Tree, override
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.study.config import Resources, ledger_url, plain_names
+from cxrdist.study.config import ledger_url, plain_names
+from cxrdist.study.resources import Resources
 from cxrdist.study.sweep.space import Space
 from cxrdist.train.run_folder import FREE, flatten
 
