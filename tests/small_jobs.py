@@ -18,8 +18,8 @@ from cxrdist.dispatch.cluster import cluster
 from cxrdist.study import feeder
 from cxrdist.study.gang import End
 from cxrdist.study.graph import Graph
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import Ledger
-from cxrdist.study.plan import Job
 from cxrdist.study.resources import Resources, TrialResources
 from cxrdist.study.tuning import run_jobs
 from cxrdist.study.watching import Outcome, Progress

@@ -9,8 +9,8 @@ from cxrdist.study import feeder as feeding
 from cxrdist.study import room
 from cxrdist.study.feeder import Feeder
 from cxrdist.study.graph import Graph
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import Ledger
-from cxrdist.study.plan import Job
 from cxrdist.study.resources import Resources, TrialResources
 from cxrdist.study.watching import Watchers
 

@@ -21,11 +21,11 @@ from helpers import study_tree
 
 from cxrdist.errors import UsageError, UserError
 from cxrdist.study.config import StudyConfig
+from cxrdist.study.jobs import Job
 from cxrdist.study.journal import ObjectJournal, SupersededError
 from cxrdist.study.lease import Lease
 from cxrdist.study.ledger import Ledger, ledger_of
 from cxrdist.study.objects import DiskStore, RemoteStore, open_store
-from cxrdist.study.plan import Job
 
 FORK = multiprocessing.get_context("fork")
 LEASE_S, LONG_S = 1.0, 6.0

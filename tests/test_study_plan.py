@@ -18,8 +18,9 @@ from cxrdist.study.choice import Chosen
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.folders import make_way
 from cxrdist.study.graph import Graph
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.ledger import Ledger, claim
-from cxrdist.study.plan import Identity, Job, Plan, plan_study
+from cxrdist.study.plan import Plan, plan_study
 from cxrdist.study.run import TO_RUN, Status, run_study, study_status
 from cxrdist.study.watching import Watchers
 

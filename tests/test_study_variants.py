@@ -11,7 +11,8 @@ from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.guards import check_study, describe_confounds
-from cxrdist.study.plan import Job, Plan, job_key, plan_study
+from cxrdist.study.jobs import Job
+from cxrdist.study.plan import Plan, job_key, plan_study
 from cxrdist.study.run import run_study, study_status
 
 METHODS = ("mae", "simmim", "simclr", "moco_v2", "moco_v3", "byol", "swav", "dino", "dinov2", "supervised")

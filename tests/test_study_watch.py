@@ -17,9 +17,9 @@ import pytest
 from cxrdist.config import shipped
 from cxrdist.log import get_logger
 from cxrdist.study.gauges import COUNTERS, GAUGES, Gauges, gauges, values_of
+from cxrdist.study.jobs import Job
 from cxrdist.study.live import Lines, LiveTable, drawn
 from cxrdist.study.outlook import Outlook, kinds_of
-from cxrdist.study.plan import Job
 from cxrdist.study.progress import ended_progress, progress_of, progress_of_job
 from cxrdist.study.standing import standings
 from cxrdist.study.watching import Progress, Watchers
@@ -386,7 +386,7 @@ from pathlib import Path
 import ray
 from cxrdist.dispatch.cluster import cluster
 from cxrdist.study.gauges import gauges
-from cxrdist.study.plan import Job
+from cxrdist.study.jobs import Job
 from cxrdist.study.standing import standings
 from cxrdist.study.watching import Progress
 

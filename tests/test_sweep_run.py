@@ -21,8 +21,8 @@ from cxrdist.config import override, read_yaml, write_yaml
 from cxrdist.errors import UserError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.finetune.run import finetune
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import Ledger, claim
-from cxrdist.study.plan import Job
 from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.sweep.draws import draw
 from cxrdist.study.sweep.history import History

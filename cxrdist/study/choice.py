@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from cxrdist.errors import UsageError
-from cxrdist.study.plan import Job, Plan
+from cxrdist.study.jobs import Job
+from cxrdist.study.plan import Plan
 
 
 @dataclass(frozen=True)

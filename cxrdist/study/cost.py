@@ -24,7 +24,7 @@ from cxrdist.pretrain.build import build_task as build_pretraining
 from cxrdist.pretrain.build import example_batch
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.study.external import others_of
-from cxrdist.study.plan import Job
+from cxrdist.study.jobs import Job
 from cxrdist.train.engine import checkpoint_activations
 from cxrdist.train.flops import flops_per_image
 from cxrdist.train.task import BuildTask, MakeBatch

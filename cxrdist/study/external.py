@@ -24,7 +24,7 @@ from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.train.run_folder import write_json
 
 if TYPE_CHECKING:
-    from cxrdist.study.plan import Job
+    from cxrdist.study.jobs import Job
 
 FOLDER = "external"
 KEY_LENGTH = 16

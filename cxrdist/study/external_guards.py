@@ -11,7 +11,8 @@ from cxrdist.report import ExternalFiles, Guard
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.external import FOLDER, predictions_file, tested
 from cxrdist.study.guards import ancestors, folders_read, packed_from, reads_labels
-from cxrdist.study.plan import Identity, Job, Plan
+from cxrdist.study.jobs import Identity, Job
+from cxrdist.study.plan import Plan
 from cxrdist.train.run_folder import read_test_accesses
 
 Met = dict[tuple[str, str, str], list[str]]

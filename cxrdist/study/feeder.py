@@ -16,8 +16,8 @@ from ray.tune.search import Searcher
 
 from cxrdist.errors import UserError
 from cxrdist.study.graph import Source
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import Ledger, writing
-from cxrdist.study.plan import Job
 from cxrdist.study.resources import Resources
 from cxrdist.study.room import Room
 from cxrdist.study.trial import ask_to_stop

@@ -6,8 +6,8 @@ from itertools import chain, count
 from pathlib import Path
 
 from cxrdist.config import read_yaml
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import claim, claimed_by, is_complete
-from cxrdist.study.plan import Job
 from cxrdist.train.run_folder import changes
 
 

@@ -19,9 +19,8 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cxrdist.errors import UserError
-from cxrdist.study.external import evaluate_external
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import is_complete
-from cxrdist.study.plan import Job
 from cxrdist.study.resources import Resources, TrialResources
 from cxrdist.study.room import places
 from cxrdist.world import World
@@ -213,6 +212,7 @@ def run_worker(job: Job, rank: int, workers: int, resources: Resources, address:
     from cxrdist.finetune.run import finetune, open_test  # noqa: PLC0415
     from cxrdist.pretrain.config import PretrainConfig  # noqa: PLC0415
     from cxrdist.pretrain.run import pretrain  # noqa: PLC0415
+    from cxrdist.study.external import evaluate_external  # noqa: PLC0415
     from cxrdist.train.interrupt import Interrupted  # noqa: PLC0415
     from cxrdist.train.watchdog import RankLostError  # noqa: PLC0415
 

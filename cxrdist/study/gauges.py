@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cxrdist.study.plan import Identity, Job
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.watching import Outcome, Progress, warn_without
 
 REFRESH_S = 2.0

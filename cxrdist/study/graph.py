@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.ledger import Ledger, State
-from cxrdist.study.plan import Identity, Job
 from cxrdist.study.watching import Outcome, Progress, Watch
 
 

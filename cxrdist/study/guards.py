@@ -17,7 +17,8 @@ from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.report import Guard, row_name
 from cxrdist.stats.auroc import auroc
 from cxrdist.study.config import StudyConfig
-from cxrdist.study.plan import Identity, Job, Plan
+from cxrdist.study.jobs import Identity, Job
+from cxrdist.study.plan import Plan
 from cxrdist.train.run_folder import flatten, read_test_accesses
 
 FREE = ("model.weights", "shards", "seed", "findings", "input.workers")

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cxrdist.errors import UserError
-from cxrdist.study.external import is_evaluated
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.journal import FileJournal, ObjectJournal, SupersededError
 from cxrdist.study.lease import LEASE_S, Lease
 from cxrdist.study.objects import DiskStore, open_store
-from cxrdist.study.plan import Identity, Job
 from cxrdist.train.run_folder import write_json
 
 Event = Literal["started", "done", "failed", "lost"]
@@ -294,6 +293,8 @@ def _identity(line: dict[str, Any]) -> Identity:
 def is_complete(job: Job) -> bool:
     """Whether the run folder is this job's and holds what later work reads."""
     if job.kind == "external":  # each of its files says what it is of
+        from cxrdist.study.external import is_evaluated  # noqa: PLC0415 - most trials are none, and start sooner
+
         return is_evaluated(job)
     wanted = [job.folder / "result.json", job.folder / "model" / "model.safetensors"]
     if job.kind == "cell":

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 from cxrdist.log import Progress as Bar
 from cxrdist.log import clock, log_to, progress
+from cxrdist.study.jobs import Job
 from cxrdist.study.outlook import Outlook, Running, kinds_of
-from cxrdist.study.plan import Job
 from cxrdist.study.progress import ended_progress
 from cxrdist.study.watching import Outcome, Progress, Watch, Watchers
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from cxrdist.study.plan import Identity, Job
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.watching import Outcome, Progress
 
 Kind = tuple[str, str]

@@ -22,6 +22,7 @@ from cxrdist.models.locate import absolute_weights, is_timm_name, weight_files
 from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.external import ask, external_job
+from cxrdist.study.jobs import Job
 from cxrdist.study.parts import Variant
 from cxrdist.study.resources import TrialResources
 from cxrdist.train.run_folder import FREE, flatten
@@ -34,39 +35,6 @@ LOOKED_AT_EVERY = 100
 """What a pretraining's key says of `train.evaluate_every`: how often it is looked at changes no result."""
 SHARED_INPUT = ("image_size", "fit", "projection", "workers")
 """What a pretraining takes from the recipe's `input`: its backbone must fit the cells that start from it."""
-
-
-Identity = tuple[str, str, str]
-"""Kind, name and key of a job."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of a study, or the test of a finished cell on other datasets."""
-
-    kind: Literal["stage", "cell", "external", "trial"]
-    method: Literal["train", "pretrain", "external"]
-    name: str
-    """Readable: the stage's name, or `cell_name`, followed by ``--external`` where other datasets are asked."""
-    key: str
-    folder: Path
-    """Its run folder."""
-    tree: Tree
-    """Its resolved configuration."""
-    needs: tuple[Identity, ...] = ()
-    """The jobs that must be done before it."""
-    strategy: str = ""
-    dataset: str = ""
-    variant: str = ""
-    """Empty in a study without variants."""
-    seed: int = 0
-    resources: TrialResources = field(default_factory=TrialResources)
-    """What its trial holds; no part of the key, as it changes no result."""
-
-    @property
-    def identity(self) -> Identity:
-        """Return what tells it from every other job of its study; a key alone does not (see the module)."""
-        return self.kind, self.name, self.key
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cxrdist.config import Tree, read_yaml
 from cxrdist.errors import UserError
-from cxrdist.study.plan import Job
+from cxrdist.study.jobs import Job
 from cxrdist.study.watching import Progress
 from cxrdist.train.run_folder import RunFolder
 

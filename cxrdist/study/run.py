@@ -25,8 +25,9 @@ from cxrdist.study.external_guards import (
 from cxrdist.study.folders import make_way
 from cxrdist.study.graph import Graph
 from cxrdist.study.guards import check_study, describe_confounds
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.ledger import Ledger, State, ledger_of, writing
-from cxrdist.study.plan import Identity, Job, Plan, check_weights, plan_study
+from cxrdist.study.plan import Plan, check_weights, plan_study
 from cxrdist.study.room import check_room
 
 log = get_logger(__name__)

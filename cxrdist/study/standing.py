@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.ledger import State
-from cxrdist.study.plan import Identity, Job
 from cxrdist.study.progress import ended_progress, progress_of_job
 from cxrdist.study.watching import Progress
 

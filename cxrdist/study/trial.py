@@ -10,8 +10,8 @@ from ray.exceptions import RayTaskError
 
 from cxrdist.errors import UserError
 from cxrdist.study.gang import Gang, Lost, Stop, Work
+from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
-from cxrdist.study.plan import Job
 from cxrdist.study.progress import progress_of_job
 from cxrdist.study.resources import Resources
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from cxrdist.log import get_logger
 
 if TYPE_CHECKING:
-    from cxrdist.study.plan import Job
+    from cxrdist.study.jobs import Job
 
 log = get_logger(__name__)
 

@@ -16,7 +16,8 @@ from cxrdist.datasets.shard_format import manifest_sha256
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
 from cxrdist.models.locate import absolute_weights
-from cxrdist.study.plan import KEY_LENGTH, Job, job_key
+from cxrdist.study.jobs import Job
+from cxrdist.study.plan import KEY_LENGTH, job_key
 from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.sweep.draws import Values
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from cxrdist.study.jobs import Identity, Job
 from cxrdist.study.ledger import Ledger, State, is_complete
-from cxrdist.study.plan import Identity, Job
 from cxrdist.study.sweep.history import History, validations
 from cxrdist.study.sweep.journal import Journal
 from cxrdist.study.sweep.plan import Trial
