@@ -230,7 +230,7 @@ def test_a_problem_is_told_with_its_remedy_and_ends_with_exit_code_1(as_json, cl
         (["--path", "/x"], 2, "must come with `--address`"),
         (["--address", "127.0.0.1:1", "--path", "x"], 2, "`--path` must be absolute, got 'x'"),
         (["--address", "127.0.0.1:1"], 1, "must name a running Ray cluster"),
-        (["--address", "here"], 1, "must be HOST:PORT"),
+        (["--address", "here"], 2, "must be HOST:PORT"),
     ],
 )
 def test_wrong_use_is_one_sentence(arguments, code, sentence, cli):

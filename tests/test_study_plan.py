@@ -1,5 +1,6 @@
 """What a study would run, and what the ledger knows of it; no cluster."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -420,3 +421,12 @@ def test_a_cell_maps_labels_as_its_dataset_says_where_the_study_does_not(shards,
     assert {job.tree["labels"]["not_mentioned"] for job in plan(said).cells} == {"zeros"}
     # What is the default anyway changes no key.
     assert keys(plan(study_tree(shards))) == keys(plan(override(study_tree(shards), {"recipe.labels": {}})))
+
+
+def test_a_study_whose_ledger_is_elsewhere_makes_its_folder(shards, tmp_path, monkeypatch):
+    tree = study_tree(shards, ledger=(tmp_path / "ledger").as_uri(), targets=["a"], strategies={"random": {}})
+    monkeypatch.setattr("cxrdist.study.run.cluster", lambda *about, **more: contextlib.nullcontext())
+    monkeypatch.setattr("cxrdist.study.run._run_on_cluster", lambda *about, **more: None)
+    with pytest.raises(UserError, match="No cell has ended"):
+        run_study(StudyConfig.build(tree, where="test"), tmp_path / "new" / "out")
+    assert (tmp_path / "new" / "out" / "study.yaml").is_file()

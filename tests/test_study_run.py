@@ -223,7 +223,7 @@ def test_address_without_a_cluster_is_told_at_once(site):
 @pytest.mark.parametrize("address", ["localhost", "10.0.0.1:x"])
 def test_malformed_address_is_told(site, address):
     ended = site.run("run", site.write("good"), "--out", site.root / "nowhere", "--address", address)
-    assert ended.code == 1
+    assert ended.code == 2
     assert "Error: `--address` must be HOST:PORT or `auto`, got" in ended.err
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from cxrdist.errors import UserError
 
-KEPT = "Interrupted. What is finished stays; the same command goes on from there, that of a run with --resume auto."
+KEPT = "Interrupted. What is finished stays; the same command goes on from there (a training with --resume auto)."
 NOTHING_KEPT = "Interrupted. Nothing of it is kept; the same command begins anew."
 AT_ONCE = ("bench", "compare", "datasets", "doctor", "plan", "power")
 """Commands that keep nothing before their end."""

@@ -99,6 +99,8 @@ def status(
     config, folder = _read(file, settings, debug), out or default_folder(file, debug=debug)
     status = study_status(config, folder)
     failures = ledger_of(config, folder).failures()
+    if not folder.is_dir():
+        typer.echo(f"Note: no study folder yet at {folder}.", err=True)
     _show_status(standings(status.plan.jobs, status.states, failures), as_json)
 
 

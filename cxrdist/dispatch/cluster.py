@@ -16,7 +16,7 @@ from typing import TypeVar
 from cxrdist import __version__
 from cxrdist.dispatch import Map
 from cxrdist.dispatch.nodes import check_versions
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.log import get_logger
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ def _knock(address: str) -> None:
     if not colon or not port.isdigit() or "://" in address:
         if address == "auto":
             return
-        raise UserError(f"`--address` must be HOST:PORT or `auto`, got {address!r}. Example: --address 10.0.0.5:6379")
+        raise UsageError(f"`--address` must be HOST:PORT or `auto`, got {address!r}. Example: --address 10.0.0.5:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:

@@ -7,7 +7,7 @@ a worker or a machine ends with all that it held, and another takes the job's pl
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from cxrdist.errors import UserError
+from cxrdist.log import get_logger
 from cxrdist.study.graph import Source
 from cxrdist.study.jobs import Job
 from cxrdist.study.ledger import Ledger, writing
@@ -22,6 +23,8 @@ from cxrdist.study.resources import Resources
 from cxrdist.study.room import Room
 from cxrdist.study.trial import ask_to_stop
 from cxrdist.study.watching import Outcome, Progress, Watch
+
+log = get_logger(__name__)
 
 PENDING, PENDING_AUTOSCALED = 4, 64
 """Trials that wait for their place at the same time: some, as a place takes a second; many where that makes the cluster
@@ -58,6 +61,7 @@ class Feeder(Searcher):
         self.broken = ""
         """Why nothing more is started, if the ledger cannot be written."""
         self._room = Room()
+        self._said_waiting = False
         self._live: dict[str, Attempt] = {}
         self._next: deque[Attempt] = deque()
 
@@ -145,6 +149,10 @@ class Feeder(Searcher):
         elif outcome == "lost":
             allowed = job.resources.retries + 1
             if attempt.number < allowed:
+                log.warning(
+                    "%s: %s. It goes on from its last checkpoint, attempt %d of %d.",
+                    job.name, reason, attempt.number + 1, allowed,
+                )  # fmt: skip
                 self._next.appendleft(Attempt(job, attempt.number + 1))
                 return
             outcome, reason = "failed", f"{reason}, attempt {attempt.number} of {allowed}."
@@ -170,8 +178,20 @@ class Feeder(Searcher):
         self.source.ended(job, known, reason)
         self.watch.ended(job, known, reason)
 
+    def _say_waiting(self, waiting: Sequence[Attempt]) -> None:
+        """Say once that nothing runs because others have the cluster: it looks like hanging else."""
+        idle = waiting and not any(attempt.placed for attempt in self._live.values())
+        if idle and not self._said_waiting and time.monotonic() - waiting[0].begun > HOLD_S:
+            self._said_waiting = True
+            held = waiting[0].job.resources
+            log.info(
+                "%s waits for %d workers of %g CPUs and %g GPUs; others have them now.",
+                waiting[0].job.name, waiting[0].workers, held.cpus_per_worker, held.gpus_per_worker,
+            )  # fmt: skip
+
     def _must_wait(self) -> bool:
         waiting = [attempt for attempt in self._live.values() if not attempt.placed]
+        self._say_waiting(waiting)
         full = self.resources.max_concurrent is not None and len(self._live) >= self.resources.max_concurrent
         # What waits for the cluster to grow waits for no other trial's place.
         here = [one for one in waiting if self._room.workers(one.job.resources) >= one.workers]

@@ -99,7 +99,11 @@ class Lease:
             free = bool(last and last.get("released"))
             if seen is None and not free:
                 host = (last or {}).get("host", "another machine")
-                log.info("A run of this study on %s has not ended; looking for a sign of it.", host)
+                log.info(
+                    "A run of this study on %s has not ended; waiting %g s at most for a sign of it.",
+                    host,
+                    self.lease_s,
+                )
                 seen, since = now, time.monotonic()
             elif not free and now != seen:
                 raise UserError(

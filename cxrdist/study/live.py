@@ -22,7 +22,13 @@ COLUMNS = ("job", "try", "workers", "step", "loss", "val AUROC", "img/s", "time"
 
 @contextmanager
 def watched(
-    title: str, *, todo: Iterable[Job] = (), done: Iterable[Job] = (), total: int | None = None, shown: bool = True
+    title: str,
+    *,
+    todo: Iterable[Job] = (),
+    done: Iterable[Job] = (),
+    total: int | None = None,
+    shown: bool = True,
+    label: str = "study",
 ) -> Iterator[Watchers]:
     """Watch jobs on the connected cluster during the block: on the terminal, and as Ray metrics.
 
@@ -32,23 +38,27 @@ def watched(
         done: Those that an earlier run has finished.
         total: How many there are, if there are more than these.
         shown: Whether anything goes to the terminal.
+        label: What a line of progress begins with.
     """
     from cxrdist.study.gauges import gauges  # noqa: PLC0415 - imports Ray
 
     todo, done = list(todo), list(done)
     total = len(todo) + len(done) if total is None else total
-    with gauges(title, total=total, done=len(done)) as measured, drawn(title, todo, done, total, shown=shown) as seen:
+    look = drawn(title, todo, done, total, shown=shown, label=label)
+    with gauges(title, total=total, done=len(done)) as measured, look as seen:
         yield Watchers([measured, seen])
 
 
 @contextmanager
-def drawn(title: str, todo: Sequence[Job], done: Sequence[Job], total: int, *, shown: bool = True) -> Iterator[Watch]:
+def drawn(
+    title: str, todo: Sequence[Job], done: Sequence[Job], total: int, *, shown: bool = True, label: str = "study"
+) -> Iterator[Watch]:
     """Show jobs during the block: as a table where there is a terminal, else in lines; see `watched`."""
     if shown and lives_here():
         with LiveTable(title, todo=todo, done=done, total=total) as table:
             yield table
         return
-    with progress("study", total, unit="jobs", shown=shown) as bar:
+    with progress(label, total, unit="jobs" if label == "study" else "trials", shown=shown) as bar:
         bar.skip(len(done))
         yield Lines(bar)
 
@@ -71,7 +81,9 @@ class Lines:
         """Nothing has ended."""
 
     def ended(self, job: Job, outcome: Outcome, reason: str) -> None:
-        """One more."""
+        """One more; a failure in a line of its own, as the lines of progress pass over some."""
+        if outcome == "failed" and self._bar.shown:
+            print(f"{job.name} failed: {reason}", file=sys.stderr, flush=True)
         self._bar.advance(note=f"{job.name} {outcome}")
 
 

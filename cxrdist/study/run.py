@@ -83,6 +83,7 @@ def run_study(
             way_out="set `weights_root` to their folder",
         )
         with writing(out):
+            out.mkdir(parents=True, exist_ok=True)  # the ledger may be elsewhere
             make_way(plan.jobs, out)
             write_yaml(study.tree(), out / "study.yaml")
         states = ledger.states(plan.jobs)

@@ -71,6 +71,7 @@ def run_sweep(sweep: SweepConfig, out: Path, *, address: str | None = None, show
     ledger = ledger_of(sweep, out)
     with ledger.hold():
         with writing(out):
+            out.mkdir(parents=True, exist_ok=True)  # the ledger may be elsewhere
             write_yaml(sweep.tree(), out / "sweep.yaml")
             source = build_source(sweep, out, ledger)
         if source.left():
@@ -187,5 +188,6 @@ def _run_on_cluster(sweep: SweepConfig, source: SweepSource, ledger: Ledger, *, 
     check_room(sweep.resources, [trial.job.resources for trial in trials])
     ended = [trial.job for trial in trials if trial.job.name in source.history.ended]
     todo = [trial.job for trial in trials if trial.job.name not in source.history.ended]
-    with watched(sweep.title, todo=todo, done=ended, total=expected_trials(sweep), shown=shown) as watch:
+    total = expected_trials(sweep)
+    with watched(sweep.title, todo=todo, done=ended, total=total, shown=shown, label="sweep") as watch:
         run_jobs(source, ledger, sweep.resources, watch)
