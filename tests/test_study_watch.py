@@ -334,6 +334,7 @@ def test_without_a_terminal_there_are_the_plain_lines(capsys, monkeypatch):
     lines = [re.sub(r", [^,]*(/s|each), .* left", "", line) for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         "study: 1/3 jobs (33 %)",
+        "cell1 failed: It broke.",
         "study: 2/3 jobs (66 %), cell1 failed",
         "study: 3/3 jobs (100 %), cell2 done",
     ]
