@@ -149,7 +149,8 @@ def test_a_cell_goes_on_with_fewer_workers_when_a_machine_is_gone_for_good(site,
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert events(out) == [("started", CELL), ("started", CELL), ("done", CELL)]
+    # Where the trial's own process died with its machine, nobody wrote that it was lost.
+    assert [one for one in events(out) if one[0] != "lost"] == [("started", CELL), ("started", CELL), ("done", CELL)]
     assert_close(predictions(out, CELL), predictions(undisturbed, CELL))
     assert not any(cluster.held().values()), cluster.held()
 
@@ -189,7 +190,8 @@ def test_a_cell_over_machines_with_addresses_of_their_own_outlives_one_of_them(s
         hosts[2].kill()
         _, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, err
-    assert events(out) == [("started", CELL), ("started", CELL), ("done", CELL)]
+    # Where the trial's own process died with its machine, nobody wrote that it was lost.
+    assert [one for one in events(out) if one[0] != "lost"] == [("started", CELL), ("started", CELL), ("done", CELL)]
     assert_close(predictions(out, CELL), predictions(undisturbed, CELL))
 
 

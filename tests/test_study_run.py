@@ -306,7 +306,8 @@ def test_two_workers_one_of_them_killed_agree_with_one(site):
     victim.kill()
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert ledger(together) == [("started", GOOD[0]), ("done", GOOD[0])]
+    assert ledger(together) == [(event, GOOD[0]) for event in ("started", "lost", "started", "done")]
+    assert "It goes on from its last checkpoint, attempt 2 of 3." in err
     columns = [name for name in predictions(alone, GOOD[0]) if name.startswith("p_")]
     one, two = (predictions(out, GOOD[0])[columns].to_numpy() for out in (alone, together))
     # Two ranks add in another order and training lets rounding grow: thousandths here, tenths for another seed.
