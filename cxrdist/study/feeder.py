@@ -33,6 +33,8 @@ HOLD_S = 10.0
 """When a trial has waited so long for its place, no further one is started until it has it: else many small trials
 would take in turn what a large one needs."""
 TOLD = "progress/"
+SAY_S = 30.0
+"""When nothing runs because all trials wait for their place, it is said after so long."""
 LOST = "Its process on the cluster was lost"
 
 
@@ -179,13 +181,13 @@ class Feeder(Searcher):
         self.watch.ended(job, known, reason)
 
     def _say_waiting(self, waiting: Sequence[Attempt]) -> None:
-        """Say once that nothing runs because others have the cluster: it looks like hanging else."""
+        """Say once that nothing runs yet, as where others have the cluster: it looks like hanging else."""
         idle = waiting and not any(attempt.placed for attempt in self._live.values())
-        if idle and not self._said_waiting and time.monotonic() - waiting[0].begun > HOLD_S:
+        if idle and not self._said_waiting and time.monotonic() - waiting[0].begun > SAY_S:
             self._said_waiting = True
             held = waiting[0].job.resources
             log.info(
-                "%s waits for %d workers of %g CPUs and %g GPUs; others have them now.",
+                "%s waits for its place: %d workers of %g CPUs and %g GPUs each.",
                 waiting[0].job.name, waiting[0].workers, held.cpus_per_worker, held.gpus_per_worker,
             )  # fmt: skip
 
