@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test check
+.PHONY: install demo test test-long check
 
 install: $(STAMP)
 
@@ -23,6 +23,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+
+test-long: install
+	$(BIN)/python -m pytest -n 1 -m long tests/test_study_cluster.py
 
 check: install
 	$(BIN)/ruff format --check cxrdist tests

@@ -99,7 +99,7 @@ def packed(tmp_path_factory) -> Path:
 def connected() -> Iterator[None]:
     """Hold one cluster for all studies: its workers have loaded torch once."""
     with cluster(None), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "cluster", lambda address: nullcontext())
+        patch.setattr(running, "cluster", lambda address, **about: nullcontext())
         yield
 
 

@@ -38,6 +38,7 @@ def thinned(folder: Path, out: Path, every: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.realdata
 def test_real_radiographs_become_a_report_without_a_blank_cell(realdata, tmp_path):
     for name, folder in FOLDERS.items():

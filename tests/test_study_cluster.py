@@ -24,7 +24,7 @@ from cxrdist.config import override, write_yaml
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.run import study_status
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 SECONDS = 600
 """What a shared machine may need for what takes it a minute alone."""
