@@ -186,3 +186,21 @@ def test_a_disk_that_refuses_ends_the_run_with_a_sentence(cluster, monkeypatch):
     cluster.end(1)
     assert cluster.ask() == Searcher.FINISHED
     assert "No space left on device" in cluster.feeder.broken and "Traceback" not in cluster.feeder.broken
+
+
+def test_that_nothing_runs_for_want_of_a_place_is_said_once_and_only_then(cluster, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="cxrdist")
+    clock = [0.0]
+    monkeypatch.setattr(feeding.time, "monotonic", lambda: clock[0])
+    cluster.feed(job("a"), job("b"), job("c"))
+    assert [cluster.ask(), cluster.ask()] == [("a", 1), ("b", 1)]
+    cluster.feeder.started("1")
+    clock[0] = 40.0
+    cluster.ask()
+    cluster.end(1)  # for a moment nothing runs
+    cluster.ask()
+    assert not [line for line in caplog.messages if "waits for its place" in line]
+    clock[0] = 71.0
+    cluster.ask()
+    cluster.ask()
+    assert len([line for line in caplog.messages if line.startswith("b waits for its place")]) == 1

@@ -64,6 +64,7 @@ class Feeder(Searcher):
         """Why nothing more is started, if the ledger cannot be written."""
         self._room = Room()
         self._said_waiting = False
+        self._idle_since = time.monotonic()
         self._live: dict[str, Attempt] = {}
         self._next: deque[Attempt] = deque()
 
@@ -182,12 +183,14 @@ class Feeder(Searcher):
 
     def _say_waiting(self, waiting: Sequence[Attempt]) -> None:
         """Say once that nothing runs yet, as where others have the cluster: it looks like hanging else."""
-        idle = waiting and not any(attempt.placed for attempt in self._live.values())
-        if idle and not self._said_waiting and time.monotonic() - waiting[0].begun > SAY_S:
+        now = time.monotonic()
+        if not waiting or any(attempt.placed for attempt in self._live.values()):
+            self._idle_since = now
+        elif not self._said_waiting and now - self._idle_since > SAY_S:
             self._said_waiting = True
             held = waiting[0].job.resources
             log.info(
-                "%s waits for its place: %d workers of %g CPUs and %g GPUs each.",
+                "%s waits for its place; workers: %d, each of %g CPUs and %g GPUs.",
                 waiting[0].job.name, waiting[0].workers, held.cpus_per_worker, held.gpus_per_worker,
             )  # fmt: skip
 
