@@ -85,7 +85,10 @@ def cluster(address: str | None, *, name: str = "", check: bool = True) -> Itera
             raise UserError(TOKEN.format(address)) from None
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if address:
-            raise UserError(f"`--address` must name a running Ray cluster, got {address!r}: {first}") from None
+            raise UserError(
+                f"`--address` must name a running Ray cluster that this machine is part of, got {address!r}: {first}. "
+                "Start the command on one of its machines; http://HOST:8265 has the head run a study, sweep or pack."
+            ) from None
         raise UserError(f"Ray must start on this machine, got: {first} The same command with `-v` says more.") from None
     finally:
         # Ray has put a handler of its own there, which ends the process at once.
