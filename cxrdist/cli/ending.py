@@ -14,7 +14,7 @@ from cxrdist.errors import UserError
 
 KEPT = "Interrupted. What is finished stays; the same command goes on from there (a training with --resume auto)."
 NOTHING_KEPT = "Interrupted. Nothing of it is kept; the same command begins anew."
-AT_ONCE = ("bench", "compare", "datasets", "doctor", "plan", "power")
+AT_ONCE = ("bench", "compare", "datasets", "doctor", "launch", "plan", "power")
 """Commands that keep nothing before their end."""
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EIO,

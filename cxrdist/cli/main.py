@@ -13,6 +13,7 @@ from cxrdist.cli import (
     comparing,
     doctoring,
     exporting,
+    launching,
     packing,
     planning,
     power,
@@ -46,6 +47,7 @@ for command in (
 app.command(epilog=comparing.EPILOG)(comparing.compare)
 app.add_typer(packing.shards, name="shards")
 app.add_typer(studying.study, name="study")
+app.add_typer(launching.launch, name="launch")
 app.add_typer(benching.bench, name="bench")
 
 

@@ -1,0 +1,159 @@
+"""What is to be launched, and on which machines."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cxrdist.config import read_tree
+from cxrdist.data.order import Batching
+from cxrdist.errors import UsageError
+from cxrdist.finetune.config import FinetuneConfig
+from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.study.config import StudyConfig
+from cxrdist.study.room import no_room, places
+from cxrdist.study.sweep.config import SweepConfig
+
+if TYPE_CHECKING:
+    from cxrdist.study.resources import TrialResources
+
+Kind = Literal["train", "pretrain", "study", "sweep"]
+AnyConfig = FinetuneConfig | PretrainConfig | StudyConfig | SweepConfig
+
+BESIDE_LOADING = 2
+"""CPU cores of a rank besides those that load images: its own, and one that writes checkpoints."""
+NAME_LENGTH = 40
+"""A SLURM queue and a Kubernetes object show or allow little more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command on so many machines; what a launcher has no use for is empty there."""
+
+    kind: Kind
+    file: Path
+    """The run's file as the user named it: absolute, or relative to `here`."""
+    text: str
+    """What stands in it."""
+    out: Path
+    """The run, study or sweep folder."""
+    here: Path
+    """The folder, absolute, from which the relative paths of the file lead."""
+    bin: Path
+    """The folder of the programs `cxrdist`, `torchrun`, `deepspeed` and `ray`."""
+    nodes: int
+    gpus_per_node: int
+    ranks_per_node: int
+    cpus_per_node: int
+    options: tuple[str, ...] = ()
+    """``--debug`` and ``--set`` with its values, handed on."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell for each machine, before anything else: ``module load cuda``."""
+    time: str | None = None
+    """Most that it may take, as SLURM writes it."""
+    sbatch: tuple[tuple[str, str], ...] = ()
+    """More options of ``sbatch``: (``partition``, ``gpu``)."""
+    hosts: tuple[str, ...] = ()
+    ssh_user: str | None = None
+    ssh_key: str | None = None
+    image: str | None = None
+    """The container image that has `cxrdist`."""
+    claim: str | None = None
+    """The PersistentVolumeClaim with shards and runs."""
+    mount: str | None = None
+    """Where shared storage is seen on the machines."""
+    queue: str | None = None
+    """The Kueue queue."""
+    instance: str | None = None
+    region: str | None = None
+    project: str | None = None
+    nfs: str | None = None
+    """SERVER:/PATH of shared storage."""
+
+    @property
+    def name(self) -> str:
+        """Return a name for the job: small letters, digits and single hyphens, begins with a letter."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.file.stem.lower()).strip("-")
+        return f"cxrdist-{words}"[:NAME_LENGTH].rstrip("-")
+
+    @property
+    def ranks(self) -> int:
+        """Return how many processes train together on all machines."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def cpus_per_rank(self) -> int:
+        """Return the CPU cores of each of them."""
+        return max(1, self.cpus_per_node // self.ranks_per_node)
+
+    @property
+    def words(self) -> list[str]:
+        """Return the words behind `cxrdist`, for processes that a launcher starts."""
+        return self.words_for(self.file, self.out)
+
+    @property
+    def ray_words(self) -> list[str]:
+        """Return the words behind `cxrdist`, for one process on a machine of a Ray cluster that starts the others."""
+        return self.ray_words_for(self.file, self.out)
+
+    def words_for(self, file: Path | str, out: Path | str) -> list[str]:
+        """Return `words` with the run's file and folder where they are on other machines."""
+        command = ["study", "run"] if self.kind == "study" else [self.kind]
+        resume = ["--resume", "auto"] if self.trains else []
+        return [*command, str(file), "--out", str(out), *resume, *self.options]
+
+    def ray_words_for(self, file: Path | str, out: Path | str, *, address: str = "auto") -> list[str]:
+        """Return `ray_words` with the run's file and folder, and the cluster, as they are elsewhere."""
+        words = [*self.words_for(file, out), "--address", address]
+        if self.trains:
+            words += ["--workers", str(self.ranks), "--cpus-per-worker", str(self.cpus_per_rank)]
+            if self.gpus_per_node:
+                words += ["--gpus-per-worker", f"{self.gpus_per_node / self.ranks_per_node:g}"]
+        return words
+
+    @property
+    def trains(self) -> bool:
+        """Return whether it is one training."""
+        return self.kind in ("train", "pretrain")
+
+
+def read_any(file: Path, settings: Sequence[str] = (), *, debug: bool = False) -> tuple[Kind, AnyConfig]:
+    """Return what a file describes: a fine-tuning, a pretraining, a study or a sweep.
+
+    Raises:
+        UsageError: If it is none of them, or if any name or value in it is wrong; all are listed.
+    """
+    tree = read_tree(file, settings, debug=debug)
+    if "strategies" in tree and "datasets" in tree:
+        return "study", StudyConfig.read(file, settings, debug=debug)
+    if "search" in tree:
+        return "sweep", SweepConfig.read(file, settings, debug=debug)
+    if "method" in tree or isinstance(tree.get("shards"), list):
+        return "pretrain", PretrainConfig.read(file, settings, debug=debug)
+    return "train", FinetuneConfig.read(file, settings, debug=debug)
+
+
+def default_cpus(config: AnyConfig) -> int:
+    """Return the CPU cores that a rank, or a trial's worker, has use for."""
+    if isinstance(config, FinetuneConfig | PretrainConfig):
+        return config.input.workers + BESIDE_LOADING
+    return math.ceil(config.resources.cpus_per_worker)
+
+
+def check_fits(config: AnyConfig, request: Request) -> None:
+    """Make sure that the run can be divided among these machines: now, and not once they are booked.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if isinstance(config, FinetuneConfig | PretrainConfig):
+        train = config.train
+        micro = train.micro_batch_size if isinstance(train.micro_batch_size, int) else None
+        Batching.plan(global_batch_size=train.global_batch_size, micro_batch_size=micro, world_size=request.ranks)
+        return
+    machine = {"CPU": float(request.cpus_per_node), "GPU": float(request.gpus_per_node)}
+    held: TrialResources = config.resources
+    if request.nodes * places(machine, held) < held.fewest:
+        raise UsageError(no_room(config.resources, [machine] * request.nodes))
