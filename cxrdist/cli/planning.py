@@ -1,7 +1,7 @@
 """`cxrdist plan`: what a run would need of the hardware, before any of it is booked."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -89,15 +89,19 @@ def plan(
         )
 
 
-def _read(run: Path, settings: Iterable[str]) -> "RunConfig":
-    """Return the configuration in `run`: of a pretraining if it has a `method` or a list of `shards`."""
-    from cxrdist.config import read_tree
+def _read(run: Path, settings: Sequence[str]) -> "RunConfig":
+    """Return the configuration in `run`, of one training."""
     from cxrdist.finetune.config import FinetuneConfig
+    from cxrdist.launch.request import read_any
     from cxrdist.pretrain.config import PretrainConfig
 
-    tree = read_tree(run, settings)
-    kind = PretrainConfig if "method" in tree or isinstance(tree.get("shards"), list) else FinetuneConfig
-    return kind.build(tree, where=run.name)
+    kind, config = read_any(run, settings)
+    if not isinstance(config, FinetuneConfig | PretrainConfig):
+        raise UsageError(
+            f"`plan` must be given the file of one training, got a {kind} [{run.name}]. "
+            f"Its parts and their cost: `cxrdist {'study run' if kind == 'study' else kind} {run} --dry-run`."
+        )
+    return config
 
 
 def _workload(config: "RunConfig", gpus: int) -> "tuple[Workload, list[str]]":
