@@ -25,7 +25,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 test-long: install
-	$(BIN)/python -m pytest -n 1 -m long tests/test_study_cluster.py
+	$(BIN)/python -m pytest -n 1 -m long $$(grep -l 'mark\.long' tests/test_*.py)
 
 check: install
 	$(BIN)/ruff format --check cxrdist tests

@@ -38,7 +38,7 @@ FEWER = {
     ],
     "scaling": ["targets=[nih14]"],
 }
-"""What is left out here for time; the files' own debug sizes have all of it."""
+"""What the shorter of the two tests leaves out for time."""
 
 
 def study_of(name: str) -> Path:
@@ -108,8 +108,22 @@ def connected() -> Iterator[None]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FEWER)
 def test_a_published_study_runs_to_its_report_on_phantoms(name, packed, connected, tmp_path):
-    study = StudyConfig.read(study_of(name), [f"shards_root={packed / 'shards'}", *FEWER[name]], debug=True)
-    out = tmp_path / name
+    runs_to_its_report(name, FEWER[name], packed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("published studies")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FEWER)
+def test_a_published_study_runs_to_its_report_with_nothing_left_out(name, packed, connected, tmp_path):
+    runs_to_its_report(name, [], packed, tmp_path)
+
+
+def runs_to_its_report(name: str, settings: list[str], packed: Path, folder: Path) -> None:
+    """Run a study at its debug size, and see each of its jobs done once and each strategy in its report."""
+    study = StudyConfig.read(study_of(name), [f"shards_root={packed / 'shards'}", *settings], debug=True)
+    out = folder / name
     assert running.run_study(study, out, shown=False).is_file()
     ledger = [json.loads(line) for line in (out / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
     cells = [line["name"] for line in ledger if line["event"] == "done" and line["kind"] == "cell"]
