@@ -23,8 +23,9 @@ from typing import Literal
 
 from cxrdist.errors import UsageError, UserError
 
-Launcher = Literal["python", "torchrun", "deepspeed", "srun", "openmpi", "mpich", "pmix", "environment"]
-"""Who started this process; ``environment``: someone who exports RANK and WORLD_SIZE as torchrun does."""
+Launcher = Literal["python", "torchrun", "deepspeed", "srun", "openmpi", "mpich", "pmix", "environment", "ray"]
+"""Who started this process; ``environment``: someone who exports RANK and WORLD_SIZE as torchrun does; ``ray`` says so
+itself."""
 
 FAMILIES: tuple[tuple[Launcher, str, str, str, tuple[str, ...]], ...] = (
     ("environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")),

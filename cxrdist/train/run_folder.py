@@ -174,6 +174,7 @@ def describe_environment(world: World, shards: Sequence[Path], seed: int) -> dic
     return {
         **_versions(),
         "world_size": world.world_size,
+        "launcher": world.launcher,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "seed": seed,
         "shard_manifests": [{"name": folder.name, "sha256": manifest_sha256(folder)} for folder in shards],
