@@ -51,6 +51,13 @@ def _option(key: str, value: str) -> str:
     return f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}"
 
 
+def with_head(text: str, lines: Sequence[str]) -> str:
+    """Return a shell file with `lines` as the comment at its top, in place of its own, up to the first other line."""
+    shebang, *rows = text.splitlines()
+    first = next(number for number, row in enumerate(rows) if row != "#" and not row.startswith("# "))
+    return "\n".join([shebang, *(f"# {line}".rstrip() for line in lines), *rows[first:]]) + "\n"
+
+
 def quote(words: Sequence[str]) -> str:
     """Return `words` as one line of shell that a shell takes apart into the same words."""
     return shlex.join(words)

@@ -1,0 +1,53 @@
+"""DeepSpeed's launcher over ssh, with the hostfile inside."""
+
+import re
+
+from cxrdist.errors import UsageError
+from cxrdist.launch.request import Request
+from cxrdist.launch.shell import check_line, fill, quote, read_shipped, this_run, with_head
+
+SHIPPED = "hostfile/train.sh"
+HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+"""What a hostfile and pdsh take for one host; pdsh makes several of brackets and commas."""
+
+
+def render_hostfile(request: Request) -> str:
+    """Return ``launch/hostfile/train.sh`` with one run and its hosts filled in.
+
+    Raises:
+        UsageError: If the request does not have a host for each machine.
+    """
+    hosts = list(dict.fromkeys(request.hosts))
+    if len(hosts) != request.nodes or len(hosts) < len(request.hosts):
+        raise UsageError(
+            f"`--host` must name each of {request.nodes} hosts once, got {', '.join(request.hosts) or 'none'}. "
+            "Example: --host host1 --host host2"
+        )
+    for host in hosts:
+        if not HOST.fullmatch(host):
+            raise UsageError(f"`--host` must be a name or an IPv4 address, got {host!r}. Example: --host host1")
+    cpus = [] if request.gpus_per_node else ["export DS_ACCELERATOR=cpu"]
+    lines = [
+        *this_run(request, request.words),
+        *cpus,
+        "cat >\"$own/hostfile\" <<'HOSTS'",
+        *(f"{host} slots={request.ranks_per_node}" for host in hosts),
+        "HOSTS",
+        'set -- "$own/hostfile" "$@"',
+    ]
+    return with_head(fill(read_shipped(SHIPPED), lines), _head(request, hosts))
+
+
+def _head(request: Request, hosts: list[str]) -> list[str]:
+    out = check_line("`--run-out`", str(request.out))
+    return [
+        f"{request.kind} {check_line('RUN.yaml', str(request.file))}: {request.ranks_per_node} processes on each of "
+        f"{', '.join(hosts)}, by DeepSpeed over ssh.",
+        "",
+        f"Start, on {hosts[0]}: bash FILE, where FILE is this file.",
+        "  It needs pdsh there, and ssh without a password from there to every host, itself too.",
+        f"Watch: it prints what all hosts print; tensorboard --logdir {quote([f'{out}/tb'])}",
+        "Stop: Ctrl-C, or `kill -TERM` of this script; the run saves a checkpoint. Never signal `deepspeed` itself: it",
+        "  would end every DeepSpeed run that you have on these hosts.",
+        "Go on: start it again.",
+    ]
