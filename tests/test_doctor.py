@@ -14,7 +14,7 @@ import pytest
 
 from cxrdist.cli.main import run
 from cxrdist.dicom import decode
-from cxrdist.doctor import examine, libraries, machine, measure
+from cxrdist.doctor import examine, folders, libraries, machine, measure
 from cxrdist.doctor.apart import look_apart
 from cxrdist.doctor.finding import look
 from cxrdist.doctor.measure import tidy
@@ -43,11 +43,12 @@ def only(probe):
     return finding
 
 
-@pytest.mark.parametrize("probe", machine.PROBES.values(), ids=lambda probe: probe.__name__)
+@pytest.mark.parametrize("probe", examine.PROBES.values(), ids=lambda probe: probe.__name__)
 def test_every_part_of_the_machine_has_a_finding(probe):
     for finding in look("probe", probe):
         assert finding.name != "probe", finding
         assert finding.state in STATES and finding.found
+        assert finding.state == "ok" or finding.remedy
 
 
 MISSING = [
@@ -103,7 +104,7 @@ def test_nothing_but_python_is_needed_to_look_at_the_machine(tmp_path):
     told = {line.split("|")[0]: line.split("|")[1:] for line in ended.stdout.splitlines()}
     assert told["compiler"][0] == "note" and "a C++ compiler" in told["compiler"][1]
     assert told["locale"][0] == "note"
-    assert told["python"][0] == "ok" and told["clock"][0] == "ok"
+    assert told["python"][0] == "ok" and told["clock"][0] != "problem"
     assert "could not" not in ended.stdout and "Error" not in ended.stdout
 
 
@@ -111,22 +112,22 @@ def test_folders_that_cannot_be_written_and_missing_shared_memory_are_problems(t
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file" / "below"))
     monkeypatch.setattr(measure, "SHARED_MEMORY", tmp_path / "gone")
-    disk = found(machine.disk)
+    disk = found(folders.disk)
     assert disk["disk: data folder"].state == "problem" and "XDG_DATA_HOME" in disk["disk: data folder"].remedy
     assert set(disk) == {f"disk: {name} folder" for name in ("data", "cache", "temporary", "current")}
     assert str(tmp_path) not in str(disk)
-    assert only(machine.shared_memory).state == "problem"
+    assert only(folders.shared_memory).state == "problem"
 
 
 def test_a_full_disk_and_a_small_one_are_told(monkeypatch):
     for free, state in ((10 * 2**30, "note"), (2**20, "problem")):
         monkeypatch.setattr(measure, "space", lambda folder, free=free: (1e15, free))
-        assert {finding.state for finding in found(machine.disk).values()} == {state}
+        assert {finding.state for finding in found(folders.disk).values()} == {state}
 
 
 def test_a_folder_that_refuses_files_is_a_problem(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")
-    finding = found(machine.disk)["disk: cache folder"]
+    finding = found(folders.disk)["disk: cache folder"]
     assert finding.state == "problem" and "not writable" in finding.found and "XDG_CACHE_HOME" in finding.remedy
 
 
@@ -165,6 +166,7 @@ def test_limits_of_a_control_group_and_of_those_above_it_count(version, tmp_path
         (tmp_path / "cpu,cpuacct" / "cpu.cfs_quota_us").write_text("-1\n")
         (tmp_path / "memory").mkdir()
         (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**30}\n")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert measure.cores() == 0.5
     assert measure.memory() == 2**30
     assert only(machine.cores).state == "note" and "OMP_NUM_THREADS=1" in only(machine.cores).remedy

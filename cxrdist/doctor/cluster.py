@@ -12,7 +12,8 @@ from typing import Any
 from cxrdist.dispatch.nodes import Answer, Comparison, Node, ask, compare_versions, list_nodes, name_nodes
 from cxrdist.doctor import measure, reduction
 from cxrdist.doctor.finding import Finding, size
-from cxrdist.doctor.machine import LEAST_DISK, LEAST_SHARED, SOME_DISK, SOME_FILES, SOME_SHARED
+from cxrdist.doctor.folders import LEAST_DISK, LEAST_SHARED, SOME_DISK, SOME_SHARED
+from cxrdist.doctor.machine import SOME_FILES
 from cxrdist.doctor.places import check_paths
 
 TIMEOUT_S = 60.0
@@ -172,7 +173,7 @@ def _equipment(nodes: Sequence[Node], paths: list[str], report: ClusterReport, t
 def _least(name: str, amounts: dict[Node, float | None], least: float, some: float, remedy: str) -> Finding:
     known = {node: amount for node, amount in amounts.items() if amount is not None}
     if not known:
-        return Finding(name, "note", "no node tells")
+        return Finding(name, "note", "no node tells", "`df -h` there.")
     lowest = min(known.values())
     low = [node for node, amount in known.items() if amount < some]
     if not low:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from cxrdist.doctor import folders, machine, network, programs
 from cxrdist.doctor.apart import look_apart
 from cxrdist.doctor.finding import Finding, look
-from cxrdist.doctor.machine import PROBES
 
+PROBES = {**machine.PROBES, **folders.PROBES, **network.PROBES, **programs.PROBES}
+"""What this process looks at itself."""
 APART = ("torch", "GPUs", "deepspeed", "timm", "ray", "other libraries", "DICOM decoders", "weights")
 """Probes of `libraries`, which this process does not load."""
 

@@ -41,5 +41,7 @@ def look(name: str, probe: Probe) -> Iterator[Finding]:
 
 
 def size(number: float) -> str:
-    """Return bytes as ``1.5 GiB``, below one GiB as ``64 MiB``."""
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+    """Return bytes as ``1.5 GiB``, below one GiB as ``64 MiB``, below one MiB as ``64 KiB``."""
+    if number >= 2**30:
+        return f"{number / 2**30:.1f} GiB"
+    return f"{number / 2**20:.0f} MiB" if number >= 2**20 else f"{number / 2**10:.0f} KiB"

@@ -2,18 +2,22 @@
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cxrdist.doctor import measure
 from cxrdist.doctor.finding import Finding, Probe, size
 from cxrdist.doctor.measure import tidy
+from cxrdist.doctor.programs import missing_tools
 
 BUSY = 2**30
 """Bytes in use on a GPU, from which on somebody else computes there."""
 LIBRARIES = ("lightly", "webdataset", "torchvision", "safetensors", "sklearn", "numba", "pyarrow", "cv2", "fsspec")
 """Beside those that have findings of their own."""
+DECODERS = ("python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle")
+SAMPLES = ("MR_small_jp2klossless.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm")
+"""One for each library that decodes; all hold the pixels of MR_small.dcm."""
 
 
 def torch() -> Iterator[Finding]:
@@ -62,8 +66,7 @@ def gpus() -> Iterator[Finding]:
     torch = importlib.import_module("torch")
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not there and not seen:
-        remedy = "Debug sizes and demos run without; for training, take a machine with GPUs."
-        yield Finding("GPUs", "note", "none: everything is computed on the CPU", remedy)
+        yield judge_no_gpus(measure.gpus_on_bus(), measure.gpu_fault())
         return
     if there and 0 < seen < len(there):
         yield Finding("GPUs", "note", f"{seen} of {len(there)} are visible to torch", "See CUDA_VISIBLE_DEVICES.")
@@ -71,6 +74,24 @@ def gpus() -> Iterator[Finding]:
         yield _condition(row)
     for number in range(seen):
         yield _computes(torch, number)
+
+
+def judge_no_gpus(on_bus: int, fault: str | None) -> Finding:
+    """Return the finding where no GPU can be used: how many the machine has, and why nvidia-smi fails (see there)."""
+    if fault:
+        remedy = (
+            "After an update of the driver restart the machine; else install the driver anew. In a container: "
+            "`--gpus all`, and as new a driver on the host as CUDA in the image needs."
+        )
+        return Finding("GPUs", "problem", f"nvidia-smi fails: {fault}", remedy)
+    if on_bus:
+        remedy = (
+            "Install NVIDIA's driver, or ask for them: `docker run --gpus all`, `podman run --device "
+            "nvidia.com/gpu=all`, `--gpus-per-node=1` (Slurm), `nvidia.com/gpu: 1` (Kubernetes)."
+        )
+        return Finding("GPUs", "note", f"the machine has {on_bus}, but this process cannot use them", remedy)
+    remedy = "Debug sizes and demos run without; for training, take a machine with GPUs."
+    return Finding("GPUs", "note", "none: everything is computed on the CPU", remedy)
 
 
 def _condition(row: dict[str, str]) -> Finding:
@@ -114,22 +135,37 @@ def deepspeed() -> Iterator[Finding]:
     yield Finding("deepspeed", "ok", f"{deepspeed.__version__}, accelerator {accelerator._name}")
     builders = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
     installed = importlib.import_module("deepspeed.git_version_info").installed_ops
-    buildable: list[str] = []
-    missing: list[str] = []
+    fits: dict[str, bool] = {}
     for name, builder in sorted(builders.items()):
         if name == "deepspeed_not_implemented":
             continue
         try:
-            fits = bool(installed.get(name)) or bool(builder.is_compatible(False))
+            fits[name] = bool(builder.is_compatible(False))
         except Exception:  # one that needs a toolkit which is not here raises
-            fits = False
-        (buildable if fits else missing).append(name)
-    text = f"can be built: {', '.join(buildable) or 'none'}; cannot: {', '.join(missing) or 'none'}"
-    if "cpu_adam" in missing:
-        remedy = "Needed for `train.offload` alone: install a C++ compiler (with GPUs, the CUDA toolkit as well)."
-        yield Finding("deepspeed operators", "note", text, remedy)
-    else:
-        yield Finding("deepspeed operators", "ok", text)
+            fits[name] = False
+    yield judge_operators(fits, {name for name in fits if installed.get(name)}, missing_tools())
+
+
+def judge_operators(fits: Mapping[str, bool], installed: Collection[str], missing: Sequence[str]) -> Finding:
+    """Return the finding for DeepSpeed's operators.
+
+    Args:
+        fits: Whether DeepSpeed says that an operator can be built; it does not ask for a compiler.
+        installed: Those that were built when it was installed.
+        missing: Tools that building takes and that are not here.
+    """
+    usable = [name for name in fits if name in installed or (fits[name] and not missing)]
+    others = [name for name in fits if name not in usable]
+    text = f"can be built: {', '.join(usable) or 'none'}; cannot: {', '.join(others) or 'none'}"
+    if missing:
+        text = f"without {', '.join(missing)} none can be built" + (f"; there are {', '.join(usable)}" * bool(usable))
+    if "cpu_adam" not in usable:
+        remedy = (
+            "Needed for `train.offload` alone: `apt-get install g++ ninja-build python3-dev` (with GPUs, the CUDA "
+            "toolkit as well)."
+        )
+        return Finding("deepspeed operators", "note", text, remedy)
+    return Finding("deepspeed operators", "ok", text)
 
 
 def timm() -> Iterator[Finding]:
@@ -153,15 +189,47 @@ def others() -> Iterator[Finding]:
 
 
 def decoders() -> Iterator[Finding]:
-    """Transfer syntaxes of DICOM."""
-    taken = importlib.import_module("cxrdist.dicom.decode").installed_decoders()
+    """Transfer syntaxes of DICOM, and whether the decoders of the compressed ones give the pixels that they should."""
+    again = f"Files in them become rejects: `pip install --force-reinstall --no-deps {' '.join(DECODERS)}`."
+    try:
+        taken = importlib.import_module("cxrdist.dicom.decode").installed_decoders()
+    except Exception as error:
+        text = tidy(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        yield Finding("DICOM decoders", "problem", f"do not load: {text}", again)
+        return
     missing = [name for name, decoder in taken.items() if not decoder]
     text = f"{len(taken) - len(missing)} of {len(taken)} transfer syntaxes"
     if missing:
-        remedy = "Files in them become rejects: `pip install python-gdcm pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle`."
+        remedy = f"Files in them become rejects: `pip install {' '.join(DECODERS)}`."
         yield Finding("DICOM decoders", "problem", f"{text}; none for {', '.join(missing)}", remedy)
+        return
+    wrong = _wrong_decoders(taken)
+    if wrong:
+        yield Finding("DICOM decoders", "problem", "; ".join(wrong), again)
     else:
         yield Finding("DICOM decoders", "ok", f"{text}, by {', '.join(sorted(set(taken.values())))}")
+
+
+def _wrong_decoders(taken: dict[str, str]) -> list[str]:
+    """Decode the small images that pydicom comes with, and return which fail: that a decoder loads says little."""
+    pydicom, pixels = importlib.import_module("pydicom"), importlib.import_module("pydicom.pixels")
+    find = importlib.import_module("pydicom.data").get_testdata_file
+    plain, wrong = find("MR_small.dcm", download=False), []
+    for sample in SAMPLES:
+        path = find(sample, download=False)
+        if not plain or not path:
+            continue
+        header = pydicom.dcmread(path)
+        syntax = header.file_meta.TransferSyntaxUID
+        decoder = taken[syntax.name]
+        try:
+            values = pixels.get_decoder(syntax).as_array(header, raw=True, decoding_plugin=decoder)[0]
+            fault = "" if bool((values == pixels.pixel_array(plain)).all()) else "wrong pixels"
+        except Exception as error:
+            fault = tidy(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if fault:
+            wrong.append(f"{syntax.name} by {decoder}: {fault}")
+    return wrong
 
 
 def weights() -> Iterator[Finding]:

@@ -1,14 +1,12 @@
-"""What this machine gives to any process: cores, memory, disk, limits, clock.  Needs only the standard library."""
+"""What this machine gives to any process: cores, memory, limits, clock.  Needs only the standard library."""
 
 import locale
 import os
 import platform
 import resource
 import sys
-import sysconfig
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,13 +17,15 @@ GIB = 2**30
 RELEASED = datetime(2026, 11, 1, tzinfo=UTC)
 """A clock before this is wrong."""
 PYTHON = (3, 11)
+CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
-LEAST_DISK, SOME_DISK = 1 * GIB, 20 * GIB
-LEAST_SHARED, SOME_SHARED = 256 * 2**20, 2 * GIB
-"""Containers get 64 MiB where nobody asks for more; reading processes hand their batches over there."""
 LEAST_MEMORY = 2 * GIB
-FEW_FILES, SOME_FILES = 1024, 4096
-FEW_PROCESSES = 4096
+MANY_CORES = 4
+"""Fewer are few for a process that trains, where the machine has these."""
+FEW_FILES, SOME_FILES, RAISED = 1024, 4096, 65_536
+FEW_PROCESSES, SOME_PROCESSES = 4096, 65_536
+SLOW_CLOCKS = ("hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies")
+BY_ROOT = "Else, as root: `* - {} {}` into /etc/security/limits.conf, and a new login."
 
 
 def python() -> Iterator[Finding]:
@@ -50,25 +50,44 @@ def program() -> Iterator[Finding]:
 
 
 def cores() -> Iterator[Finding]:
-    """Cores that this process may use."""
-    there, allowed = os.cpu_count(), measure.cores()
+    """Cores that this process may use, and the threads that libraries start for them."""
+    there, allowed, quota = os.cpu_count(), measure.cores(), measure.cpu_quota()
+    yield judge_cores(there, allowed, by_quota=quota is not None and quota < (there or 0))
+
+
+def judge_cores(there: int | None, allowed: float | None, *, by_quota: bool, threads: str | None = None) -> Finding:
+    """Return the finding for cores: the machine's, this process's, and why those are fewer.
+
+    Args:
+        there: Cores of the machine.
+        allowed: Cores that this process may use.
+        by_quota: They are fewer by a quota, which libraries do not see.
+        threads: What OMP_NUM_THREADS says; None: as the environment has it.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "") if threads is None else threads
     if allowed is None:
-        yield Finding("cores", "note", "the system does not tell", "Set `workers` and OMP_NUM_THREADS by hand.")
-        return
-    quota = measure.cpu_quota()
-    text = f"{allowed:g} of {there}"
-    if quota is not None and quota < (there or 0):
-        remedy = f"Libraries start {there} threads for {allowed:g} cores: set OMP_NUM_THREADS={max(1, int(allowed))}."
-        yield Finding("cores", "note", f"{text}, by a quota of the container", remedy)
-        return
-    yield Finding("cores", "ok", text)
+        return Finding("cores", "note", "the system does not tell", "Set `workers` and OMP_NUM_THREADS by hand.")
+    text, fitting = f"{allowed:g} of {there}", max(1, int(allowed))
+    first = told.partition(",")[0].strip()  # one number for each level of nested loops
+    if told and not (first.isdecimal() and int(first)):
+        return Finding("cores", "note", f"{text}; OMP_NUM_THREADS is no number", f"`export OMP_NUM_THREADS={fitting}`.")
+    if told and int(first) > fitting:
+        text = f"{text}; OMP_NUM_THREADS={int(first)} starts more threads than that"
+        return Finding("cores", "note", text, f"`export OMP_NUM_THREADS={fitting}`.")
+    if by_quota and not told:
+        remedy = f"Libraries start {there} threads for {allowed:g} cores: `export OMP_NUM_THREADS={fitting}`."
+        return Finding("cores", "note", f"{text}, by a quota of the container", remedy)
+    if allowed < MANY_CORES <= (there or 0):
+        remedy = "Ask for more where jobs get what they ask for: `--cpus-per-task=8` (Slurm), `--cpus` (containers)."
+        return Finding("cores", "note", f"{text}: images are read slowly", remedy)
+    return Finding("cores", "ok", text + (f", OMP_NUM_THREADS={int(first)}" if told else ""))
 
 
 def memory() -> Iterator[Finding]:
     """Memory that this process may use."""
     total, available = measure.memory(), measure.meminfo("MemAvailable")
     if total is None:
-        yield Finding("memory", "note", "the system does not tell")
+        yield Finding("memory", "note", "the system does not tell", "`free -g` may.")
         return
     by_group = measure.memory_limit() == total
     text = size(total) + (", by a limit of the container" if by_group else "")
@@ -80,83 +99,80 @@ def memory() -> Iterator[Finding]:
     yield Finding("memory", "ok", text)
 
 
-def disk() -> Iterator[Finding]:
-    """Free space where this program writes; what it tells are the roles of folders and not where they are."""
-    for name, folder in _folders():
-        _, free = measure.space(folder)
-        label = f"disk: {name}"
-        fault = _unwritable(folder)
-        if fault:
-            remedy = "Work in a folder that may be written to."
-            if name != "current folder":
-                remedy = f"Let {_variable(name)} name a folder that may be written to."
-            yield Finding(label, "problem", f"not writable: {fault}", remedy)
-        elif free is None:
-            yield Finding(label, "note", "the system does not tell how much is free")
-        elif free < SOME_DISK:
-            remedy = "Make room: checkpoints, shards and reports of one study take tens of GiB."
-            yield Finding(label, "problem" if free < LEAST_DISK else "note", f"{size(free)} free", remedy)
-        else:
-            yield Finding(label, "ok", f"{size(free)} free")
-
-
-def shared_memory() -> Iterator[Finding]:
-    """Size of /dev/shm."""
-    total, free = measure.space(measure.SHARED_MEMORY)
-    if not measure.SHARED_MEMORY.is_dir() or total is None or free is None:
-        remedy = "Set `input.workers=0`: reading processes hand their batches over there."
-        yield Finding("shared memory", "problem", "no /dev/shm", remedy)
-        return
-    text = f"{size(total)}, {size(free)} of it free, in /dev/shm"
-    remedy = "Start the container with `--shm-size=8g`; in Kubernetes mount an `emptyDir` with `medium: Memory` there."
-    if total >= SOME_SHARED and free < LEAST_SHARED:
-        remedy = "Remove what programs that were killed have left in /dev/shm."
-    if min(total, free) < LEAST_SHARED:
-        yield Finding("shared memory", "problem", text, remedy)
-    elif min(total, free) < SOME_SHARED:
-        yield Finding("shared memory", "note", text, remedy)
-    else:
-        yield Finding("shared memory", "ok", text)
-
-
 def limits() -> Iterator[Finding]:
-    """Open files, locked memory, processes."""
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    remedy = f"`ulimit -n {_limit(most)}` before the command; for a service or container its own `nofile` limit."
-    text = f"{_limit(files)} (may be raised to {_limit(most)})"
-    state = _judge(files, FEW_FILES, SOME_FILES)
-    yield Finding("limit of open files", state, text, "" if state == "ok" else remedy)
-    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    fast = Path("/sys/class/infiniband").is_dir()
-    text = "none" if locked == resource.RLIM_INFINITY else size(locked)
-    if fast and locked != resource.RLIM_INFINITY:
-        remedy = "InfiniBand needs memory that stays: `ulimit -l unlimited`, for containers `--ulimit memlock=-1`."
-        yield Finding("limit of locked memory", "problem", text, remedy)
-    else:
-        yield Finding("limit of locked memory", "ok", text if fast else f"{text}; no InfiniBand here that needs more")
-    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    few = processes != resource.RLIM_INFINITY and processes < FEW_PROCESSES
-    remedy = "`ulimit -u`, or the container's limit of processes: each thread counts, and Ray starts hundreds."
-    yield Finding("limit of processes", "note" if few else "ok", _limit(processes), remedy if few else "")
+    """Open files, processes."""
+    yield judge_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    own, group = resource.getrlimit(resource.RLIMIT_NPROC)[0], measure.process_limit()
+    if group is not None and (own == resource.RLIM_INFINITY or group < own):
+        remedy = (
+            "Each thread counts, and Ray starts hundreds. Container: `--pids-limit=-1`; Kubernetes: `podPidsLimit` of "
+            "the kubelet; a service: `TasksMax=infinity`."
+        )
+        few = group < FEW_PROCESSES
+        text = f"{group:.0f}, by a limit of the container or service"
+        yield Finding("limit of processes", "note" if few else "ok", text, remedy if few else "")
+        return
+    few = own != resource.RLIM_INFINITY and own < FEW_PROCESSES
+    remedy = f"`ulimit -u {SOME_PROCESSES}` before the command: each thread counts, and Ray starts hundreds. {BY_ROOT}"
+    remedy = remedy.format("nproc", SOME_PROCESSES)
+    yield Finding("limit of processes", "note" if few else "ok", _limit(own), remedy if few else "")
+
+
+def judge_open_files(soft: int, hard: int) -> Finding:
+    """Return the finding for the files that a process may have open, and up to where it may raise that (-1: any)."""
+    text = f"{_limit(soft)} (may be raised to {_limit(hard)})"
+    state = _judge(soft, FEW_FILES, SOME_FILES)
+    if state == "ok":
+        return Finding("limit of open files", state, text)
+    if _judge(hard, FEW_FILES, SOME_FILES) == "ok":
+        most = RAISED if hard == resource.RLIM_INFINITY else min(hard, RAISED)
+        return Finding("limit of open files", state, text, f"`ulimit -n {most}` before the command.")
+    remedy = f"Container: `--ulimit nofile={RAISED}:{RAISED}`; a service: `LimitNOFILE={RAISED}`. {BY_ROOT}"
+    return Finding("limit of open files", state, text, remedy.format("nofile", RAISED))
 
 
 def clock() -> Iterator[Finding]:
     """Whether the clocks can be right."""
-    now = datetime.now(UTC)
     before, start = time.monotonic(), time.time()
     time.sleep(0.05)
     gone, passed = time.monotonic() - before, time.time() - start
+    yield judge_clock(datetime.now(UTC), gone, passed, set_by_network=measure.clock_is_set(), source=_clock_source())
+
+
+def judge_clock(
+    now: datetime, gone: float, passed: float, *, set_by_network: bool | None = None, source: str = ""
+) -> Finding:
+    """Return the finding for the clocks.
+
+    Args:
+        now: What the clock says.
+        gone: Seconds that went by between two looks, by the clock for durations.
+        passed: The same, by the clock that tells the time.
+        set_by_network: Whether the kernel says that something keeps it right; None: it does not tell.
+        source: What the kernel takes the time from.
+    """
     told = f"{now:%Y-%m-%d %H:%M} UTC"
     if now < RELEASED:
         remedy = "Set the clock (`timedatectl set-ntp true`): checks of certificates and of what is newest fail."
-        yield Finding("clock", "problem", f"{told}, which is before this program was written", remedy)
-    elif not time.get_clock_info("monotonic").monotonic or gone <= 0:
-        yield Finding("clock", "problem", "the clock for durations does not go forward", "Restart the machine.")
-    elif abs(passed - gone) > 1:
+        return Finding("clock", "problem", f"{told}, which is before this program was written", remedy)
+    if not time.get_clock_info("monotonic").monotonic or gone <= 0:
+        return Finding("clock", "problem", "the clock for durations does not go forward", "Restart the machine.")
+    if abs(passed - gone) > 1:
         remedy = "The clock is being set right now; look again in a minute."
-        yield Finding("clock", "note", f"{told}, jumped by {passed - gone:+.0f} s", remedy)
-    else:
-        yield Finding("clock", "ok", told)
+        return Finding("clock", "note", f"{told}, jumped by {passed - gone:+.0f} s", remedy)
+    if source in SLOW_CLOCKS:
+        remedy = (
+            "Each look at the clock is slow: start the kernel with `clocksource=tsc tsc=reliable`, or take another "
+            "kind of virtual machine."
+        )
+        return Finding("clock", "note", f"{told}, read from {source}", remedy)
+    if set_by_network is False:
+        remedy = (
+            "Nothing on one machine; several compare their clocks: `sudo timedatectl set-ntp true` (a container has "
+            "its host's clock)."
+        )
+        return Finding("clock", "note", f"{told}, kept right by nothing that the kernel knows of", remedy)
+    return Finding("clock", "ok", told + (", kept right by the network" if set_by_network else ""))
 
 
 def language() -> Iterator[Finding]:
@@ -169,60 +185,17 @@ def language() -> Iterator[Finding]:
     yield Finding("locale", "note", f"file names {names}, text {text}", remedy)
 
 
-def compiler() -> Iterator[Finding]:
-    """What it takes to build the operators that deepspeed and torch build when they are first used."""
-    import shutil  # noqa: PLC0415
-
-    compilers = [name for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name and shutil.which(name)]
-    ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
-    parts = {"a C++ compiler": bool(compilers), "ninja": bool(ninja), "Python's headers": headers}
-    missing = [name for name, there in parts.items() if not there]
-    if missing:
-        remedy = (
-            "Install them (Debian: g++ ninja-build python3-dev): `train.offload`, `train.compile` and several ranks on "
-            "a CPU build code when they are first used. All else works without."
-        )
-        yield Finding("compiler", "note", f"without {', '.join(missing)}", remedy)
-    else:
-        yield Finding("compiler", "ok", f"{compilers[0].rpartition('/')[2]}, ninja, Python's headers")
-
-
-PROBES: dict[str, Probe] = {
-    "python": python, "cxrdist": program, "cores": cores, "memory": memory, "disk": disk,
-    "shared memory": shared_memory, "limits": limits, "clock": clock, "locale": language, "compiler": compiler,
+PROBES: Mapping[str, Probe] = {
+    "python": python, "cxrdist": program, "cores": cores, "memory": memory, "limits": limits, "clock": clock,
+    "locale": language,
 }  # fmt: skip
 
 
-def _folders() -> Iterator[tuple[str, Path]]:
-    # As `cxrdist.pack` has it, which may be unable to load.
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - `home` may raise
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    yield "data folder", Path(data) / "cxrdist"
-    yield "cache folder", Path(cache)
+def _clock_source() -> str:
     try:
-        yield "temporary folder", Path(tempfile.gettempdir())
-    except OSError:  # none can be written to; the first that Python would have taken
-        yield "temporary folder", Path(os.environ.get("TMPDIR", "/tmp"))
-    yield "current folder", Path()
-
-
-def _variable(name: str) -> str:
-    return {"data folder": "XDG_DATA_HOME", "cache folder": "XDG_CACHE_HOME"}.get(name, "TMPDIR")
-
-
-def _unwritable(folder: Path) -> str:
-    """Return why no file can be made in `folder`, or in the folder in which it would be made; nothing if one can.
-
-    Tried, since neither permissions nor owners tell it of every file system.
-    """
-    try:
-        place = next((one for one in (folder, *folder.absolute().parents) if one.exists()), folder)
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".cxrdist-doctor-") as file:
-            file.write(b"0" * 4096)
-    except OSError as error:
-        return error.strerror or type(error).__name__
-    return ""
+        return CLOCK_SOURCE.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _judge(value: float, few: float, some: float) -> State:

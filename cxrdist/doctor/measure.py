@@ -3,6 +3,7 @@
 Where the system does not tell, a fact is None.
 """
 
+import ctypes
 import getpass
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
+DEVICES = Path("/sys/bus/pci/devices")
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 GPU_QUERY = "index,name,memory.total,memory.used,ecc.errors.uncorrected.volatile.total,driver_version"
 GPU_TIMEOUT_S = 20.0
@@ -87,6 +89,22 @@ def memory_limit() -> float | None:
     return min((float(text) for text in texts if text.isdecimal() and int(text) < 2**60), default=None)
 
 
+def process_limit() -> float | None:
+    """Return how many processes and threads the control group allows, version 2 or 1; None: no limit."""
+    texts = [_read(folder / "pids.max") for folder in (*_groups("", "unified"), *_groups("pids", "pids"))]
+    return min((float(text) for text in texts if text.isdecimal()), default=None)
+
+
+def clock_is_set() -> bool | None:
+    """Return whether the kernel says that something keeps its clock right; None: it does not tell."""
+    unset, room = 5, 256  # TIME_ERROR of adjtimex(2), and more bytes than its struct has
+    try:
+        told = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(room))  # all zero: only asks
+    except (OSError, AttributeError):
+        return None
+    return None if told < 0 else told != unset
+
+
 def meminfo(name: str) -> float | None:
     """Return a line of /proc/meminfo in bytes."""
     for line in _read(Path("/proc/meminfo")).splitlines():
@@ -108,16 +126,29 @@ def space(folder: Path) -> tuple[float | None, float | None]:
 
 def gpus() -> list[dict[str, str]] | None:
     """Return what nvidia-smi tells of each GPU, whatever CUDA_VISIBLE_DEVICES says; None: it is not there or fails."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    code, told = _nvidia_smi()
+    if code != 0:
         return None
     names = GPU_QUERY.split(",")
     rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines() if line.strip()]
     return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
+
+
+def gpu_fault() -> str | None:
+    """Return why nvidia-smi fails, in its words; empty if it does not; None: it is not here."""
+    code, told = _nvidia_smi()
+    if code is None:
+        return None
+    return "" if code == 0 else tidy(" ".join(told.split())) or f"exit code {code}"
+
+
+def gpus_on_bus() -> int:
+    """Return how many GPUs of NVIDIA's the machine has, whether or not a driver is there and a container sees them."""
+    found = 0
+    for device in DEVICES.glob("*"):
+        maker, kind = _read(device / "vendor"), _read(device / "class")
+        found += maker == "0x10de" and kind.startswith(("0x0300", "0x0302"))  # VGA or 3D controller
+    return found
 
 
 def free_port(host: str) -> int:
@@ -201,6 +232,20 @@ def tidy(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def _nvidia_smi() -> tuple[int | None, str]:
+    """Return the exit code of the query, and what it printed; None: it is not here."""
+    if shutil.which("nvidia-smi") is None:
+        return None, ""
+    command = ["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, f"no answer within {GPU_TIMEOUT_S:g} s"
+    except OSError as error:
+        return 1, error.strerror or type(error).__name__
+    return ended.returncode, ended.stdout if ended.returncode == 0 else ended.stdout + ended.stderr
+
+
 def _has(path: Path) -> bool:
     try:
         return path.read_text(encoding="utf-8") == path.name
@@ -246,6 +291,9 @@ def _private() -> Iterator[tuple[str, str]]:
         here = str(Path.cwd())
         if len(here) > 1:
             yield here, "."
+    for place in sys.path:
+        if len(place) > 1:
+            yield place, "LIBRARIES"
 
 
 def _names() -> list[str]:
