@@ -41,8 +41,8 @@ def render_hostfile(request: Request) -> str:
 def _head(request: Request, hosts: list[str]) -> list[str]:
     out = check_line("`--run-out`", str(request.out))
     return [
-        f"{request.kind} {check_line('RUN.yaml', str(request.file))}: {request.ranks_per_node} processes on each of "
-        f"{', '.join(hosts)}, by DeepSpeed over ssh.",
+        f"{request.kind} {check_line('RUN.yaml', str(request.file))}: {request.ranks} processes on {', '.join(hosts)}, "
+        "by DeepSpeed over ssh.",
         "",
         f"Start, on {hosts[0]}: bash FILE, where FILE is this file.",
         "  It needs pdsh there, and ssh without a password from there to every host, itself too.",

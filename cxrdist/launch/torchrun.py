@@ -26,7 +26,8 @@ def render_torchrun(request: Request) -> str:
         if not HOST.fullmatch(host):
             raise UsageError(f"`--host` must be a name or an IPv4 address, got {host!r}. Example: --host host1")
     lines = [
-        f"GPUS_PER_NODE={request.ranks_per_node} NODES=${{NODES:-{request.nodes}}} HEAD=${{HEAD:-{''.join(hosts[:1])}}}",
+        f"GPUS_PER_NODE={request.ranks_per_node} NODES=${{NODES:-{request.nodes}}}",
+        f"HEAD=${{HEAD:-{''.join(hosts[:1])}}}",
         *this_run(request, request.words),
     ]
     return with_head(fill(read_shipped(SHIPPED), lines), _head(request, hosts))
@@ -49,7 +50,7 @@ def _head(request: Request, hosts: list[str]) -> list[str]:
         f"If a host is lost: start it there again. With NODES=1:{request.nodes} before bash the others go on without."
     )
     return [
-        f"{request.kind} {file}: {request.ranks_per_node} processes on each of {request.nodes} hosts, by torchrun.",
+        f"{request.kind} {file}: {request.ranks} processes on {request.nodes} hosts, by torchrun.",
         "",
         *start,
         f"Watch: tensorboard --logdir {quote([f'{out}/tb'])}",
