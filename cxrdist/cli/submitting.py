@@ -124,6 +124,20 @@ def named_in(tree: Tree) -> tuple[dict[str, object], list[Path]]:
     return paths, files
 
 
+def named_in_run(tree: Tree) -> tuple[dict[str, object], list[Path]]:
+    """Return the paths of the cluster that the `tree` of one run names, and the files of this machine."""
+    flat = flatten(tree)
+    paths: dict[str, object] = {f"`{name}`": flat.get(name) for name in ("shards", "watch.shards")}
+    weights, own = flat.get("model.weights"), flat.get("train.deepspeed")
+    if weights is not None and not is_timm_name(weights):
+        paths["`model.weights`"] = weights
+    if own is None:
+        return paths, []
+    if Path(own).is_absolute() or ".." in Path(own).parts:
+        return paths | {"`train.deepspeed`": own}, []
+    return paths, [Path(own)]
+
+
 def _several(value: object) -> list[str]:
     return [str(one) for one in (value if isinstance(value, list) else [value])]
 

@@ -1,28 +1,31 @@
-"""The workers of a trial: one Ray task each, in the bundles of the trial's placement group, all or none.
+"""The workers of a training: one Ray task each, in the bundles of one placement group, all or none.
 
 Workers are Ray tasks, not actors: Ray keeps their processes between trials, and with them the seconds that importing
 torch takes (measured on two CPU cores with Ray 2.60: 6 s for a fresh worker, 0.02 s for one used before).
 """
 
+import contextlib
 import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cxrdist.errors import UserError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.study.jobs import Job
-from cxrdist.study.ledger import is_complete
+from cxrdist.study.ledger import REFUSED, is_complete
 from cxrdist.study.resources import Resources, TrialResources
 from cxrdist.study.room import places
+from cxrdist.train.run_folder import Resume
 from cxrdist.world import World
 
 LOOK_EVERY_S = 1.0
@@ -34,6 +37,7 @@ EXPLAIN_S = 25.0
 CANCEL_TIMEOUT_S = 30.0
 PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 """Between finding a free port and taking it another process may have taken it."""
+TRACEBACK = "traceback.txt"
 
 
 class Lost(Exception):  # noqa: N818 - no error of the trial's
@@ -52,6 +56,10 @@ class End:
     """A sentence, if it did not end well."""
     again: bool = False
     """Whether another attempt can go on: the worker was asked to stop, or lost another rank."""
+    stopped: bool = False
+    """Whether it has left a checkpoint because it was asked to stop."""
+    usage: bool = False
+    """Whether the problem was found before any work began."""
 
     def __bool__(self) -> bool:
         return bool(self.problem)
@@ -65,11 +73,14 @@ are others."""
 class Gang:
     """The workers of one attempt; leaving the block ends those that still work."""
 
-    def __init__(self, job: Job, workers: int, resources: Resources, work: Work) -> None:
-        self.problem = ""
-        """A sentence, if a worker did not end well."""
+    def __init__(
+        self, job: Job, workers: int, resources: Resources, work: Work, group: PlacementGroup | None = None
+    ) -> None:
+        """Take a `group` of one bundle for each worker; None is that of the trial that this process is."""
+        self.problem = End()
+        """How the first worker ended that did not end well."""
         self._job, self._workers, self._resources, self._work = job, workers, resources, work
-        self._group = ray.util.get_current_placement_group()
+        self._group = group or ray.util.get_current_placement_group()
         self._waiting: list[Any] = []
         self._machines: set[str] = set()
         self._looked = time.monotonic()
@@ -125,6 +136,21 @@ class Gang:
             return False
         return bool(self._waiting)
 
+    def stop(self, within_s: float) -> Sequence["End | RayError"]:
+        """Ask all workers to stop, as Ctrl-C would, wait until they have, and return how they ended.
+
+        A worker that trains leaves a checkpoint; one that has not begun to, or has done so, just ends.  Whoever works
+        on after `within_s` seconds is ended when the block is left.
+        """
+        until = time.monotonic() + within_s
+        for task in self._waiting:
+            ray.cancel(task)
+        ends = []
+        while self._waiting and time.monotonic() < until:
+            ended, self._waiting = ray.wait(self._waiting, timeout=LOOK_EVERY_S)
+            ends += [self._get(task) for task in ended]
+        return ends
+
     def _judge(self, ends: list["End | RayError"]) -> None:
         """Find the reason for which the gang ended.
 
@@ -134,7 +160,7 @@ class Gang:
         """
         bugs = [end for end in ends if isinstance(end, RayTaskError)]
         dead = [end for end in ends if isinstance(end, RayError) and end not in bugs]
-        own = [end.problem for end in ends if isinstance(end, End) and not end.again]
+        own = [end for end in ends if isinstance(end, End) and not end.again]
         if dead:  # whatever the others say: most of it is that they miss this one
             raise Lost(type(dead[0]).__name__)
         if own:
@@ -204,7 +230,24 @@ def workers_here(held: TrialResources, max_concurrent: int | None = None) -> int
     return max(count, 1)
 
 
-def run_worker(job: Job, rank: int, workers: int, resources: Resources, address: str) -> End:
+def unwritable(folder: Path, error: OSError) -> str:
+    """Return a sentence for what the disk of a run folder refuses."""
+    return f"Its run folder must be writable, got {(error.strerror or type(error).__name__)!r} [{folder}]."
+
+
+def unexpected(folder: Path, error: RayTaskError) -> str:
+    """Return a sentence for a bug, and leave its traceback in the run folder; what a disk refuses is none."""
+    if isinstance(error.cause, OSError) and error.cause.errno in REFUSED:
+        return unwritable(folder, error.cause)
+    with contextlib.suppress(OSError):
+        (folder / TRACEBACK).write_text(str(error), encoding="utf-8")
+    first = (str(error.cause).splitlines() or [""])[0]
+    return f"{type(error.cause).__name__}: {first} [its traceback is in {TRACEBACK} of the run folder]"
+
+
+def run_worker(
+    job: Job, rank: int, workers: int, resources: Resources, address: str, *, resume: Resume | None = "auto"
+) -> End:
     """Train as one rank of a job; what the user has to mend is a sentence."""
     import torch  # noqa: PLC0415 - only workers need it
 
@@ -220,19 +263,20 @@ def run_worker(job: Job, rank: int, workers: int, resources: Resources, address:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address.rsplit(":", 1)
     torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
     # Ray shows each worker its own GPUs only, so every rank's device is number 0.
-    world = World(rank, workers, local_rank=0, local_world_size=workers_here(job.resources, resources.max_concurrent))
+    here = workers_here(job.resources, resources.max_concurrent)
+    world = World(rank, workers, local_rank=0, local_world_size=here, launcher="ray")
     try:
         if job.method == "pretrain":
-            pretrain(PretrainConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
+            pretrain(PretrainConfig.build(job.tree, where=job.name), job.folder, world=world, resume=resume)
             return End()
         if job.method == "external":
             evaluate_external(job)
             return End()
-        finetune(FinetuneConfig.build(job.tree, where=job.name), job.folder, world=world, resume="auto")
+        finetune(FinetuneConfig.build(job.tree, where=job.name), job.folder, world=world, resume=resume)
         if job.kind == "cell" and world.is_main and not is_complete(job):
             open_test(job.folder)
     except (Interrupted, RankLostError) as stop:
-        return End(str(stop), again=True)
+        return End(str(stop), again=True, stopped=isinstance(stop, Interrupted))
     except UserError as error:
-        return End(str(error))
+        return End(str(error), usage=isinstance(error, UsageError))
     return End()

@@ -47,13 +47,22 @@ def check_room(resources: Resources, trials: Sequence[TrialResources]) -> None:
         raise UserError(room.refusal(trials[0]))
 
 
-def no_room(resources: TrialResources, machines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the sentence for a trial that does not fit on `machines`."""
+WAY_OUT = "Lower `resources` in the study, or set `resources.autoscaling` if the cluster grows on demand."
+
+
+def no_room(
+    resources: TrialResources,
+    machines: Sequence[Mapping[str, Any]],
+    *,
+    subject: str = "A trial",
+    way_out: str = WAY_OUT,
+) -> str:
+    """Return the sentence for a trial, or another `subject`, that does not fit on `machines`."""
     has = ", ".join(f"{one.get('CPU', 0):g} CPUs and {one.get('GPU', 0):g} GPUs" for one in machines[:4])
     return (
-        f"A trial must fit on the cluster, got {resources.fewest} workers of {resources.cpus_per_worker:g} CPUs "
+        f"{subject} must fit on the cluster, got {resources.fewest} workers of {resources.cpus_per_worker:g} CPUs "
         f"and {resources.gpus_per_worker:g} GPUs for {len(machines)} machine{'s' * (len(machines) != 1)} ({has}). "
-        "Lower `resources` in the study, or set `resources.autoscaling` if the cluster grows on demand."
+        f"{way_out}"
     )
 
 

@@ -9,13 +9,12 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from cxrdist.errors import UserError
-from cxrdist.study.gang import Gang, Lost, Stop, Work
+from cxrdist.study.gang import Gang, Lost, Stop, Work, unexpected, unwritable
 from cxrdist.study.jobs import Job
-from cxrdist.study.ledger import REFUSED, Ledger, claim, is_complete
+from cxrdist.study.ledger import Ledger, claim, is_complete
 from cxrdist.study.progress import progress_of_job
 from cxrdist.study.resources import Resources
 
-TRACEBACK = "traceback.txt"
 TELL_EVERY_S = 5.0
 """How often a trial says how far it is, besides each validation: what it says is a task of its own in Ray's lists."""
 STOP = ".stop"
@@ -67,9 +66,9 @@ def _attempt(job: Job, workers: int, shared: Shared) -> tuple[Literal["done", "f
     except Lost as how:
         return "lost", f"A worker or its machine was lost ({how})"
     except RayTaskError as error:
-        problem = _unexpected(job, error)
+        problem = unexpected(job.folder, error)
     except OSError as error:
-        problem = _unwritable(job, error)
+        problem = unwritable(job.folder, error)
     except UserError as error:
         problem = str(error)
     if not problem and not is_complete(job):
@@ -94,24 +93,10 @@ def _train(job: Job, workers: int, shared: Shared) -> str:
                 told, told_at = progress, time.monotonic()
             if _is_asked_to_stop(job):
                 raise Stop
-    return gang.problem
+    return gang.problem.problem
 
 
 def _is_asked_to_stop(job: Job) -> bool:
     with contextlib.suppress(OSError):  # what the file system does not say at this moment it says a second later
         return (job.folder / STOP).exists()
     return False
-
-
-def _unwritable(job: Job, error: OSError) -> str:
-    return f"Its run folder must be writable, got {(error.strerror or type(error).__name__)!r} [{job.folder}]."
-
-
-def _unexpected(job: Job, error: RayTaskError) -> str:
-    """Return a sentence for a bug, and leave its traceback in the run folder; what a disk refuses is none."""
-    if isinstance(error.cause, OSError) and error.cause.errno in REFUSED:
-        return _unwritable(job, error.cause)
-    with contextlib.suppress(OSError):
-        (job.folder / TRACEBACK).write_text(str(error), encoding="utf-8")
-    first = (str(error.cause).splitlines() or [""])[0]
-    return f"{type(error.cause).__name__}: {first} [its traceback is in {TRACEBACK} of the run folder]"

@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed
+if TYPE_CHECKING:
+    import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO_S = 2.0
@@ -53,11 +54,14 @@ class StopRequest:
         """Whether this rank has been told to stop; other ranks may not have been: see `agreed`."""
         return self.signum != 0
 
-    def agreed(self, device: torch.device) -> int:
+    def agreed(self, device: "torch.device") -> int:
         """Return the signal that any rank has received: all ranks stop at the same step or none does.
 
         Every rank calls it equally often.  It is one all-reduce of a number, cheap enough for every batch.
         """
+        import torch  # noqa: PLC0415 - who starts the ranks hears signals too, and needs no torch
+        import torch.distributed  # noqa: PLC0415
+
         if torch.distributed.get_world_size() == 1:
             return self.signum
         heard = torch.tensor(self.signum, device=device)
