@@ -126,16 +126,16 @@ def named_in(tree: Tree) -> tuple[dict[str, object], list[Path]]:
 
 def named_in_run(tree: Tree) -> tuple[dict[str, object], list[Path]]:
     """Return the paths of the cluster that the `tree` of one run names, and the files of this machine."""
-    flat = flatten(tree)
-    paths: dict[str, object] = {f"`{name}`": flat.get(name) for name in ("shards", "watch.shards")}
-    weights, own = flat.get("model.weights"), flat.get("train.deepspeed")
-    if weights is not None and not is_timm_name(weights):
-        paths["`model.weights`"] = weights
-    if own is None:
-        return paths, []
-    if Path(own).is_absolute() or ".." in Path(own).parts:
-        return paths | {"`train.deepspeed`": own}, []
-    return paths, [Path(own)]
+    from cxrdist.study.alone import paths_of
+
+    paths: dict[str, list[str]] = {}
+    files = []
+    for name, path in paths_of(tree):
+        if name == "`train.deepspeed`" and placed(Path(path)) == path:
+            files.append(Path(path))
+        else:
+            paths.setdefault(name, []).append(path)
+    return dict(paths), files
 
 
 def _several(value: object) -> list[str]:

@@ -6,7 +6,7 @@ No ledger and no trial: the run folder is all there is, and it is the same as th
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def train_on_cluster(
     finished = folder.finished
     resources = resources.model_copy(update={"max_concurrent": 1})
     tree = config.tree()
-    job = Job("stage", method, folder.path.name, "", folder.path, tree, strategy=method, resources=resources.of_trial())
+    job = Job("stage", method, folder.path.name, "", folder.path, tree, resources=resources.of_trial())
     with (
         cluster(address, name=f"cxrdist {method} {job.name}"),
         stop_on_signals() as stop,
@@ -204,7 +204,7 @@ def relative_paths(tree: Tree) -> list[str]:
 
 def paths_of(tree: Tree) -> list[tuple[str, str]]:
     """Return the name and path of all that the tree of a run names on disk."""
-    found = []
+    found: list[tuple[str, str]] = []
     for name, value in flatten(tree).items():
         if name in ("shards", "model.weights", "watch.shards", "train.deepspeed"):
             paths = value if isinstance(value, list) else [value]
@@ -273,9 +273,9 @@ class _Shown:
 
 def note(known: Progress) -> str:
     """Return the last values of a run in a few words."""
-    values: Mapping[str, tuple[float | None, str]] = {
-        "loss": (known.loss, "loss {:.4f}"),
-        "rate": (known.images_per_second, "{:.3g} img/s"),
-        "value": (known.value, "val AUROC {:.3f}"),
-    }
-    return ", ".join(text.format(value) for value, text in values.values() if value is not None)
+    parts = [
+        "" if known.loss is None else f"loss {known.loss:.4f}",
+        "" if known.images_per_second is None else f"{known.images_per_second:,.0f} img/s",
+        "" if known.value is None else f"val AUROC {known.value:.3f}",
+    ]
+    return ", ".join(part for part in parts if part)
