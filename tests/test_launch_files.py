@@ -1,0 +1,222 @@
+"""Launchers hold what shells and readers of YAML ask for: those that are shipped, and each one that can be rendered."""
+
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cxrdist.config import shipped
+from cxrdist.errors import UsageError
+from cxrdist.launch.request import Request
+from cxrdist.launch.shell import BEGIN, END, fill, this_run
+from cxrdist.launch.targets import TARGETS
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = shipped("launch")
+RUNS = {
+    "train": "finetune/debug.yaml",
+    "pretrain": "pretrain/mae.yaml",
+    "study": "studies/demo.yaml",
+    "sweep": "sweeps/demo.yaml",
+}
+SPECIAL = {
+    "time": "01:00:00", "sbatch": (("partition", "gpu"),), "hosts": ("host1", "host2"), "image": "example/cxrdist:1",
+    "claim": "data", "mount": "/shared", "queue": "lab", "project": "some-project", "nfs": "server:/export",
+    "ssh_user": "someone", "ssh_key": "~/.ssh/key", "setup": ("module load cuda",),
+}  # fmt: skip
+"""Something for each option; machines and their places are left to the launchers."""
+CASES = [(target, kind) for target, one in TARGETS.items() for kind in one.kinds]
+SHELL_NAMES = {"slurm", "slurm-torchrun", "slurm-ray", "torchrun", "hostfile"}
+SHELL_CASES = [case for case in CASES if case[0] in SHELL_NAMES]
+HOSTILE = ("a b", "it's", '"', "$(touch owned)", "`touch owned`", "$HOME", "*", "a;b", "#c", "\\", "é", "-n", "a=b", "")
+
+
+def request_of(target, kind, **changes):
+    special = {name: value for name, value in SPECIAL.items() if name in TARGETS[target].options}
+    file = RUNS[kind]
+    values = {
+        "kind": kind, "file": Path("launch") / file, "text": (LAUNCH / file).read_text(), "out": Path("runs/try"),
+        "here": Path("/shared/project"), "bin": Path("/shared/venv/bin"), "nodes": 2, "gpus_per_node": 1,
+        "ranks_per_node": 1, "cpus_per_node": 8, "options": ("--debug", "--set", "seed=3"),
+    }  # fmt: skip
+    return Request(**(values | special | changes))
+
+
+def rendered(target, kind, **changes):
+    return TARGETS[target].render(request_of(target, kind, **changes))
+
+
+def shell_files():
+    found = [path for folder in (LAUNCH, ROOT / "docker") if folder.is_dir() for path in sorted(folder.rglob("*"))]
+    return [path for path in found if path.is_file() and path.read_bytes().startswith(b"#!")]
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """Return all shell files: shipped ones, and each that is rendered."""
+    folder = tmp_path_factory.mktemp("rendered")
+    made = []
+    for target, kind in SHELL_CASES:
+        made.append(folder / f"{target}-{kind}")
+        made[-1].write_text(rendered(target, kind))
+    return [*shell_files(), *made]
+
+
+def test_shell_files_are_found():
+    assert {path.name for path in shell_files()} >= {"train.sh", "train.sbatch", "train-torchrun.sbatch"}
+    assert len(shell_files()) >= 5
+
+
+def test_every_shell_file_is_good_shell(scripts):
+    for script in scripts:
+        shell = script.read_text().splitlines()[0].split()[-1].rpartition("/")[2]
+        assert shell in ("bash", "sh"), script
+        told = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+
+
+def test_shellcheck_has_nothing_to_say(scripts):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (Debian: `apt-get install shellcheck`)")
+    told = subprocess.run(["shellcheck", "-S", "style", *scripts], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+
+
+def test_shell_files_that_are_typed_by_name_may_be_run():
+    for path in shell_files():
+        assert path.suffix == ".sbatch" or os.access(path, os.X_OK), path
+
+
+def arguments_of(text, tmp_path):
+    """Return the folder, the first entry of PATH, and the arguments that the part for one run leaves for the rest."""
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(BEGIN))
+    part = lines[first : lines.index(END, first) + 1]
+    own = tmp_path / "own"
+    own.mkdir()
+    code = "\n".join(["set -u", f"own={str(own)!r}", *part, r"""printf '%s\0' "$PWD" "${PATH%%:*}" "$@" """])
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "LC_ALL": "C.UTF-8"}
+    told = subprocess.run(
+        ["bash", "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=True
+    ).stdout.decode()
+    folder, program, *words = told.split("\0")[:-1]
+    # The hostfile is an argument of its script, before the command.
+    return folder, program, [word for word in words if word != str(own / "hostfile")]
+
+
+@pytest.mark.parametrize(("target", "kind"), SHELL_CASES)
+def test_a_rendered_launcher_hands_on_each_word_whole(target, kind, tmp_path):
+    here = tmp_path / "it's $(touch owned) here"
+    here.mkdir()
+    settings = [word for value in HOSTILE for word in ("--set", f"name={value}")]
+    places = {"file": Path("a 'run' $(touch owned).yaml"), "out": Path('runs "of" `touch owned`')}
+    request = request_of(target, kind, here=here, bin=here, options=tuple(settings), setup=(), **places)
+    folder, program, words = arguments_of(TARGETS[target].render(request), tmp_path)
+    assert folder == str(here) and program == str(here)
+    expected = request.words
+    if target == "slurm-ray":  # the file itself starts the cluster, and adds its address
+        at = request.ray_words.index("--address")
+        expected = request.ray_words[:at] + request.ray_words[at + 2 :]
+    assert words == expected
+    assert not [*tmp_path.rglob("owned")]
+
+
+def test_words_of_one_run_survive_the_shell(tmp_path):
+    """What all rendered shell files share."""
+    request = Request(
+        kind="train", file=Path("x y.yaml"), text="", out=Path("it's"), here=tmp_path, bin=Path("/a b/$x/bin"), nodes=1,
+        gpus_per_node=1, ranks_per_node=1, cpus_per_node=1, setup=("export FROM_SETUP='a b'",),
+    )  # fmt: skip
+    words = [*HOSTILE, "two\nlines"]
+    text = fill(f"#!/bin/bash\n{BEGIN}\n{END}\n", this_run(request, words))
+    folder, program, told = arguments_of(text, tmp_path)
+    assert (folder, program) == (str(tmp_path), "/a b/$x/bin") and told == words
+    assert not [*tmp_path.rglob("owned")]
+
+
+@pytest.mark.parametrize(("target", "kind"), CASES)
+@pytest.mark.parametrize("place", ["file", "out"])
+def test_a_name_of_two_lines_cannot_add_lines_to_a_launcher(target, kind, place):
+    try:
+        text = rendered(target, kind, **{place: Path("runs/a\n#SBATCH --owned\n rm.yaml")})
+    except UsageError:
+        return
+    if target in SHELL_NAMES:
+        raise AssertionError("it was not refused")
+    for tree in yaml.safe_load_all(text):
+        assert isinstance(tree, dict)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(target, name) for target, one in TARGETS.items() for name in one.options if name != "setup"],
+)
+@pytest.mark.parametrize("value", ["a\n#SBATCH --owned\n- b: c", "$(touch owned)", "a\"'`b; c"])
+def test_what_an_option_says_stays_one_value(target, name, value, tmp_path):
+    values = {"sbatch": (("partition", value),), "hosts": (value, "host2")}
+    try:
+        text = rendered(target, TARGETS[target].kinds[0], **{name: values.get(name, value)})
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    assert not [line for line in text.splitlines() if line.startswith(("#SBATCH --owned", "- b: c"))]
+    if target in SHELL_NAMES:
+        [line] = [line for line in text.splitlines() if value in line]
+        assert line.startswith("#SBATCH --")  # sbatch reads it, and no shell
+    else:
+        assert value in str([*yaml.safe_load_all(text)]) or repr(value)[1:-1] in str([*yaml.safe_load_all(text)])
+
+
+@pytest.mark.parametrize(("target", "kind"), CASES)
+def test_rendering_is_the_same_each_time_and_everywhere(target, kind, tmp_path, monkeypatch):
+    first = rendered(target, kind)
+    monkeypatch.setenv("HOME", "/home/zz-somebody")
+    for name in ("LOGNAME", "USER", "HOSTNAME"):
+        monkeypatch.setenv(name, "zz-somebody")
+    monkeypatch.chdir(tmp_path)
+    assert rendered(target, kind) == first
+    assert str(ROOT) not in first and "zz-somebody" not in first
+    if target in SHELL_NAMES:
+        assert first.startswith("#!/usr/bin/env bash\n# ")
+    else:
+        assert first.startswith("# ") and [*yaml.safe_load_all(first)]
+
+
+@pytest.mark.parametrize(("target", "kind"), CASES)
+def test_the_head_says_how_to_start_watch_and_stop(target, kind):
+    lines = rendered(target, kind).splitlines()
+    head = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+    assert len(head) >= 4 and all(len(line) < 400 for line in head)
+    said = " ".join(head).lower()
+    assert "watch" in said or "dashboard" in said
+    assert "stop" in said or " down " in said or "delete" in said or "scancel" in said
+
+
+def test_every_yaml_file_parses():
+    files = sorted([*LAUNCH.rglob("*.yaml"), *LAUNCH.rglob("*.yml")])
+    assert len(files) > 20
+    for path in files:
+        assert all(isinstance(tree, dict) for tree in yaml.safe_load_all(path.read_text())), path
+
+
+@pytest.mark.skipif(not TARGETS, reason="no launcher is registered")
+def test_the_readme_names_every_launcher():
+    text = (LAUNCH / "README.md").read_text()
+    runs = {"finetune", "pretrain", "studies", "sweeps"}
+    launchers = [path for path in LAUNCH.rglob("*") if path.is_file() and path.parent.name not in runs]
+    missing = [
+        path.name for path in launchers if path.name != "README.md" and str(path.relative_to(LAUNCH)) not in text
+    ]
+    assert not missing
+    assert not [name for name in runs if f"({name})" not in text]
+    assert not [target for target in TARGETS if target not in text]
+
+
+def test_the_wheel_carries_the_launchers_and_their_modes():
+    tree = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert tree["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["launch"] == "cxrdist/shipped/launch"
+    assert "docker" not in tree["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
