@@ -1,6 +1,5 @@
-"""Hosts of a lab that let each other in by ssh: keys, settings and logs are in a folder, nothing of the machine's own."""
+"""Hosts of a lab that let each other in by ssh: keys, settings and logs are in a folder, none is the machine's."""
 
-import os
 import shutil
 import subprocess
 import time
@@ -52,7 +51,7 @@ def why_not() -> str:
     """Return why no host can be reached by ssh here; empty if it can."""
     for program in (SSHD, "ssh", "ssh-keygen", "pdsh"):
         if shutil.which(program) is None:
-            return f"ssh between hosts needs the program `{os.path.basename(program)}`"
+            return f"ssh between hosts needs the program `{Path(program).name}`"
     return ""
 
 

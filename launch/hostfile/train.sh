@@ -63,7 +63,7 @@ for host in "${hosts[@]}"; do
     3) fail "Every host must have the folder $here, got none on $host. Start in a folder that all hosts share." ;;
     4) fail "Every host must have the run's file $run in $here, got none on $host. Use a folder that all hosts share." ;;
     5) fail "Every host must have $deepspeed, got none on $host. Put the virtual environment where all hosts have it." ;;
-    *) fail "ssh must reach every host without a password, got '$(tail -n 1 "$own/said")' from $host. Try: ssh $host true" ;;
+    *) fail "ssh must reach every host without a password, got '$(tail -n 1 "$own/said" | tr -d '\r')' from $host. Try: ssh $host true" ;;
   esac
 done
 
