@@ -24,6 +24,7 @@ from cxrdist.study.alone import note, relative_paths
 from cxrdist.study.resources import TrialResources
 from cxrdist.study.room import no_room
 from cxrdist.study.watching import Progress
+from cxrdist.train.checkpoints import checkpoint_name
 
 slow = [
     pytest.mark.slow,
@@ -214,7 +215,7 @@ class TestOnACluster:
         last = err.splitlines()[-1]
         step = int(last.removeprefix("Stopped at step ").split()[0])
         assert last == f"Stopped at step {step} with a checkpoint. Continue with --resume auto."
-        assert (site.root / "stopped" / "checkpoints" / f"step-{step:06}").is_dir() and 0 < step < STEPS
+        assert (site.root / "stopped" / "checkpoints" / checkpoint_name(step)).is_dir() and 0 < step < STEPS
         assert not any(site.cluster.held().values())
         ended(site.train("stopped", "--resume", "auto"))
         assert site.result("stopped") == torchrun

@@ -98,6 +98,7 @@ def train_on_cluster(
         stop_on_signals() as stop,
         progress(job.name, steps_of(tree) or 0, unit="steps") as bar,
     ):
+        _warn_of_idle_gpus(resources)
         _until_it_ends(_Run(job, resources, stop, _Shown(progress_of_job(job), bar)), resume)
     return None if finished else result_of(folder)
 
@@ -114,6 +115,11 @@ def result_of(folder: RunFolder) -> dict[str, Any]:
             f"[{folder.path}]. Put it on a shared file system."
         )
     return dict(json.loads(folder.result.read_bytes()))
+
+
+def _warn_of_idle_gpus(resources: Resources) -> None:
+    if not resources.gpus_per_worker and any(machine.get("GPU") for machine in alive()):
+        log.warning("The cluster has GPUs, and the run trains on none. `--gpus-per-worker 1` gives each rank one.")
 
 
 def _until_it_ends(run: _Run, resume: Resume | None) -> None:
