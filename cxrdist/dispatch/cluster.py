@@ -87,7 +87,7 @@ def cluster(address: str | None, *, name: str = "", check: bool = True) -> Itera
         if address:
             raise UserError(
                 f"`--address` must name a running Ray cluster that this machine is part of, got {address!r}: {first}. "
-                "Start the command on one of its machines; http://HOST:8265 has the head run it."
+                "Start the command on one of its machines; http://HOST:8265 has the head run a training, study or pack."
             ) from None
         raise UserError(f"Ray must start on this machine, got: {first} The same command with `-v` says more.") from None
     finally:
