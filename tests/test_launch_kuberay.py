@@ -291,6 +291,14 @@ def test_random_text_arrives_as_it_was(monkeypatch):
         assert trees_of(render_rayjob(make_request(text=text)))["ConfigMap"]["data"] == {"my_run.yaml": text}
 
 
+def test_nothing_is_written_that_a_newer_yaml_reads_in_another_way():
+    """Kubernetes ends no line at U+2028, as ours does: a document after it would be lost. And 1e3 is a number."""
+    text = render_rayjob(make_request(text="a: 'b\u2028'\n# \x85 \u2029", claim="1e3", queue="0o17"))
+    assert not set("\x85\u2028\u2029") & set(text)
+    assert 'claimName: "1e3"' in text and 'queue-name: "0o17"' in text
+    assert trees_of(text)["ConfigMap"]["data"]["my_run.yaml"] == "a: 'b\u2028'\n# \x85 \u2029"
+
+
 def test_deepspeed_files_travel_and_nothing_else_in_the_run_changes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "ds.json").write_text('{"steps_per_print": 1}')

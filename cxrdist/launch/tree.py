@@ -1,5 +1,6 @@
 """YAML launchers: a file of ``launch/`` as trees that are changed and written again."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+OTHERWISE = re.compile(r".*[\x85\u2028\u2029].*|[-+.\d][-+.\de]*|0o\d+", re.DOTALL)
+"""Texts that a newer YAML than ours reads in another way: what ends a line here only; numbers, 1e3 and 0o17."""
+
+
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+    style = '"' if OTHERWISE.fullmatch(value) else "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 _Dumper.add_representer(str, _text)
