@@ -226,7 +226,7 @@ def _about(request: Request, what: str, carried: Carried, mount: str) -> Iterato
         "The run's folder", f"Relative paths lead from {carried.start}; the run's folder is {carried.request.out}."
     )
     if request.queue:
-        yield f"It waits in the Kueue queue {request.queue} until there is room for all of it, and again if applied again."
+        yield f"It waits in the Kueue queue {request.queue} until all of it has room, and again if applied again."
     yield "Where pods stay Pending, `kubectl describe pod` says what they wait for."
 
 
