@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cxrdist.doctor import measure
@@ -18,15 +19,10 @@ LEAST_FILES = 10_000
 """Files that can still be made: file systems run out of them as well, long before they run out of bytes."""
 LEAST_SHARED, SOME_SHARED = 256 * 2**20, 2 * GIB
 """Containers get 64 MiB where nobody asks for more; reading processes hand their batches over there."""
-CACHES = (
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "TORCH_HOME",
-    "TORCH_EXTENSIONS_DIR",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "TRITON_CACHE_DIR",
-)
-"""Variables that lead libraries away from the cache folder."""
+CACHES = ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Variables that name folders into which libraries write what they build."""
+WEIGHTS = ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")
+"""Variables that name folders of weights, which may be closed once all is in them."""
 LONGEST_TEMPORARY = 38
 """Characters of the temporary folder: sockets have at most 107, and Ray's own names below it take up to 69."""
 USUAL = Path("/tmp")
@@ -38,9 +34,12 @@ def disk() -> Iterator[Finding]:
     """Free space where this program writes."""
     for name, folder in _folders():
         yield judge_folder(name, _variable(name), _unwritable(folder), measure.space(folder)[1], _files(folder))
-    for name in CACHES:
+    for name in (*CACHES, *WEIGHTS):
         fault = _unwritable(Path(os.environ[name])) if os.environ.get(name) else ""
-        if fault:
+        if fault and name in WEIGHTS:
+            remedy = "Nothing, if the weights are in it; a download would fail."
+            yield Finding(f"disk: {name}", "note", f"not writable: {fault}", remedy)
+        elif fault:
             remedy = f"`unset {name}`, or let it name a folder that may be written to."
             yield Finding(f"disk: {name}", "problem", f"not writable: {fault}", remedy)
 
@@ -99,7 +98,9 @@ def building() -> Iterator[Finding]:
             text = "mounted with `noexec`: what torch or deepspeed build there cannot be loaded"
             yield Finding(f"noexec: {name}", "note", text, remedy)
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or _cache() / "torch_extensions")
-    stale = [path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern) if _age(path) > STALE_S]
+    stale: list[Path] = []
+    with suppress(OSError):  # that it may not be read is told elsewhere
+        stale = [path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern) if _age(path) > STALE_S]
     if stale:
         where = '"${TORCH_EXTENSIONS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/torch_extensions}"'
         text = f"a killed build has left its lock ({len(stale)} in all): the next build waits for ever"

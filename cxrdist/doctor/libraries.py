@@ -236,7 +236,12 @@ def weights() -> Iterator[Finding]:
     """The Hugging Face cache, which is all that weights by name come from: nothing is downloaded at run time."""
     constants = importlib.import_module("huggingface_hub.constants")
     cache = Path(constants.HF_HUB_CACHE)
-    models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    try:
+        models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    except OSError as error:
+        remedy = "Let HF_HOME name a folder that you may read."
+        yield Finding("weights", "problem", f"the Hugging Face cache: {error.strerror}", remedy)
+        return
     if models:
         yield Finding("weights", "ok", f"{models} models in the Hugging Face cache")
         return
