@@ -165,7 +165,7 @@ def test_ray_on_two_hosts_trains_as_torchrun_on_one(run_file, reference, tmp_pat
         "RAY_worker_niceness": 0,
     }
     machine = ("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats")
-    with lab.lab(tmp_path / "lab", 2) as hosts:
+    with lab.lab(tmp_path, 2) as hosts:
         head, other = hosts[1], hosts[2]
         address = f"{head.address}:6379"
         at = f"--node-ip-address={head.address}"
@@ -181,7 +181,7 @@ def test_an_elastic_run_goes_on_without_the_host_that_lost_power(run_file, refer
     out, file = tmp_path / "run", tmp_path / "train.sh"
     file.write_text(render_torchrun(request(run_file, out)), encoding="utf-8")
     elastic = {"NODES": "1:2", "HEAD": "host1", "PET_RDZV_CONF": "last_call_timeout=10"}
-    with lab.lab(tmp_path / "lab", 2) as hosts:
+    with lab.lab(tmp_path, 2) as hosts:
         one, two = (start(hosts[number], "bash", file, **elastic) for number in (1, 2))
         wait_for_step(out, 8, one)
         hosts[2].kill()
