@@ -10,8 +10,9 @@ if [ -e /dev/nvidiactl ]; then
 fi
 
 # Each Ray node's own agent says whether the raylet, and on the head the cluster's table, are alive. It asks for no token.
+# A container that is to become one, and waits for its head, is not well yet.
 agent="http://127.0.0.1:${RAY_AGENT_PORT:-52365}/api/healthz"
-if pgrep -x raylet >/dev/null || pgrep -f 'bin/ray start' >/dev/null; then
+if pgrep -f 'raylet/raylet|ray start' >/dev/null; then
   wget -q -t 1 -T 5 -O /dev/null "$agent" || no "The Ray node here does not answer at $agent."
 fi
 echo "well"

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,7 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         """Write the engine's settings; `start` makes the base image."""
-        self.folder = folder
+        self.folder, self.space = folder, f"cxrdist{os.getpid()}"
         limit = getrlimit(RLIMIT_NOFILE)[1]
         for name in ("networks", "tmp"):
             (folder / name).mkdir(parents=True)
@@ -80,15 +81,22 @@ class Engine:
         )
         settings, self.places = _pip_settings()
         (folder / "pip.conf").write_text(settings)
+        # An engine that is given one limit sets the others to what it finds right, which is more than is allowed here.
+        few = {"ulimits": {"nproc": {"soft": 20000, "hard": 20000}}}
+        services = dict.fromkeys(("head", "worker1", "worker2", "job"), few)
+        (folder / "limits.json").write_text(json.dumps({"services": services}))
         self.environment = os.environ | {
             "CONTAINERS_CONF": str(folder / "containers.conf"),
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
             "TMPDIR": str(folder / "tmp"),
             "NOFILE": str(limit),
+            "CXRDIST_IMAGE": "localhost/cxrdist:cpu",
         }
 
     def start(self) -> None:
-        """Make the base image."""
+        """Make the base image, and a network that leads nowhere."""
+        self._host(["ip", "netns", "add", self.space], 30)
+        self._host(["ip", "-n", self.space, "link", "set", "lo", "up"], 30)
         root = self.folder / "base"
         include = "--include=ca-certificates"
         self._host(["debootstrap", "--variant=minbase", include, RELEASE, str(root), str(_mirror())], 600)
@@ -124,13 +132,28 @@ class Engine:
         self.podman("build", *place, *bases, *secrets, *mounts, *options, ".", limit_s=limit_s)
         return image
 
+    def compose(self, *words: str, limit_s: float = 120) -> str:
+        """Return what podman-compose prints, with docker/compose.yaml, in a network of its own."""
+        inside = ["nsenter", f"--net=/run/netns/{self.space}", "env", "-C", str(ROOT)]
+        files = ["-f", "docker/compose.yaml", "-f", str(self.folder / "limits.json")]
+        return self._host([*inside, "podman-compose", "-p", self.space, *files, *words], limit_s)
+
+    def wait_until_well(self, service: str, limit_s: float = 300) -> None:
+        """Ask the health check of `service`; without systemd podman asks nobody by itself."""
+        ends = time.monotonic() + limit_s
+        words = ["podman", "healthcheck", "run", f"{self.space}_{service}_1"]
+        while subprocess.run(words, env=self.environment, capture_output=True, check=False).returncode:
+            assert time.monotonic() < ends, f"{service} is not well after {limit_s} s"
+            time.sleep(2)
+
     def facts(self, image: str) -> dict:
         """Return the configuration of `image`."""
         return json.loads(self.podman("image", "inspect", image))[0]
 
     def close(self) -> None:
-        """Remove containers, images and the folder."""
+        """Remove containers, images, the network and the folder."""
         subprocess.run(["podman", "system", "reset", "-f"], env=self.environment, capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", self.space], capture_output=True, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
