@@ -14,8 +14,8 @@
 #
 # It needs pdsh on this host, and ssh without a password from here to every host, this one too.
 # No ssh between the hosts? Take launch/torchrun/train.sh. Hosts without GPUs? `export DS_ACCELERATOR=cpu` first.
-# What is set here goes to all hosts: PATH, LD_LIBRARY_PATH, CUDA_HOME, OMP_NUM_THREADS, DS_ACCELERATOR and all names that
-# begin with NCCL_, GLOO_, TORCH_, CXRDIST_, HF_. Secrets do not (HF_TOKEN): they would be seen in every list of processes.
+# What is set here goes to all hosts: PATH, LD_LIBRARY_PATH, CUDA_HOME, OMP_NUM_THREADS, DS_ACCELERATOR and all names
+# that begin with NCCL_, GLOO_, TORCH_, CXRDIST_, HF_. Secrets do not (HF_TOKEN): lists of processes would show them.
 # It ends with a checkpoint when you log out: start it in `tmux`, or with `nohup ... &`.
 
 own=$(mktemp -d) || exit 1
@@ -52,7 +52,7 @@ done
 here=$(pwd -P) deepspeed=$(command -v deepspeed)
 plain='^[A-Za-z0-9_@%+=:,./-]+$' # what DeepSpeed need not quote
 [[ $here =~ $plain && $here != *%* ]] ||
-  fail "The name of the folder must be letters, digits and _ @ + = : , . / - here, got '$here'. DeepSpeed does not quote it."
+  fail "The folder's name must be of letters, digits and _@+=:,./- for DeepSpeed, got '$here'. Start in another folder."
 
 for host in "${hosts[@]}"; do
   code=0
@@ -61,9 +61,12 @@ for host in "${hosts[@]}"; do
   case $code in
     0) ;;
     3) fail "Every host must have the folder $here, got none on $host. Start in a folder that all hosts share." ;;
-    4) fail "Every host must have the run's file $run in $here, got none on $host. Use a folder that all hosts share." ;;
-    5) fail "Every host must have $deepspeed, got none on $host. Put the virtual environment where all hosts have it." ;;
-    *) fail "ssh must reach every host without a password, got '$(tail -n 1 "$own/said" | tr -d '\r')' from $host. Try: ssh $host true" ;;
+    4) fail "Every host must have the run's file $run in $here, got none on $host. Use a shared folder." ;;
+    5) fail "Every host must have $deepspeed, got none on $host. Put it where all hosts have it." ;;
+    *)
+      said=$(tail -n 1 "$own/said" | tr -d '\r')
+      fail "ssh must reach every host without a password, got '$said' from $host. Try: ssh $host true"
+      ;;
   esac
 done
 
@@ -75,7 +78,7 @@ words=()
 for word in "$@"; do
   case $word in
     *[\'\\\$\`%]* | *$'\n'*)
-      fail "Words must be one line without ' \\ \$ \` % here, got '$word'. pdsh and shells on the way would change them."
+      fail "Words must be one line without ' \\ \$ \` %, got '$word'. Shells on the way would change them."
       ;;
     *' '*) words+=("$word") ;; # DeepSpeed puts double quotes around it, and around no other
     *) [[ $word =~ $plain ]] && words+=("$word") || words+=("'$word'") ;;
@@ -99,9 +102,10 @@ for name in $(compgen -e); do
 done
 export DS_ENV_FILE=$own/environment
 # A host that is powered off is noticed after a minute, not never.
-export PDSH_SSH_ARGS_APPEND="-o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=4 ${PDSH_SSH_ARGS_APPEND:-}"
+noticed="-o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+export PDSH_SSH_ARGS_APPEND="$noticed ${PDSH_SSH_ARGS_APPEND:-}"
 
-# In a session of its own, or Ctrl-C would reach it too: its answer is to end by name whatever DeepSpeed runs on all hosts.
+# In a session of its own, or Ctrl-C would reach it too: it answers by ending, by name, all DeepSpeed runs on all hosts.
 setsid deepspeed --hostfile "$hostfile" --force_multi --no_ssh_check --log_level warning \
   ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} --master_port "${MASTER_PORT:-29500}" \
   --no_local_rank --module cxrdist "${words[@]}" &

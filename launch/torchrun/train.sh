@@ -3,8 +3,9 @@
 #
 # Start, in the same shared folder on each host, with cxrdist's virtual environment active:
 #   NODES=2 GPUS_PER_NODE=8 HEAD=host1 launch/torchrun/train.sh train launch/finetune/vit-l-dinov2.yaml --out runs/vit-l
-# Watch: the first host prints the progress; `tensorboard --logdir runs/vit-l/tb` draws it.
-# Stop: Ctrl-C on HEAD, or `kill -TERM` (or -USR1) of its torchrun. All hosts save a checkpoint and end.
+# Watch: one of the hosts prints the progress; `tensorboard --logdir runs/vit-l/tb` draws it.
+# Stop: Ctrl-C on HEAD, or `kill -TERM` (or -USR1) of its torchrun. The run saves a checkpoint and ends on all hosts.
+#   torchrun always shows a traceback then, and ends with 1: look for "Stopped at step" above it.
 # Go on: the same lines again. `--resume auto` is added here.
 #
 #   NODES          How many hosts. `1:2` is elastic: if one of two is lost, the other goes on alone, from the newest
@@ -31,7 +32,7 @@ case ${1:-} in
   *) fail "The first word must be train or pretrain, got '${1:-}'. Example: $0 train RUN.yaml --out DIR" ;;
 esac
 [[ ${GPUS_PER_NODE:-} =~ ^[1-9][0-9]*$ ]] ||
-  fail "GPUS_PER_NODE must say how many processes train on each host, got '${GPUS_PER_NODE:-}'. Example: GPUS_PER_NODE=8"
+  fail "GPUS_PER_NODE must be the number of processes on each host, got '${GPUS_PER_NODE:-}'. Example: GPUS_PER_NODE=8"
 [[ $NODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] ||
   fail "NODES must be a number of hosts, or the least and the most, got '$NODES'. Examples: NODES=2, NODES=1:2"
 command -v torchrun >/dev/null ||
