@@ -57,9 +57,12 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     settings: Settings = None,
     debug: Debug = False,
     setup: Annotated[
-        list[str] | None, typer.Option(metavar="LINE", help="Shell for each machine before the run. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="LINE", help="All but rayjob, raycluster: shell for each machine before the run. Repeatable."
+        ),
     ] = None,
-    time: Annotated[str | None, typer.Option(metavar="HH:MM:SS", help="slurm*: most time it may take.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="HH:MM:SS", help="slurm*, rayjob: most time it may take.")] = None,
     sbatch: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="slurm*: partition=gpu, account=... Repeatable.")
     ] = None,
@@ -68,7 +71,7 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         typer.Option(help="torchrun, hostfile, ray-local: a machine, the first is the head. Repeatable."),
     ] = None,
     ssh_user: Annotated[str | None, typer.Option(help="ray-*: user on the machines.")] = None,
-    ssh_key: Annotated[str | None, typer.Option(metavar="FILE", help="ray-*: private key for it.")] = None,
+    ssh_key: Annotated[str | None, typer.Option(metavar="FILE", help="ray-local: private key for it.")] = None,
     image: Annotated[str | None, typer.Option(help="rayjob, raycluster, ray-*: container image with cxrdist.")] = None,
     claim: Annotated[
         str | None, typer.Option(help="rayjob, raycluster: PersistentVolumeClaim with shards and runs.")
