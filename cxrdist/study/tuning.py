@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
 from typing import Any
 
@@ -57,7 +59,9 @@ def run_jobs(source: Source, ledger: Ledger, resources: Resources, watch: Watch,
             trial_name_creator=lambda trial: title(trial.config),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name=name, storage_path=str(folder), verbose=0, callbacks=[Placed(feeder)]),
+        run_config=tune.RunConfig(
+            name=name, storage_path=str(folder), verbose=0, callbacks=[Placed(feeder), Stoppable()]
+        ),
     )
     try:
         with writing(ledger.path.parent):
@@ -105,6 +109,18 @@ class Placed(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Called by Tune."""
         self._feeder.started(trial.trial_id)
+
+
+class Stoppable(tune.Callback):
+    """Gives SIGUSR1 back the handler that it had: with Tune's own a run that is stopped ends like one that is done."""
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGUSR1)
+
+    def setup(self, *args: object, **info: object) -> None:
+        """Called by Tune once it has taken the signal."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._handler)
 
 
 class Withdrawing(FIFOScheduler):
