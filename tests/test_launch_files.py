@@ -1,6 +1,7 @@
 """Launchers hold what shells and readers of YAML ask for: those that are shipped, and each one that can be rendered."""
 
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -203,17 +204,20 @@ def test_every_yaml_file_parses():
         assert all(isinstance(tree, dict) for tree in yaml.safe_load_all(path.read_text())), path
 
 
-@pytest.mark.skipif(not TARGETS, reason="no launcher is registered")
-def test_the_readme_names_every_launcher():
-    text = (LAUNCH / "README.md").read_text()
+def test_the_readme_names_every_launcher_and_its_links_lead_somewhere():
+    text = (ROOT / "launch" / "README.md").read_text()
     runs = {"finetune", "pretrain", "studies", "sweeps"}
-    launchers = [path for path in LAUNCH.rglob("*") if path.is_file() and path.parent.name not in runs]
-    missing = [
-        path.name for path in launchers if path.name != "README.md" and str(path.relative_to(LAUNCH)) not in text
-    ]
-    assert not missing
+    launchers = [path.relative_to(LAUNCH) for path in LAUNCH.rglob("*") if path.is_file()]
+    launchers = [path for path in launchers if path.parent.name not in {*runs, ""} and path.suffix != ".json"]
+    assert not [str(path) for path in launchers if str(path) not in text]
     assert not [name for name in runs if f"({name})" not in text]
-    assert not [target for target in TARGETS if target not in text]
+    assert not [target for target in TARGETS if f"`{target}`" not in text and f"render {target} " not in text]
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        assert "://" in link or (ROOT / "launch" / path).exists(), link
+        assert path or anchor in anchors, link
 
 
 def test_the_wheel_carries_the_launchers_and_their_modes():
