@@ -266,15 +266,22 @@ class _Shown:
     def __init__(self, reader: ProgressReader, bar: Bar) -> None:
         self._reader, self._bar = reader, bar
         self._known: Progress = reader.read()
+        self._begun = False
         if self._known.step:
             bar.skip(self._known.step)
 
     def look(self) -> None:
         """Bring the bar up to date; a run that goes on from a checkpoint is shown once it is past where it was."""
         known = self._reader.read()
-        if known != self._known:
-            self._known = known
-            self._bar.advance(max(known.step - self._bar.done, 0), note=note(known))
+        if known == self._known:
+            return
+        new, self._known = max(known.step - self._bar.done, 0), known
+        self._bar.note = note(known)
+        if self._begun:
+            self._bar.advance(new)
+        else:  # the rate counts from here: until now machines were waited for and workers started
+            self._begun, self._bar.started = True, time.monotonic()
+            self._bar.skip(new)
 
 
 def note(known: Progress) -> str:
