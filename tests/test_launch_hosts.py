@@ -25,6 +25,7 @@ from cxrdist.launch.torchrun import render_torchrun
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(bool(lab.why_not()), reason=lab.why_not()),
     pytest.mark.xdist_group("hosts"),
 ]
@@ -123,10 +124,11 @@ def assert_close(one: Weights, other: Weights) -> None:
 
 
 def request(run_file: Path, out: Path, *hosts: str) -> Request:
-    """Return one rank on each of two hosts, without GPUs."""
+    """Return one rank on each of two hosts, without GPUs, with words that shells and pdsh would change."""
+    options = ("--set", "optim.betas=[0.9,0.999]", "--set", "optim.betas=[0.9, 0.999]")
     return Request(
         kind="train", file=run_file, text=run_file.read_text(), out=out, here=run_file.parent, bin=BIN,
-        nodes=2, gpus_per_node=0, ranks_per_node=1, cpus_per_node=1, hosts=hosts, setup=("export SET_UP=yes",),
+        nodes=2, gpus_per_node=0, ranks_per_node=1, cpus_per_node=1, options=options, hosts=hosts,
     )  # fmt: skip
 
 
