@@ -98,14 +98,14 @@ class Slurm:
         file = self.folder / f"{number}.out"
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
-    def wait_for_end(self, number: str, seconds: float = 240) -> tuple[str, str]:
+    def wait_for_end(self, number: str, seconds: float = 600) -> tuple[str, str]:
         """Wait until a job is over; return its state and its exit code with the signal, ``FAILED`` and ``1:0``."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         self.wait(lambda: self.job(number)["JobState"] in over, number, seconds)
         told = self.job(number)
         return told["JobState"], told["ExitCode"]
 
-    def wait_for_requeue(self, number: str, seconds: float = 120) -> None:
+    def wait_for_requeue(self, number: str, seconds: float = 300) -> None:
         """Wait until a job waits for its next start, and let that be now: SLURM itself would let it wait minutes."""
         self.wait(lambda: self.job(number)["JobState"] == "PENDING", number, seconds)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")

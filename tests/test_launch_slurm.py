@@ -20,13 +20,15 @@ from cxrdist.config import write_yaml
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("slurm"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(bool(slurm_lab.why_not()), reason=slurm_lab.why_not()),
     pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU"),
 ]
 SCRIPTS = Path(__file__).parents[1] / "launch/slurm"
 TWO_RANKS = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=1")
 STEPS = 150
+SECONDS = 600
+"""What a shared machine may need for what takes it ten alone."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         shards = make_shards(root / "data")
         every = {"evaluate_every": 50, "checkpoint_every": 10}
         write_yaml(finetune_tree(shards, steps=STEPS, **every), root / "run.yaml")
-        write_yaml(study_tree({"a": shards}, seeds=[0, 1]), root / "study.yaml")
+        write_yaml(study_tree({"a": shards}, seeds=[0]), root / "study.yaml")
         (root / "slurm").mkdir()
         with slurm_lab.slurm(root / "slurm", 2) as slurm:
             yield Site(root, slurm)
@@ -85,6 +87,10 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model/model.safetensors")
 
 
+def steps_made(out: Path) -> int:
+    return len([line for line in lines(out / "metrics.jsonl") if line["kind"] == "train"])
+
+
 def lines(file: Path) -> list[dict[str, object]]:
     whole = file.read_text().split("\n")[:-1] if file.is_file() else []
     return [json.loads(line) for line in whole]
@@ -94,7 +100,7 @@ def lines(file: Path) -> list[dict[str, object]]:
 def test_a_training_goes_by_way_of_the_queue_to_the_same_weights(site, undisturbed, script):
     out = site.root / script
     job = site.submit(script, "train", site.root / "run.yaml", "--out", out)
-    site.slurm.wait(lambda: len(lines(out / "metrics.jsonl")) >= 5, job, 240)
+    site.slurm.wait(lambda: steps_made(out) >= 5, job, SECONDS)
     site.back_into_the_queue(job)
     assert site.slurm.wait_for_end(job) == ("COMPLETED", "0:0"), site.slurm.said(job)
     assert site.slurm.job(job)["Restarts"] == "1"
@@ -110,11 +116,11 @@ def test_a_training_goes_by_way_of_the_queue_to_the_same_weights(site, undisturb
 def test_a_cancelled_training_leaves_a_checkpoint_and_is_not_queued_again(site):
     out = site.root / "cancelled"
     job = site.submit("train.sbatch", "train", site.root / "run.yaml", "--out", out)
-    site.slurm.wait(lambda: len(lines(out / "metrics.jsonl")) >= 5, job, 240)
+    site.slurm.wait(lambda: steps_made(out) >= 5, job, SECONDS)
     site.slurm.run("scancel", job)
     site.wait_until_nothing_is_left()
     assert site.slurm.wait_for_end(job)[0] == "CANCELLED", site.slurm.said(job)
-    step = lines(out / "metrics.jsonl")[-1]["step"]
+    step = steps_made(out)
     assert (out / f"checkpoints/step-{step:08}").is_dir(), site.slurm.said(job)
     assert "Back into the queue" not in site.slurm.said(job)
 
@@ -138,7 +144,7 @@ def test_what_is_missing_is_said_in_a_sentence(site, script):
 def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothing(site):
     out = site.root / "study"
     job = site.submit("study-ray.sbatch", "study", "run", site.root / "study.yaml", "--out", out)
-    site.slurm.wait(lambda: events(out)["done"], job, 240)
+    site.slurm.wait(lambda: events(out)["done"], job, SECONDS)
     folders = sorted(Path("/tmp").glob(f"cxrdist-ray-{job}.*"))
     assert len(folders) == 2
     assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
@@ -150,10 +156,10 @@ def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothin
     assert all("CPU,1," in line and "GPU,1," in line for line in raylets), raylets
     site.back_into_the_queue(job)
     assert_nothing_is_left(site, job)
-    assert 0 < events(out)["done"] < 5
+    assert 0 < events(out)["done"] < 3
     assert site.slurm.wait_for_end(job) == ("COMPLETED", "0:0"), site.slurm.said(job)
     done = Counter(line["name"] for line in lines(out / "ledger.jsonl") if line["event"] == "done")
-    assert len(done) == 5
+    assert len(done) == 3
     assert set(done.values()) == {1}
     assert (out / "report/index.html").is_file()
     assert_nothing_is_left(site, job)
@@ -164,7 +170,7 @@ def test_a_study_that_fails_or_is_cancelled_leaves_nothing(site, cancelled):
     out, study = site.root / f"ended-{cancelled}", "study.yaml" if cancelled else "none.yaml"
     job = site.submit("study-ray.sbatch", "study", "run", site.root / study, "--out", out)
     if cancelled:
-        site.slurm.wait(lambda: events(out)["started"], job, 240)
+        site.slurm.wait(lambda: events(out)["started"], job, SECONDS)
         site.slurm.run("scancel", job)
     ended = site.slurm.wait_for_end(job)
     assert ended[0] == "CANCELLED" if cancelled else ended == ("FAILED", "2:0"), site.slurm.said(job)
