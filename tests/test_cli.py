@@ -28,6 +28,7 @@ COMMANDS = {
     ("demo",), ("phantom",), ("datasets",), ("pack",), ("pretrain",), ("train",), ("compare",), ("export",),
     ("shards", "info"), ("shards", "verify"), ("shards", "repair"),
     ("study", "run"), ("study", "status"), ("study", "report"), ("sweep",), ("plan",), ("power",), ("doctor",),
+    ("launch", "render"),
     ("bench", "step"), ("bench", "bootstrap"),
 }  # fmt: skip
 """What is built of DESIGN section 4."""

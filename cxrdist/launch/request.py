@@ -24,6 +24,8 @@ AnyConfig = FinetuneConfig | PretrainConfig | StudyConfig | SweepConfig
 
 BESIDE_LOADING = 2
 """CPU cores of a rank besides those that load images: its own, and one that writes checkpoints."""
+MACHINES_COME_S = 1800
+"""How long a training waits for machines that are still to come: a cloud boots them, a queue grants them."""
 NAME_LENGTH = 40
 """A SLURM queue and a Kubernetes object show or allow little more."""
 
@@ -95,8 +97,8 @@ class Request:
 
     @property
     def ray_words(self) -> list[str]:
-        """Return the words behind `cxrdist`, for one process on a machine of a Ray cluster that starts the others."""
-        return self.ray_words_for(self.file, self.out)
+        """Return the words behind `cxrdist`, for one process on a Ray cluster that is there and starts the others."""
+        return self._ray_words(self.file, self.out, "auto")
 
     def words_for(self, file: Path | str, out: Path | str) -> list[str]:
         """Return `words` with the run's file and folder where they are on other machines."""
@@ -105,7 +107,11 @@ class Request:
         return [*command, str(file), "--out", str(out), *resume, *self.options]
 
     def ray_words_for(self, file: Path | str, out: Path | str, *, address: str = "auto") -> list[str]:
-        """Return `ray_words` with the run's file and folder, and the cluster, as they are elsewhere."""
+        """Return `ray_words` with the run's file and folder, and the cluster, as they are where machines come later."""
+        wait = ["--wait", str(MACHINES_COME_S)] if self.trains else []
+        return [*self._ray_words(file, out, address), *wait]
+
+    def _ray_words(self, file: Path | str, out: Path | str, address: str) -> list[str]:
         words = [*self.words_for(file, out), "--address", address]
         if self.trains:
             words += ["--workers", str(self.ranks), "--cpus-per-worker", str(self.cpus_per_rank)]
