@@ -1,6 +1,6 @@
 #!/bin/sh
 # The demo's study on the Ray cluster of compose.yaml: draws and packs three sites, has the head run the study, shows its
-# log, and ends with its exit code. Arguments go to `cxrdist study run`: `docker/demo.sh --debug`.
+# log, and ends with its exit code. Arguments go to `cxrdist study run`: `--only 'random--*'`.
 set -eu
 
 out=/opt/cxrdist/runs/compose

@@ -229,7 +229,7 @@ def test_the_cluster_of_the_compose_file_ends_its_job_with_a_report(engine: cont
     engine.compose("up", "-d", "--no-build", "head", "worker1", "worker2")
     for service in ("head", "worker1", "worker2"):
         engine.wait_until_well(service)
-    printed = engine.compose("run", "--rm", "--no-deps", "job", "docker/demo.sh", "--debug", limit_s=3000)
+    printed = engine.compose("run", "--rm", "--no-deps", "job", "docker/demo.sh", limit_s=3000)
     assert "checks of rigor passed" in printed
     token = engine.compose("exec", "head", "cat", "/home/cxrdist/.ray/auth_token").split()[-1]
     processes = engine.compose("exec", "head", "ps", "axww", "-o", "args")
