@@ -105,9 +105,13 @@ class Slurm:
         told = self.job(number)
         return told["JobState"], told["ExitCode"]
 
-    def wait_for_requeue(self, number: str, seconds: float = 300) -> None:
-        """Wait until a job waits for its next start, and let that be now: SLURM itself would let it wait minutes."""
+    def wait_until_queued(self, number: str, seconds: float = 300) -> None:
+        """Wait until a job waits for its next start."""
         self.wait(lambda: self.job(number)["JobState"] == "PENDING", number, seconds)
+
+    def start_now(self, number: str) -> None:
+        """Let a job that has gone back into the queue start now: SLURM itself would let it wait for minutes."""
+        time.sleep(2)  # SLURM counts in seconds what it has revoked: a start in the same second would be refused
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def wait(self, condition: Callable[[], object], number: str = "", seconds: float = START_S) -> None:

@@ -39,9 +39,11 @@ class Site:
     def submit(self, script: str, *words: str | Path) -> str:
         return self.slurm.submit(*TWO_RANKS, SCRIPTS / script, *words)
 
-    def back_into_the_queue(self, job: str) -> None:
+    def go_by_way_of_the_queue(self, job: str) -> None:
         self.slurm.run("scancel", "--batch", "--signal=USR1", job)
-        self.slurm.wait_for_requeue(job)
+        self.slurm.wait_until_queued(job)
+        self.wait_until_nothing_is_left(job)
+        self.slurm.start_now(job)
 
     def processes(self) -> list[str]:
         """Return the command lines of the nodes' processes, but for those that are always there."""
@@ -49,8 +51,9 @@ class Site:
         always = ("bash -c hostname", "sleep 3600", "slurmd", "ps -eo")
         return [line for line in lines if not line.startswith(always)]
 
-    def wait_until_nothing_is_left(self) -> None:
-        self.slurm.wait(lambda: not self.processes())
+    def wait_until_nothing_is_left(self, job: str) -> None:
+        self.slurm.wait(lambda: not self.processes(), job)
+        assert not list(Path("/tmp").glob(f"cxrdist-ray-{job}*"))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_a_training_goes_by_way_of_the_queue_to_the_same_weights(site, undisturb
     out = site.root / script
     job = site.submit(script, "train", site.root / "run.yaml", "--out", out)
     site.slurm.wait(lambda: steps_made(out) >= 5, job, SECONDS)
-    site.back_into_the_queue(job)
+    site.go_by_way_of_the_queue(job)
     assert site.slurm.wait_for_end(job) == ("COMPLETED", "0:0"), site.slurm.said(job)
     assert site.slurm.job(job)["Restarts"] == "1"
     steps = [start["step"] for start in lines(out / "starts.jsonl")]
@@ -110,7 +113,7 @@ def test_a_training_goes_by_way_of_the_queue_to_the_same_weights(site, undisturb
     assert site.slurm.said(job).count("with a checkpoint. Continue with --resume auto.") == 1
     for name, value in undisturbed.items():
         assert torch.equal(value, weights(out)[name]), name
-    site.wait_until_nothing_is_left()
+    site.wait_until_nothing_is_left(job)
 
 
 def test_a_cancelled_training_leaves_a_checkpoint_and_is_not_queued_again(site):
@@ -118,7 +121,7 @@ def test_a_cancelled_training_leaves_a_checkpoint_and_is_not_queued_again(site):
     job = site.submit("train.sbatch", "train", site.root / "run.yaml", "--out", out)
     site.slurm.wait(lambda: steps_made(out) >= 5, job, SECONDS)
     site.slurm.run("scancel", job)
-    site.wait_until_nothing_is_left()
+    site.wait_until_nothing_is_left(job)
     assert site.slurm.wait_for_end(job)[0] == "CANCELLED", site.slurm.said(job)
     step = steps_made(out)
     assert (out / f"checkpoints/step-{step:08}").is_dir(), site.slurm.said(job)
@@ -154,15 +157,14 @@ def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothin
     raylets = [line for line in running if "--static_resource_list" in line]
     assert len(raylets) == 2
     assert all("CPU,1," in line and "GPU,1," in line for line in raylets), raylets
-    site.back_into_the_queue(job)
-    assert_nothing_is_left(site, job)
+    site.go_by_way_of_the_queue(job)
     assert 0 < events(out)["done"] < 3
     assert site.slurm.wait_for_end(job) == ("COMPLETED", "0:0"), site.slurm.said(job)
     done = Counter(line["name"] for line in lines(out / "ledger.jsonl") if line["event"] == "done")
     assert len(done) == 3
     assert set(done.values()) == {1}
     assert (out / "report/index.html").is_file()
-    assert_nothing_is_left(site, job)
+    site.wait_until_nothing_is_left(job)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -174,13 +176,8 @@ def test_a_study_that_fails_or_is_cancelled_leaves_nothing(site, cancelled):
         site.slurm.run("scancel", job)
     ended = site.slurm.wait_for_end(job)
     assert ended[0] == "CANCELLED" if cancelled else ended == ("FAILED", "2:0"), site.slurm.said(job)
-    assert_nothing_is_left(site, job)
+    site.wait_until_nothing_is_left(job)
 
 
 def events(out: Path) -> Counter[object]:
     return Counter(line["event"] for line in lines(out / "ledger.jsonl"))
-
-
-def assert_nothing_is_left(site: Site, job: str) -> None:
-    site.wait_until_nothing_is_left()
-    assert not list(Path("/tmp").glob(f"cxrdist-ray-{job}*"))
