@@ -452,6 +452,7 @@ def pods(tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], Callable[[str], 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_of_a_job_trains_on_its_machines(tmp_path, pods):
     mount, seen = tmp_path / "mount", tmp_path / "etc"
     make_shards(mount, patients=30)

@@ -376,6 +376,7 @@ def start(root: Path, *arguments: object) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_sweep_whose_driver_was_killed_ends_as_an_undisturbed_one(shards, tmp_path):
     tree = sweep_tree(shards, steps=24, every=4, trials=4, scheduler={"name": "asha", "grace": 4, "reduction": 2})
