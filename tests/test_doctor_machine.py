@@ -209,6 +209,9 @@ def test_infiniband_may_lock_memory_and_be_opened_or_is_told(tmp_path, monkeypat
     assert {one.state for one in judge({"mlx5_0": True}, True, ANY, ANY).values()} == {"ok"}
     assert "ulimit -l unlimited" in judge({"mlx5_0": True}, True, 65_536, ANY)["limit of locked memory"].remedy
     assert "memlock=-1" in judge({"mlx5_0": True}, True, 65_536, 65_536)["limit of locked memory"].remedy
+    # Where TCP is taken, nothing needs the memory.
+    for up, opens, state in ((True, True, "problem"), (True, False, "note"), (False, True, "note")):
+        assert judge({"mlx5_0": up}, opens, 65_536, 65_536)["limit of locked memory"].state == state
     assert "/dev/infiniband" in judge({"mlx5_0": True}, False, ANY, ANY)["InfiniBand"].remedy
     assert "ibstat" in judge({"mlx5_0": False}, True, ANY, ANY)["InfiniBand"].remedy
     monkeypatch.setattr(network, "INFINIBAND", tmp_path)  # where only the kernel's module is

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cxrdist.doctor.finding import Finding, Probe, size
+from cxrdist.doctor.finding import Finding, Probe, State, size
 
 INTERFACES = Path("/sys/class/net")
 INFINIBAND = Path("/sys/class/infiniband")
@@ -110,13 +110,15 @@ def judge_infiniband(ports: Mapping[str, bool], opens: bool, soft: int, hard: in
     if soft == resource.RLIM_INFINITY:
         yield Finding("limit of locked memory", "ok", limit)
         return
+    # Until InfiniBand is taken, nothing needs it.
+    state: State = "problem" if up and opens else "note"
     remedy = "InfiniBand needs memory that stays: `ulimit -l unlimited` before the command."
     if hard != resource.RLIM_INFINITY:
         remedy = (
             "InfiniBand needs memory that stays. Container: `--ulimit memlock=-1`. Else, as root: `* - memlock "
             "unlimited` into /etc/security/limits.conf and a new login; for Slurm `LimitMEMLOCK=infinity` of slurmd."
         )
-    yield Finding("limit of locked memory", "problem", limit, remedy)
+    yield Finding("limit of locked memory", state, limit, remedy)
 
 
 PROBES: Mapping[str, Probe] = {"host name": name, "networks": networks, "InfiniBand": infiniband}
