@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,13 +19,17 @@ from machines import Machines, machines
 
 from cxrdist.cli.main import run
 from cxrdist.cli.submitting import named_in_run
-from cxrdist.config import write_yaml
+from cxrdist.config import Config, write_yaml
 from cxrdist.finetune.config import FinetuneConfig
-from cxrdist.study.alone import note, relative_paths
+from cxrdist.pretrain.config import PretrainConfig
+from cxrdist.study.alone import how_on, note, relative_paths
+from cxrdist.study.config import StudyConfig
 from cxrdist.study.resources import TrialResources
 from cxrdist.study.room import no_room
+from cxrdist.study.sweep.config import SweepConfig
 from cxrdist.study.watching import Progress
 from cxrdist.train.checkpoints import checkpoint_name
+from cxrdist.train.places import RUN_PATHS, WEIGHTS, is_path_of_study, path_of_run
 
 slow = [
     pytest.mark.slow,
@@ -108,6 +113,38 @@ def test_deepspeeds_file_goes_along_with_a_submitted_run_and_weights_that_timm_k
     assert relative_paths(tree) == ["`train.deepspeed` 'ds/own.json'"]
 
 
+def paths_in(config: type[Config], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of what a configuration declares to be a path."""
+    for name, value in config.model_fields.items():
+        todo = [value.annotation]
+        while todo:
+            one = todo.pop()
+            todo += get_args(one)
+            if one is Path:
+                yield f"{prefix}{name}"
+            elif isinstance(one, type) and issubclass(one, Config):
+                yield from paths_in(one, f"{prefix}{name}.")
+
+
+def test_every_path_of_a_run_or_a_study_is_in_the_one_list_of_them():
+    declared = {*paths_in(FinetuneConfig), *paths_in(PretrainConfig)}
+    assert declared == {*RUN_PATHS} - {WEIGHTS} and declared
+    for config in (StudyConfig, SweepConfig):
+        for name in paths_in(config):
+            assert path_of_run(name) or is_path_of_study(name), name
+    assert path_of_run("stages.a.pretrain.watch.shards") == "watch.shards"
+    assert path_of_run("run.shards") == "shards" and path_of_run("strategies.a.set.seed") is None
+
+
+def test_who_stops_a_run_that_waits_is_told_how_it_goes_on(tmp_path):
+    assert how_on(tmp_path, None) == "The same command begins again."
+    again = "The same command with `--resume auto` goes on."
+    assert how_on(tmp_path, "auto") == again
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    (tmp_path / "config.yaml").touch()
+    assert how_on(tmp_path, None) == again
+
+
 def test_a_run_without_room_is_told_what_to_change_on_its_command_line():
     said = no_room(TrialResources(workers=4), [{"CPU": 2.0}], subject="The run", way_out="Lower --workers.")
     assert said == (
@@ -130,10 +167,11 @@ def test_progress_names_what_is_known_and_no_more():
 class Site:
     root: Path
     cluster: Machines
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, module: str, *words: object) -> subprocess.Popen[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, words)],
             cwd=self.root,  # paths are relative to it, for the ranks as well
             env=inherited | self.cluster.environment,
@@ -141,6 +179,8 @@ class Site:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def train(self, out: str, *words: object, workers: int = 2) -> subprocess.Popen[str]:
         address = ("--address", self.cluster.address, "--workers", workers)
@@ -153,6 +193,15 @@ class Site:
 
     def has_checkpoint(self, out: str) -> bool:
         return any((self.root / out / "checkpoints").glob("step-*"))
+
+    def has_nothing_held(self) -> bool:
+        """Return whether, in a while, nobody holds anything of the cluster any more."""
+        end = time.monotonic() + SECONDS
+        while held := any(self.cluster.held().values()):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        return not held
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
@@ -188,7 +237,19 @@ def torchrun(site: Site) -> tuple[bytes, ...]:
     return site.result("torchrun")
 
 
+@pytest.fixture
+def leftovers(site: Site) -> Iterator[None]:
+    """End what a test that failed has left behind."""
+    yield
+    for process in site.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    site.started.clear()
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("leftovers")
 class TestOnACluster:
     pytestmark = slow
 
@@ -205,7 +266,7 @@ class TestOnACluster:
         assert site.result("killed") == torchrun
         environment = json.loads((site.root / "killed" / "environment.json").read_text())
         assert environment["world_size"] == 2
-        assert not any(site.cluster.held().values())
+        assert site.has_nothing_held()
 
     def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(self, site, torchrun):
         process = site.train("stopped")
@@ -216,13 +277,13 @@ class TestOnACluster:
         step = int(last.removeprefix("Stopped at step ").split()[0])
         assert last == f"Stopped at step {step} with a checkpoint. Continue with --resume auto."
         assert (site.root / "stopped" / "checkpoints" / checkpoint_name(step)).is_dir() and 0 < step < STEPS
-        assert not any(site.cluster.held().values())
+        assert site.has_nothing_held()
         ended(site.train("stopped", "--resume", "auto"))
         assert site.result("stopped") == torchrun
 
     def test_what_does_not_fit_is_refused_after_the_time_it_may_wait(self, site):
-        _, err = ended(site.train("large", "--wait", 5, workers=3), 1)
-        assert "The run waits for machines, at most 5 s: there is no room yet for 3 workers of 1 CPUs" in err
+        _, err = ended(site.train("large", "--wait", 20, workers=3), 1)
+        assert "The run waits for machines, at most 20 s: there is no room yet for 3 workers of 1 CPUs" in err
         assert err.splitlines()[-1].startswith("Error: The run must fit on the cluster, got 3 workers of 1 CPUs")
         assert not (site.root / "large").exists()
-        assert not any(site.cluster.held().values())
+        assert site.has_nothing_held()

@@ -14,6 +14,7 @@ from cxrdist.config import Tree
 from cxrdist.dispatch.submission import ON_THE_HEAD, follow, is_submission, submit
 from cxrdist.errors import UsageError
 from cxrdist.models.locate import is_timm_name
+from cxrdist.train.places import DEEPSPEED, SHARDS, WATCH, WEIGHTS, path_of_run
 from cxrdist.train.run_folder import flatten
 
 INTERRUPTED = 2
@@ -110,17 +111,16 @@ def named_in(tree: Tree) -> tuple[dict[str, object], list[Path]]:
         paths["`shards_root`"] = root
     files = []
     for name, value in flat.items():
-        if value is None:
+        key = path_of_run(name)
+        if value is None or key in (None, SHARDS):  # those of datasets are told above
             continue
-        if name.endswith("model.weights") and weights is None and not is_timm_name(value):
-            paths[f"`{name}`"] = value
-        elif name.endswith("watch.shards"):
-            paths[f"`{name}`"] = [one for one in _several(value) if one not in tree.get("datasets", {})]
-        elif name.endswith("train.deepspeed"):
-            if Path(value).is_absolute() or ".." in Path(value).parts:
-                paths[f"`{name}`"] = value
-            else:
-                files.append(Path(value))
+        if key == WEIGHTS and (weights is not None or is_timm_name(value)):
+            continue
+        if key == DEEPSPEED and placed(Path(value)) == str(Path(value)):
+            files.append(Path(value))
+            continue
+        named = tree.get("datasets", {}) if key == WATCH else {}
+        paths[f"`{name}`"] = [one for one in _several(value) if one not in named] if key == WATCH else value
     return paths, files
 
 
@@ -131,7 +131,7 @@ def named_in_run(tree: Tree) -> tuple[dict[str, object], list[Path]]:
     paths: dict[str, list[str]] = {}
     files = []
     for name, path in paths_of(tree):
-        if name == "`train.deepspeed`" and placed(Path(path)) == path:
+        if name == f"`{DEEPSPEED}`" and placed(Path(path)) == path:
             files.append(Path(path))
         else:
             paths.setdefault(name, []).append(path)

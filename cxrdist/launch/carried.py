@@ -16,10 +16,8 @@ import yaml
 from cxrdist.config import DEBUG, Tree, load_yaml, override, parse_settings
 from cxrdist.errors import UsageError
 from cxrdist.launch.request import Request
+from cxrdist.train.places import DEEPSPEED, is_path_of_study, path_of_run
 
-PLACES = ("shards", "shards_root", "weights_root", "weights", "ledger")
-"""What a path of the machines is called, behind the last dot of its name."""
-DEEPSPEED = "train.deepspeed"
 SET = "--set"
 MOST_BYTES = 200_000
 """`kubectl apply` keeps a copy of an object in a note of 256 KiB at most, as JSON."""
@@ -110,12 +108,13 @@ def _leaves(tree: object, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_deepspeed(name: str) -> bool:
-    return f".{name.strip()}".endswith(f".{DEEPSPEED}")
+    return path_of_run(name) == DEEPSPEED
 
 
 def _places(tree: Tree, start: PurePosixPath) -> Iterator[tuple[str, str]]:
     for name, value in _leaves(tree):
-        if name.rpartition(".")[2] in PLACES and ("://" not in value or value.startswith("file://")):
+        is_path = path_of_run(name) not in (None, DEEPSPEED) or is_path_of_study(name)
+        if is_path and ("://" not in value or value.startswith("file://")):
             yield name, posixpath.join(start, value.removeprefix("file://"))
 
 
@@ -130,7 +129,11 @@ def _taken(files: dict[str, str], path: Path, value: str) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no text"
-        raise UsageError(f"`{DEEPSPEED}` must be a JSON file that can be read, got {value!r}: {why}.") from None
+        raise UsageError(
+            f"`{DEEPSPEED}` must be a JSON file that can be read, got {value!r}: {why}. "
+            f"A relative path leads from the folder in which this command is given; `--set {DEEPSPEED}=FILE` names "
+            "another."
+        ) from None
     key = _key(path.name)
     while key in files:
         key = f"_{key}"

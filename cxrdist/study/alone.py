@@ -24,6 +24,7 @@ from cxrdist.study.resources import Resources
 from cxrdist.study.room import Room, alive, no_room
 from cxrdist.study.watching import Progress
 from cxrdist.train.interrupt import StopRequest, stop_on_signals
+from cxrdist.train.places import RUN_PATHS
 from cxrdist.train.run_folder import Resume, RunFolder, flatten
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _attempt(run: _Run, resume: Resume | None) -> None:
     def work(job: Job, rank: int, workers: int, resources: Resources, address: str) -> End:
         return run_here(job, rank, workers, resources, address, resume=resume, here=here)
 
-    with _placed(run) as group, Gang(run.job, run.resources.workers, run.resources, work, group) as gang:
+    with _placed(run, resume) as group, Gang(run.job, run.resources.workers, run.resources, work, group) as gang:
         try:
             while gang.working():
                 run.shown.look()
@@ -212,14 +213,14 @@ def paths_of(tree: Tree) -> list[tuple[str, str]]:
     """Return the name and path of all that the tree of a run names on disk."""
     found: list[tuple[str, str]] = []
     for name, value in flatten(tree).items():
-        if name in ("shards", "model.weights", "watch.shards", "train.deepspeed"):
+        if name in RUN_PATHS:
             paths = value if isinstance(value, list) else [value]
             found += [(f"`{name}`", str(path)) for path in paths if path is not None and not is_timm_name(path)]
     return found
 
 
 @contextmanager
-def _placed(run: _Run) -> "Iterator[PlacementGroup]":
+def _placed(run: _Run, resume: Resume | None) -> "Iterator[PlacementGroup]":
     """Hold a place for each worker during the block; wait until the cluster has one for all of them at once.
 
     Raises:
@@ -233,19 +234,19 @@ def _placed(run: _Run) -> "Iterator[PlacementGroup]":
     # It is asked for even where there is no room yet: a cluster that grows on demand grows by what is asked for.
     group = placement_group([bundle] * held.workers, strategy=held.placement.upper(), name=f"cxrdist {run.job.name}")
     try:
-        _wait_for(group, run)
+        _wait_for(group, run, resume)
         yield group
     finally:
         remove_placement_group(group)
 
 
-def _wait_for(group: "PlacementGroup", run: _Run) -> None:
+def _wait_for(group: "PlacementGroup", run: _Run, resume: Resume | None) -> None:
     room, held, waits = Room(), run.job.resources, run.resources.waits
     begun = fitted = time.monotonic()
     told = ""
     while not group.wait(1.0):
         if run.stop.raised:
-            raise Stopped(run.stop.signum, "Stopped before the run had its place. The same command begins again.")
+            raise Stopped(run.stop.signum, f"Stopped before the run had its place. {how_on(run.job.folder, resume)}")
         now = time.monotonic()
         wanted = f"{held.workers} workers of {held.cpus_per_worker:g} CPUs and {held.gpus_per_worker:g} GPUs"
         if room.workers(held) >= held.workers:
@@ -258,6 +259,13 @@ def _wait_for(group: "PlacementGroup", run: _Run) -> None:
         if say != told and now - begun > SAY_S:
             log.info("%s", say)
             told = say
+
+
+def how_on(folder: Path, resume: Resume | None) -> str:
+    """Return which command continues a run that was stopped while it waited; `resume` is that of the attempt."""
+    if resume or RunFolder(folder).begun:
+        return "The same command with `--resume auto` goes on."
+    return "The same command begins again."
 
 
 class _Shown:
