@@ -1,13 +1,10 @@
 """DeepSpeed's launcher over ssh, with the hostfile inside."""
 
-import re
-
-from cxrdist.errors import UsageError
 from cxrdist.launch.request import Request
-from cxrdist.launch.shell import check_line, fill, quote, read_shipped, this_run, with_head
+from cxrdist.launch.shell import check_hosts, check_line, fill, quote, read_shipped, this_file, this_run, with_head
 
 SHIPPED = "hostfile/train.sh"
-HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+HOST = r"[A-Za-z0-9_][A-Za-z0-9_.@-]*"
 """What a hostfile and pdsh take for one host; pdsh makes several of brackets and commas."""
 
 
@@ -17,15 +14,7 @@ def render_hostfile(request: Request) -> str:
     Raises:
         UsageError: If the request does not have a host for each machine.
     """
-    hosts = list(dict.fromkeys(request.hosts))
-    if len(hosts) != request.nodes or len(hosts) < len(request.hosts):
-        raise UsageError(
-            f"`--host` must name each of {request.nodes} hosts once, got {', '.join(request.hosts) or 'none'}. "
-            "Example: --host host1 --host host2"
-        )
-    for host in hosts:
-        if not HOST.fullmatch(host):
-            raise UsageError(f"`--host` must be a name or an IPv4 address, got {host!r}. Example: --host host1")
+    hosts = check_hosts(request, HOST)
     cpus = [] if request.gpus_per_node else ["export DS_ACCELERATOR=cpu"]
     lines = [
         *this_run(request, request.words),
@@ -38,13 +27,14 @@ def render_hostfile(request: Request) -> str:
     return with_head(fill(read_shipped(SHIPPED), lines), _head(request, hosts))
 
 
-def _head(request: Request, hosts: list[str]) -> list[str]:
+def _head(request: Request, hosts: tuple[str, ...]) -> list[str]:
     out = check_line("`--run-out`", str(request.out))
+    this, that_is = this_file(request)
     return [
         f"{request.kind} {check_line('RUN.yaml', str(request.file))}: {request.ranks} processes on {', '.join(hosts)}, "
         "by DeepSpeed over ssh.",
         "",
-        f"Start, on {hosts[0]}: bash FILE, where FILE is this file.",
+        f"Start, on {hosts[0]}: bash {this}{that_is}",
         "  It needs pdsh there, and ssh without a password from there to every host, itself too.",
         f"Watch: it prints what all hosts print; tensorboard --logdir {quote([f'{out}/tb'])}",
         "Stop: Ctrl-C, or `kill -TERM` of this script; the run saves a checkpoint. Never signal `deepspeed` itself: it",

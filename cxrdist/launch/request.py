@@ -28,6 +28,15 @@ MACHINES_COME_S = 1800
 """How long a training waits for machines that are still to come: a cloud boots them, a queue grants them."""
 NAME_LENGTH = 40
 """A SLURM queue and a Kubernetes object show or allow little more."""
+TIMES = tuple(
+    re.compile(form)
+    for form in (
+        r"(?P<minutes>\d+)(?::(?P<seconds>[0-5]\d))?",
+        r"(?P<hours>\d+):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)",
+        r"(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?)?",
+    )
+)
+"""What ``--time`` of sbatch means: https://slurm.schedmd.com/sbatch.html."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,10 @@ class Request:
     project: str | None = None
     nfs: str | None = None
     """SERVER:/PATH of shared storage."""
+    grows: bool = False
+    """Whether it is a study or a sweep that waits for a cluster that grows on demand."""
+    target_file: Path | None = None
+    """Where the launcher is written, as the user named it; None if that is not known."""
 
     @property
     def name(self) -> str:
@@ -148,6 +161,30 @@ def default_cpus(config: AnyConfig) -> int:
     return math.ceil(config.resources.cpus_per_worker)
 
 
+def is_grown(config: AnyConfig) -> bool:
+    """Return whether it waits for a cluster that grows on demand."""
+    return not isinstance(config, FinetuneConfig | PretrainConfig) and config.resources.autoscaling
+
+
+def seconds_of(time: str) -> int:
+    """Return how long a time is that is written as SLURM takes it.
+
+    Raises:
+        UsageError: If it is not, or is nothing.
+    """
+    for form in TIMES:
+        if found := form.fullmatch(time):
+            days, hours, minutes, seconds = (
+                int(found.groupdict().get(part) or 0) for part in ("days", "hours", "minutes", "seconds")
+            )
+            if total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds:
+                return total
+            raise UsageError(f"`--time` must be more than nothing, got {time!r}. Example: --time 48:00:00")
+    raise UsageError(
+        f"`--time` must be MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, got {time!r}. Example: --time 48:00:00"
+    )
+
+
 def check_fits(config: AnyConfig, request: Request) -> None:
     """Make sure that the run can be divided among these machines: now, and not once they are booked.
 
@@ -155,6 +192,11 @@ def check_fits(config: AnyConfig, request: Request) -> None:
         UsageError: If it cannot.
     """
     if isinstance(config, FinetuneConfig | PretrainConfig):
+        if request.cpus_per_node < request.ranks_per_node:
+            raise UsageError(
+                f"`--cpus-per-node` must be at least one for each rank, got {request.cpus_per_node} for "
+                f"{request.ranks_per_node} ranks per node. Raise it, or lower `--ranks-per-node`."
+            )
         train = config.train
         micro = train.micro_batch_size if isinstance(train.micro_batch_size, int) else None
         Batching.plan(global_batch_size=train.global_batch_size, micro_batch_size=micro, world_size=request.ranks)

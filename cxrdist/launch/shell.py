@@ -73,6 +73,39 @@ def this_run(request: Request, words: Sequence[str]) -> list[str]:
     ]
 
 
+def check_hosts(request: Request, pattern: str, *, first_alone: bool = False, example: str = "") -> tuple[str, ...]:
+    """Return the hosts of a request, the head first.
+
+    Args:
+        request: Has a host for each machine.
+        pattern: What a host looks like.
+        first_alone: Whether none, or the first one alone, will do too.
+        example: More words for the example in the sentence of an error.
+
+    Raises:
+        UsageError: If there are more or fewer, one is named twice, or one is neither a name nor an address.
+    """
+    hosts = request.hosts
+    enough = {0, 1, request.nodes} if first_alone else {request.nodes}
+    if len(hosts) not in enough or len(set(hosts)) < len(hosts):
+        rule = f"{'the first host, or ' * first_alone}each of {request.nodes} hosts once"
+        raise UsageError(
+            f"`--host` must name {rule}, got {', '.join(hosts) or 'none'}. "
+            f"Example: --host host1{' --host host2' * (not first_alone)}{example}"
+        )
+    for host in hosts:
+        if not re.fullmatch(pattern, host):
+            raise UsageError(f"`--host` must be a name or an address, got {host!r}. Example: --host host1")
+    return hosts
+
+
+def this_file(request: Request) -> tuple[str, str]:
+    """Return what a rendered file is called in the commands of its head, and the end of a sentence that explains it."""
+    if request.target_file is None:
+        return "FILE", ", where FILE is this file."
+    return quote([check_line("`--out`", str(request.target_file))]), ""
+
+
 def read_shipped(name: str) -> str:
     """Return the text of a file of ``launch/``, in a checkout or an installed wheel."""
     return (shipped("launch") / name).read_text(encoding="utf-8")

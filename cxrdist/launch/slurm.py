@@ -3,7 +3,7 @@
 import math
 
 from cxrdist.launch.request import Request
-from cxrdist.launch.shell import check_line, fill, quote, read_shipped, this_run, with_head
+from cxrdist.launch.shell import check_line, fill, quote, read_shipped, this_file, this_run, with_head
 
 TRAIN, TORCHRUN, RAY = "slurm/train.sbatch", "slurm/train-torchrun.sbatch", "slurm/study-ray.sbatch"
 
@@ -51,6 +51,7 @@ def _options(request: Request) -> dict[str, str | None]:
 
 def _head(request: Request, by: str) -> list[str]:
     file, out = check_line("RUN.yaml", str(request.file)), check_line("`--run-out`", str(request.out))
+    this, that_is = this_file(request)
     if request.kind == "study":
         status = ["cxrdist", "study", "status", file, "--out", out, *request.options]
         watch = check_line("`--set`", quote(status))
@@ -61,7 +62,7 @@ def _head(request: Request, by: str) -> list[str]:
     return [
         f"{request.kind} {file}: {by}, under SLURM.",
         "",
-        "Start: sbatch FILE, where FILE is this file.",
+        f"Start: sbatch {this}{that_is}",
         f"Watch: {watch}; tail -f {request.name}-JOB.out, for the number JOB that sbatch prints.",
         "Stop: scancel JOB. What is finished stays; a training saves a checkpoint.",
         "Go on: start it again. Near the end of its time, and when it loses a node, the job does that itself.",

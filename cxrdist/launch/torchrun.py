@@ -1,13 +1,10 @@
 """torchrun: the same file on every host, without a scheduler."""
 
-import re
-
-from cxrdist.errors import UsageError
 from cxrdist.launch.request import Request
-from cxrdist.launch.shell import check_line, fill, quote, read_shipped, this_run, with_head
+from cxrdist.launch.shell import check_hosts, check_line, fill, quote, read_shipped, this_file, this_run, with_head
 
 SHIPPED = "torchrun/train.sh"
-HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:\d+)?")
+HOST = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:\d+)?"
 
 
 def render_torchrun(request: Request) -> str:
@@ -16,15 +13,7 @@ def render_torchrun(request: Request) -> str:
     Raises:
         UsageError: If there are hosts, but neither one, the head, nor one for each machine.
     """
-    hosts = list(dict.fromkeys(request.hosts))
-    if len(hosts) not in {0, 1, request.nodes} or len(hosts) < len(request.hosts):
-        raise UsageError(
-            f"`--host` must name the first host, or each of {request.nodes} once, got {', '.join(request.hosts)}. "
-            "Example: --host host1"
-        )
-    for host in hosts:
-        if not HOST.fullmatch(host):
-            raise UsageError(f"`--host` must be a name or an IPv4 address, got {host!r}. Example: --host host1")
+    hosts = check_hosts(request, HOST, first_alone=True)
     lines = [
         f"GPUS_PER_NODE={request.ranks_per_node} NODES=${{NODES:-{request.nodes}}}",
         f"HEAD=${{HEAD:-{''.join(hosts[:1])}}}",
@@ -33,18 +22,19 @@ def render_torchrun(request: Request) -> str:
     return with_head(fill(read_shipped(SHIPPED), lines), _head(request, hosts))
 
 
-def _head(request: Request, hosts: list[str]) -> list[str]:
+def _head(request: Request, hosts: tuple[str, ...]) -> list[str]:
     file, out = check_line("RUN.yaml", str(request.file)), check_line("`--run-out`", str(request.out))
+    this, that_is = this_file(request)
     several = request.nodes > 1
     first = hosts[0].partition(":")[0] if hosts else "the first host"
     if not several:
-        start = ["Start: bash FILE, where FILE is this file."]
+        start = [f"Start: bash {this}{that_is}"]
     elif hosts:
-        start = [f"Start, on {first} and every other host: bash FILE, where FILE is this file."]
+        start = [f"Start, on {first} and every other host: bash {this}{that_is}"]
     else:
         start = [
-            "Start, on every host: HEAD=host1 bash FILE, where FILE is this file,",
-            "  and host1 is the name of the first host as `hostname` prints it there.",
+            f"Start, on every host: HEAD=host1 bash {this}{that_is}",
+            "  host1 is the name of the first host as `hostname` prints it there.",
         ]
     lost = (
         f"If a host is lost: start it there again. With NODES=1:{request.nodes} before bash the others go on without."
