@@ -166,6 +166,12 @@ def test_a_shipped_file_is_a_whole_manifest(kind):
     assert f"ray=={cluster_of(trees[kind])['rayVersion']}" in locked
 
 
+def test_a_job_has_the_cluster_of_the_file_that_stays():
+    job, stays = (trees_of((KUBERAY / f"{kind}.yaml").read_text("utf-8")) for kind in ("rayjob", "raycluster"))
+    cluster = yaml.safe_dump(cluster_of(stays["RayCluster"]))
+    assert yaml.safe_load(cluster.replace("name: cxrdist-cluster", "name: cxrdist")) == cluster_of(job["RayJob"])
+
+
 @pytest.mark.parametrize("kind", RENDERERS)
 def test_a_server_takes_the_shipped_file(kind, faults):
     trees = trees_of((KUBERAY / f"{kind.lower()}.yaml").read_text(encoding="utf-8"))
@@ -373,7 +379,7 @@ def test_another_mount_is_where_everything_is_seen(kind):
     ("changes", "told"),
     [
         ({"image": None, "claim": None}, "must be given an image and a claim, got none. Add `--image"),
-        ({"claim": None}, "Add `--claim"),
+        ({"claim": None}, "an image and a claim, got one of them. Add `--claim"),
         ({"image": "a b"}, "`--image` must be one word"),
         ({"image": "a\n# b"}, "`--image` must be one word"),
         ({"claim": "Lab_Data"}, "`--claim` must be a name of Kubernetes"),
@@ -392,7 +398,7 @@ def test_what_kubernetes_would_refuse_is_told_before(kind, changes, told):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("time", ["1h", "00:00:00", "1:2:3", "-1:00:00"])
+@pytest.mark.parametrize("time", ["1h", "00:00:00", "1:2:3", "-1:00:00", "1:99", "0", "1-2:3"])
 def test_a_time_that_is_none_is_told(time):
     with pytest.raises(UsageError, match="`--time` must be"):
         render_rayjob(make_request(time=time))

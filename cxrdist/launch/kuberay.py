@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from cxrdist.config import Tree
 from cxrdist.errors import UsageError
 from cxrdist.launch.carried import Carried, carry
-from cxrdist.launch.request import Request
+from cxrdist.launch.request import Request, seconds_of
 from cxrdist.launch.shell import check_line, quote
 from cxrdist.launch.tree import dump, read_trees
 
@@ -39,7 +39,6 @@ TAKEN = (
 """Folders that a pod needs as they are."""
 OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """What Kubernetes calls an object."""
-TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)")
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 
@@ -66,18 +65,19 @@ def render_rayjob(request: Request) -> str:
     spec["entrypoint"] = quote(_words(carried))
     spec["metadata"] = {"job_name": request.name}
     if request.time:
-        spec["activeDeadlineSeconds"] = _seconds(request.time)
+        spec["activeDeadlineSeconds"] = seconds_of(request.time)
     _fill_cluster(spec["rayClusterSpec"], request, request.name, carried, mount)
     spec["submitterPodTemplate"]["spec"]["containers"][0]["image"] = request.image
     name = request.name
+    file = _this_file(request)
     token = f"\"$(kubectl get rayjob {name} -o jsonpath='{{.status.rayClusterName}}')\""
     head = [
         *_about(request, "A job", carried, mount),
         "",
-        "  kubectl apply -f THIS.yaml                     start",
+        f"  kubectl apply -f {file}                     start",
         f"  kubectl get rayjob {name}",
         f"  kubectl logs --follow job/{name}     what it says, once its machines are there",
-        "  kubectl delete -f THIS.yaml                    stop, and clean up",
+        f"  kubectl delete -f {file}                    stop, and clean up",
         "",
         "Started again after that, it goes on where it stopped.",
         *_dashboard(name, token),
@@ -100,10 +100,11 @@ def render_raycluster(request: Request) -> str:
     on_head = f"kubectl exec service/{name}-head-svc -c ray-head --"
     command = check_line("A word of a command in a comment", quote(_words(carried)))
     dashboard = "--address http://127.0.0.1:8265"
+    file = _this_file(request)
     head = [
         *_about(request, "A cluster that stays", carried, mount),
         "",
-        "  kubectl apply -f THIS.yaml                     start the cluster",
+        f"  kubectl apply -f {file}                     start the cluster",
         f"  kubectl get raycluster {name}",
         "",
         "Once it is ready, start the run, which says its number, and see what it says:",
@@ -112,7 +113,7 @@ def render_raycluster(request: Request) -> str:
         f"  {on_head} ray job logs {dashboard} --follow NUMBER",
         f"  {on_head} ray job stop {dashboard} NUMBER",
         "",
-        "  kubectl delete -f THIS.yaml                    end the cluster",
+        f"  kubectl delete -f {file}                    end the cluster",
         "",
         "The same words again go on where it stopped.",
         *_dashboard(name, name),
@@ -127,8 +128,9 @@ def _carried(request: Request) -> tuple[str, Carried]:
         "--claim": (request.claim, "NAME, of `kubectl get pvc`"),
     }
     if missing := [f"`{option} {example}`" for option, (value, example) in wanted.items() if not value]:
+        got = "none" if len(missing) == len(wanted) else "one of them"
         raise UsageError(
-            f"A launcher for Kubernetes must be given an image and a claim, got none. Add {' and '.join(missing)}."
+            f"A launcher for Kubernetes must be given an image and a claim, got {got}. Add {' and '.join(missing)}."
         )
     if any(char.isspace() or not char.isprintable() for char in request.image or ""):
         raise UsageError(f"`--image` must be one word, got {request.image!r}. Example: --image registry/cxrdist:gpu")
@@ -204,14 +206,8 @@ def _memory(request: Request) -> tuple[int, int]:
     return RAY_MEMORY_GIB + request.ranks_per_node * MEMORY_GIB[has_gpu] + shared, shared
 
 
-def _seconds(time: str) -> int:
-    found = TIME.fullmatch(time)
-    if not found:
-        raise UsageError(f"`--time` must be HH:MM:SS, got {time!r}. Example: --time 48:00:00")
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    if not (total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds):
-        raise UsageError(f"`--time` must be more than nothing, got {time!r}. Example: --time 48:00:00")
-    return total
+def _this_file(request: Request) -> str:
+    return quote([check_line("`--out`", str(request.target_file or "THIS.yaml"))])
 
 
 def _about(request: Request, what: str, carried: Carried, mount: str) -> Iterator[str]:
@@ -222,6 +218,7 @@ def _about(request: Request, what: str, carried: Carried, mount: str) -> Iterato
         f"{gpus}{request.cpus_per_node + RAY_CPUS} CPUs and {memory} GiB each, and a head."
     )
     yield f"Shared storage is the claim {request.claim}, ReadWriteMany; the pods see it as {mount}."
+    yield "User 1000 must be able to write there: with a driver for NFS that may have to be seen to by hand."
     yield check_line(
         "The run's folder", f"Relative paths lead from {carried.start}; the run's folder is {carried.request.out}."
     )
