@@ -14,6 +14,7 @@ import pytest
 import ssh_lab
 import yaml
 from helpers import make_shards, study_tree
+from ray.autoscaler._private.command_runner import _with_environment_variables, _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cxrdist.config import shipped, write_yaml
@@ -113,9 +114,72 @@ def test_shared_storage_is_seen_where_it_is_asked_for(name: str) -> None:
 
 
 def test_a_study_that_waits_for_machines_gets_them_on_demand() -> None:
-    for changes in ({"text": "resources: {autoscaling: true}\n"}, {"options": ("--set", "resources.autoscaling=true")}):
-        tree = yaml.safe_load(render_ray_gcp(replace(GCP, **changes)))
-        assert tree["available_node_types"]["gpu"]["min_workers"] == 0
+    for grows, fewest in ((True, 0), (False, 3)):
+        tree = yaml.safe_load(render_ray_gcp(replace(GCP, grows=grows)))
+        assert tree["available_node_types"]["gpu"]["min_workers"] == fewest
+
+
+@pytest.mark.parametrize(("name", "instance"), [("aws", "m6i.16xlarge"), ("gcp", "n2-standard-64")])
+def test_a_container_without_gpus_asks_docker_for_none(name: str, instance: str) -> None:
+    render, request = RENDERED[name]
+    docker = yaml.safe_load(render(replace(request, gpus_per_node=0, instance=instance)))["docker"]
+    assert not [one for one in docker["worker_run_options"] if one.startswith("--gpus")]
+    # What a head without GPU needs, a machine without needs as well.
+    runtime = [one for one in docker["head_run_options"] if one.startswith("--runtime")]
+    assert [one for one in docker["worker_run_options"] if one.startswith("--runtime")] == runtime
+    assert "--gpus=all" in yaml.safe_load(render(request))["docker"]["worker_run_options"]
+
+
+def test_setup_that_ends_with_a_comment_hides_nothing_of_what_comes_behind_it(tmp_path: Path) -> None:
+    program = tmp_path / "ray"
+    program.write_text('#!/bin/sh\necho "ray $1 of $SET"\n', encoding="utf-8")
+    program.chmod(0o755)
+    setup = ("export SET=setup # 12", "# nothing")
+
+    def said(command: str) -> str:
+        """Return what a command says, given as Ray gives it to ssh."""
+        words = ["bash", "-c", " ".join(_with_interactive(_with_environment_variables(command, {"A": "b c"})))]
+        environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        (tmp_path / ".bashrc").touch()
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    tree = yaml.safe_load(render_ray_local(replace(LOCAL, setup=setup, bin=tmp_path)))
+    for key, count in (("head_start_ray_commands", 2), ("worker_start_ray_commands", 2)):
+        assert len(tree[key]) == count
+        assert said(tree[key][0]).endswith("ray stop of setup\n")
+        assert said(tree[key][1]).endswith("ray start of setup\n")
+    for line in yaml.safe_load(render_ray_gcp(replace(GCP, setup=setup)))["initialization_commands"][:2]:
+        said(line)
+
+
+def test_both_clouds_have_the_same_container_secret_and_start() -> None:
+    aws, gcp = (yaml.safe_load(texts(name)[0]) for name in ("aws", "gcp"))
+    assert aws["docker"].pop("head_run_options") == [*gcp["docker"].pop("head_run_options"), "--runtime=runc"]
+    ends = [one for one in aws["initialization_commands"] if "docker" in one or "/runs" in one or "auth_token" in one]
+    assert [one for one in gcp["initialization_commands"] if one in ends] == ends and len(ends) == 3
+    same = ("docker", "file_mounts", "head_start_ray_commands", "worker_start_ray_commands", "auth", "max_workers")
+    for key in (*same, "idle_timeout_minutes", "upscaling_speed", "head_node_type"):
+        assert aws[key] == gcp[key], key
+    for key in ("resources", "min_workers", "max_workers"):
+        for kind in ("head", "gpu"):
+            assert aws["available_node_types"][kind].get(key) == gcp["available_node_types"][kind].get(key), key
+
+
+def test_only_the_machines_user_and_the_containers_group_read_the_secret(tmp_path: Path) -> None:
+    for name in ("aws", "gcp"):
+        tree = yaml.safe_load(texts(name)[0])
+        (command,) = [one for one in tree["initialization_commands"] if "auth_token" in one]
+        secret = tmp_path / name
+        secret.touch()
+        secret.chmod(0o600)
+        command = command.replace("/tmp/ray_tmp_mount/cxrdist/run/cxrdist/auth_token", str(secret))
+        group = os.getgid()  # nobody but root may give a file to another
+        subprocess.run(["sh", "-c", command.replace("sudo ", "").replace("chgrp 1000", f"chgrp {group}")], check=True)
+        assert secret.stat().st_mode & 0o777 == 0o640
+        # As Ray does before the next copy.
+        subprocess.run(["chown", "-R", str(os.getuid()), str(secret)], check=True)
 
 
 def test_a_training_is_given_all_ranks_of_the_cluster() -> None:
@@ -131,20 +195,24 @@ def test_a_training_is_given_all_ranks_of_the_cluster() -> None:
 @pytest.mark.parametrize(
     ("render", "request_", "sentence"),
     [
-        (render_ray_local, replace(LOCAL, hosts=()), "`--host` must name the machines, got none"),
-        (render_ray_local, replace(LOCAL, hosts=("a", "b")), "as many machines as `--nodes`, got 2 for 3"),
-        (render_ray_local, replace(LOCAL, hosts=("a", "b", "a")), "each machine once"),
+        (render_ray_local, replace(LOCAL, hosts=()), "`--host` must name each of 3 hosts once, got none"),
+        (render_ray_local, replace(LOCAL, hosts=("a", "b")), "each of 3 hosts once, got a, b. Example"),
+        (render_ray_local, replace(LOCAL, hosts=("a", "b", "a")), "each of 3 hosts once, got a, b, a"),
         (render_ray_local, replace(LOCAL, hosts=("a", "b", "$(id)")), r"got '\$\(id\)'"),
-        (render_ray_aws, replace(CLOUD, image=None), "`--image` must be the container image"),
+        (render_ray_aws, replace(CLOUD, image=None), "got none. Example: --image registry.example/"),
         (render_ray_aws, replace(CLOUD, nfs=None), "`--nfs` must be SERVER:/PATH"),
         (render_ray_aws, replace(CLOUD, nfs="10.0.0.2:/a;id"), "`--nfs` must be SERVER:/PATH"),
-        (render_ray_aws, replace(CLOUD, region="frankfurt"), "got 'frankfurt'"),
+        (render_ray_aws, replace(CLOUD, region="frankfurt"), "got 'frankfurt'. Example: --region us-east-1a"),
         (render_ray_aws, replace(CLOUD, instance="g5.12xlarge"), "got 8 for g5.12xlarge with 4"),
         (render_ray_aws, replace(CLOUD, cpus_per_node=97), "got 97 for p4d.24xlarge with 96"),
         (render_ray_aws, replace(CLOUD, gpus_per_node=3), "got none for 3 GPUs"),
         (render_ray_aws, replace(CLOUD, out=Path("/home/me/runs/small")), "below /shared/runs"),
         (render_ray_gcp, replace(GCP, project=None), "`--project` must be the ID"),
-        (render_ray_gcp, replace(GCP, region="europe-west4"), "a zone such as"),
+        (
+            render_ray_gcp,
+            replace(GCP, region="europe-west4"),
+            "a zone, got 'europe-west4'. Example: --region us-central1-a",
+        ),
         (render_ray_gcp, replace(GCP, instance="a3-highgpu-4g"), "got 8 for a3-highgpu-4g with 4"),
         (render_ray_gcp, replace(GCP, file=Path("a\nb.yaml")), "must be one line"),
     ],

@@ -8,15 +8,12 @@ import getpass
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Any
-
-import yaml
 
 from cxrdist.config import Tree
 from cxrdist.errors import UsageError
 from cxrdist.launch.instances import AWS_DEFAULT, GCP_DEFAULT, Machine, aws_machine, gcp_machine
 from cxrdist.launch.request import Request
-from cxrdist.launch.shell import check_line, quote
+from cxrdist.launch.shell import check_hosts, check_line, quote
 from cxrdist.launch.tree import dump, read_trees
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -39,26 +36,16 @@ def render_ray_local(request: Request) -> str:
         UsageError: If hosts are missing, named twice, not as many as the nodes, or not names or addresses.
     """
     tree = _read("local", request)
-    hosts = [_written("--host", host, HOST, "a name or an address such as gpu1 or 10.0.0.5") for host in request.hosts]
-    if not hosts:
-        raise UsageError(
-            "`--host` must name the machines, got none. Example: --host gpu1 --host gpu2; the first is the head."
-        )
-    if len(set(hosts)) != len(hosts):
-        raise UsageError(f"`--host` must name each machine once, got {','.join(hosts)}. Leave the others out.")
-    if len(hosts) != request.nodes:
-        raise UsageError(
-            f"`--host` must be as many machines as `--nodes`, got {len(hosts)} for {request.nodes}. Change one."
-        )
-    tree["provider"] |= {"head_ip": hosts[0], "worker_ips": hosts[1:]}
-    tree["auth"] = {"ssh_user": _written("--ssh-user", request.ssh_user or getpass.getuser(), USER, "a name")}
+    head, *others = hosts = check_hosts(request, HOST, example="; the first is the head.")
+    tree["provider"] |= {"head_ip": head, "worker_ips": others}
+    tree["auth"] = {"ssh_user": _user(request.ssh_user or getpass.getuser())}
     if request.ssh_key:
         tree["auth"]["ssh_private_key"] = check_line("`--ssh-key`", request.ssh_key)
-    tree |= {"min_workers": len(hosts) - 1, "max_workers": len(hosts) - 1}
+    tree |= {"min_workers": len(others), "max_workers": len(others)}
     programs = f"export PATH={quote([str(request.bin)])}:$PATH"
     for key in START:
-        first = "; ".join([*request.setup, programs])
-        tree[key] = [f"{first}; {command}" for command in tree[key]]
+        # A line each: one of the user's may end with a comment.
+        tree[key] = ["\n".join([*request.setup, programs, command]) for command in tree[key]]
         tree[key][-1] += f" --num-cpus={request.cpus_per_node} --num-gpus={request.gpus_per_node}"
     # Of the commands that Ray itself gives there, `ray down`'s `ray stop` must find its program.
     tree["setup_commands"] = [
@@ -80,9 +67,7 @@ def render_ray_aws(request: Request) -> str:
     instance, machine = _machine(request, aws_machine, AWS_DEFAULT)
     tree["available_node_types"]["gpu"]["node_config"]["InstanceType"] = instance
     if request.region:
-        place = _written(
-            "--region", request.region, r"[a-z]+(-[a-z]+)+-\d[a-z]?", "a region or a zone such as us-east-1a"
-        )
+        place = _written("--region", request.region, r"[a-z]+(-[a-z]+)+-\d[a-z]?", "a region or a zone", "us-east-1a")
         tree["provider"]["region"] = place.rstrip("abcdefghijklmnopqrstuvwxyz")
         if place[-1].isalpha():
             tree["provider"]["availability_zone"] = place
@@ -98,10 +83,12 @@ def render_ray_gcp(request: Request) -> str:
     tree = _read("gcp", request)
     instance, machine = _machine(request, gcp_machine, GCP_DEFAULT)
     tree["available_node_types"]["gpu"]["node_config"]["machineType"] = instance
-    project = _written("--project", request.project, r"[a-z][a-z0-9:.-]*", "the ID of the Google Cloud project")
+    project = _written(
+        "--project", request.project, r"[a-z][a-z0-9:.-]*", "the ID of the Google Cloud project", "lab-123"
+    )
     tree["provider"]["project_id"] = project
     if request.region:
-        zone = _written("--region", request.region, r"[a-z]+(-[a-z]+\d*)+-[a-z]", "a zone such as us-central1-a")
+        zone = _written("--region", request.region, r"[a-z]+(-[a-z]+\d*)+-[a-z]", "a zone", "us-central1-a")
         tree["provider"] |= {"region": zone[:-2], "availability_zone": zone}
     zone = tree["provider"]["availability_zone"]
     return _cloud(tree, request, machine, f"{request.nodes} x {instance} on Google Cloud, {zone}")
@@ -114,9 +101,15 @@ def _read(name: str, request: Request) -> Tree:
 
 def _cloud(tree: Tree, request: Request, machine: Machine, what: str) -> str:
     """Fill in what both clouds have in common."""
-    image = _written("--image", request.image, IMAGE, "the container image with cxrdist in a registry")
-    nfs = _written("--nfs", request.nfs, SERVER, "SERVER:/PATH of the NFS server with shards and runs")
-    mount = _written("--mount", request.mount or SHARED, FOLDER, "a folder such as /shared")
+    image = _written(
+        "--image",
+        request.image,
+        IMAGE,
+        "the container image with cxrdist in a registry",
+        "registry.example/cxrdist:gpu",
+    )
+    nfs = _written("--nfs", request.nfs, SERVER, "SERVER:/PATH of the NFS server with shards and runs", "10.0.0.2:/cxr")
+    mount = _written("--mount", request.mount or SHARED, FOLDER, "a whole path without blanks", SHARED)
     out = PurePosixPath(mount) / request.out.as_posix()
     if not out.is_relative_to(f"{mount}/runs") or out == PurePosixPath(f"{mount}/runs"):
         raise UsageError(
@@ -125,16 +118,21 @@ def _cloud(tree: Tree, request: Request, machine: Machine, what: str) -> str:
         )
     # A study that waits for machines gets them when it needs them; anything else finds them there.
     worker = tree["available_node_types"]["gpu"]
-    worker |= {"min_workers": 0 if _grows(request) else request.nodes, "max_workers": request.nodes}
+    worker |= {"min_workers": 0 if request.grows else request.nodes, "max_workers": request.nodes}
     worker["resources"] = {"CPU": machine.cpus, "GPU": machine.gpus}
     tree["max_workers"] = request.nodes
     if request.ssh_user:
-        tree["auth"]["ssh_user"] = _written("--ssh-user", request.ssh_user, USER, "a name")
+        tree["auth"]["ssh_user"] = _user(request.ssh_user)
     docker = tree["docker"]
+    if not machine.gpus:
+        # Without a driver Docker starts no container with GPUs; nor has it one by NVIDIA's runtime.
+        runtime = [option for option in docker["head_run_options"] if option.startswith("--runtime=")]
+        docker["worker_run_options"] = [one for one in docker["worker_run_options"] if not one.startswith("--gpus")]
+        docker["worker_run_options"] += runtime
     docker["image"] = image
     docker["run_options"] = [option.replace(SHARED, mount) for option in docker["run_options"]]
     tree["initialization_commands"] = [
-        *request.setup,
+        *(f"{line}\n" for line in request.setup),  # one that ends with a comment must not hide what Ray puts behind it
         *(
             command.replace(SHARED, mount).replace(NFS, nfs).replace("_mount/cxrdist/", f"_mount/{request.name}/")
             for command in tree["initialization_commands"]
@@ -154,9 +152,7 @@ def _machine(request: Request, known: Callable[[str], Machine | None], defaults:
             )
         name = defaults[request.gpus_per_node]
     else:
-        name = _written(
-            "--instance", request.instance, r"[a-z0-9][a-z0-9.-]*", "a type such as " + [*defaults.values()][-1]
-        )
+        name = _written("--instance", request.instance, r"[a-z0-9][a-z0-9.-]*", "a type", [*defaults.values()][-1])
     machine = known(name)
     if machine is None:
         return name, Machine(request.cpus_per_node, request.gpus_per_node)
@@ -173,37 +169,30 @@ def _machine(request: Request, known: Callable[[str], Machine | None], defaults:
     return name, machine
 
 
-def _written(option: str, value: str | None, pattern: str, rule: str) -> str:
+def _user(name: str) -> str:
+    return _written("--ssh-user", name, USER, "a name", "ubuntu")
+
+
+def _written(option: str, value: str | None, pattern: str, rule: str, example: str) -> str:
     """Return what an option was given.
 
     Raises:
         UsageError: If it was not, or is something else.
     """
-    if not value:
-        raise UsageError(f"`{option}` must be {rule}, got none. Give it.")
-    if re.fullmatch(pattern, value) is None:
-        raise UsageError(f"`{option}` must be {rule}, got {value!r}. Change it.")
+    if not value or re.fullmatch(pattern, value) is None:
+        got = repr(value) if value else "none"
+        raise UsageError(f"`{option}` must be {rule}, got {got}. Example: {option} {example}")
     return value
 
 
-def _grows(request: Request) -> bool:
-    """Return whether the run is a study or a sweep that waits for a cluster that grows on demand."""
-    if request.trains:
-        return False
-    tree: Any = yaml.safe_load(request.text)
-    settings = dict(option.split("=", 1) for option in request.options if "=" in option)
-    if "resources.autoscaling" in settings:
-        return settings["resources.autoscaling"].lower() == "true"
-    return bool((tree.get("resources") or {}).get("autoscaling"))
-
-
 def _dump(tree: Tree, request: Request, out: str, machines: str, end: str) -> str:
-    file = f"{request.name}.yaml"
+    file = quote([str(request.target_file or f"{request.name}.yaml")])
+    place = "In this folder:" if request.target_file else f"This file is {file} below, and in this folder:"
     command = quote(["cxrdist", *request.ray_words_for(request.file, out, address=DASHBOARD)])
     head = [
         f"A Ray cluster for {request.kind} {request.file}: {machines}.",
         "",
-        f"This file is {file} below, and in this folder:",
+        place,
         "",
         f"  cd {quote([str(request.here)])}",
         "  ray get-auth-token --generate  # once: the secret of your clusters, in ~/.ray/auth_token",
