@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cxrdist.cli.main import run
 from cxrdist.config import shipped
 from cxrdist.errors import UsageError
-from cxrdist.launch.request import Request
+from cxrdist.launch.request import Request, seconds_of
 from cxrdist.launch.shell import BEGIN, END, fill, this_run
 from cxrdist.launch.targets import TARGETS
 
@@ -195,6 +196,81 @@ def test_the_head_says_how_to_start_watch_and_stop(target, kind):
     said = " ".join(head).lower()
     assert "watch" in said or "dashboard" in said
     assert "stop" in said or " down " in said or "delete" in said or "scancel" in said
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Return a function that renders a launcher in an empty folder; returns the file, or the sentence of its error."""
+    monkeypatch.chdir(tmp_path)
+
+    def render(target, file, *options, error=False):
+        words = ["launch", "render", target, file, "--nodes", 2, "--gpus-per-node", 0, *options]
+        try:
+            run([str(word) for word in words])
+        except SystemExit as ended:
+            assert ended.code in (0, None) or error, capsys.readouterr().err
+        said = capsys.readouterr()
+        if error:
+            assert not said.out and said.err.startswith("Error: ") and said.err.count("\n") == 1
+        return said.err if error else said.out
+
+    return render
+
+
+@pytest.mark.parametrize(("target", "kind"), [(target, one.kinds[0]) for target, one in TARGETS.items()])
+def test_the_head_names_the_file_that_was_asked_for(target, kind):
+    text = rendered(target, kind, target_file=Path("jobs/my job"), nodes=2)
+    starts = ("sbatch 'jobs/my job'\n", "bash 'jobs/my job'\n", "ray up -y 'jobs/my job'\n", "apply -f 'jobs/my job' ")
+    assert [start for start in starts if start in text]
+    assert "FILE is" not in text and "THIS.yaml" not in text
+    with pytest.raises(UsageError, match="one line"):
+        rendered(target, kind, target_file=Path("a\nb"))
+
+
+def test_a_file_that_is_asked_for_is_named_in_its_own_head(cli, tmp_path):
+    cli("slurm", LAUNCH / "finetune/debug.yaml", "--out", "job.sbatch")
+    assert "# Start: sbatch job.sbatch\n" in (tmp_path / "job.sbatch").read_text()
+
+
+def test_whether_a_study_waits_for_machines_is_what_its_settings_say_after_all_changes(cli):
+    cloud = ("--instance", "m6i.16xlarge", "--image", "r.example/c:1", "--nfs", "s:/x", "--run-out", "/shared/runs/a")
+    none, all_ = "min_workers: 0\n", "min_workers: 2\n"
+    study, change = LAUNCH / "studies/demo.yaml", "resources={autoscaling: true, workers: 1}"
+    for words, told in (((), all_), (("--set", change), none), (("--set", "resources.autoscaling=yes"), none)):
+        assert told in cli("ray-aws", study, *cloud, *words)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "told"),
+    [
+        ("slurm", ("--time", "2 days"), "`--time` must be MM, MM:SS, HH:MM:SS, D-HH,"),
+        ("slurm-torchrun", ("--ranks-per-node", 2, "--cpus-per-node", 1), "`--cpus-per-node` must be at least one for"),
+        ("ray-local", ("--image", "a"), "must be given options that it uses, got --image."),
+    ],
+)
+def test_what_a_launcher_cannot_hold_is_told_in_one_sentence(cli, target, options, told):
+    assert told in cli(target, LAUNCH / "finetune/debug.yaml", *options, error=True)
+
+
+def test_a_run_that_is_no_text_is_told(cli, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"title: \xff\xfe\n")
+    assert "must be YAML" in cli("slurm", "run.yaml", error=True)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("90:30", 5430), ("48:00:00", 172800), ("1-2", 93600), ("1-02:03", 93780), ("1-02:03:04", 93784)],
+)
+def test_a_time_means_what_it_means_to_slurm(time, seconds):
+    assert seconds_of(time) == seconds
+
+
+def test_hosts_are_asked_for_in_the_same_words_by_all_that_need_them():
+    for target in ("torchrun", "hostfile", "ray-local"):
+        for hosts in (("a", "a"), ("a", "b", "c"), ("a b", "c")):
+            with pytest.raises(UsageError, match=r"^`--host` must (name .*each of 2 hosts once|be a name or an add)"):
+                rendered(target, "train", hosts=hosts)
+    assert "HEAD=host1 bash" in rendered("torchrun", "train", hosts=())
 
 
 def test_every_yaml_file_parses():

@@ -62,7 +62,10 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
             metavar="LINE", help="All but rayjob, raycluster: shell for each machine before the run. Repeatable."
         ),
     ] = None,
-    time: Annotated[str | None, typer.Option(metavar="HH:MM:SS", help="slurm*, rayjob: most time it may take.")] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(metavar="HH:MM:SS", help="slurm*, rayjob: most time it may take, in any of SLURM's forms."),
+    ] = None,
     sbatch: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="slurm*: partition=gpu, account=... Repeatable.")
     ] = None,
@@ -72,18 +75,23 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     ] = None,
     ssh_user: Annotated[str | None, typer.Option(help="ray-*: user on the machines.")] = None,
     ssh_key: Annotated[str | None, typer.Option(metavar="FILE", help="ray-local: private key for it.")] = None,
-    image: Annotated[str | None, typer.Option(help="rayjob, raycluster, ray-*: container image with cxrdist.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="rayjob, raycluster, ray-aws, ray-gcp: container image with cxrdist.")
+    ] = None,
     claim: Annotated[
         str | None, typer.Option(help="rayjob, raycluster: PersistentVolumeClaim with shards and runs.")
     ] = None,
     mount: Annotated[
-        str | None, typer.Option(metavar="DIR", help="rayjob, raycluster, ray-*: where shared storage is seen.")
+        str | None,
+        typer.Option(metavar="DIR", help="rayjob, raycluster, ray-aws, ray-gcp: where shared storage is seen."),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="rayjob, raycluster: Kueue queue.")] = None,
     instance: Annotated[str | None, typer.Option(help="ray-aws, ray-gcp: machine type with GPUs.")] = None,
     region: Annotated[str | None, typer.Option(help="ray-aws: region; ray-gcp: zone.")] = None,
     project: Annotated[str | None, typer.Option(help="ray-gcp: project.")] = None,
-    nfs: Annotated[str | None, typer.Option(metavar="SERVER:/PATH", help="ray-*: shared storage to mount.")] = None,
+    nfs: Annotated[
+        str | None, typer.Option(metavar="SERVER:/PATH", help="ray-aws, ray-gcp: shared storage to mount.")
+    ] = None,
 ) -> None:
     """Write the launcher of one run, so that no template is edited by hand; the run's file is checked first.
 
@@ -92,7 +100,7 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     TARGET: slurm, slurm-torchrun, slurm-ray, torchrun, hostfile, rayjob, raycluster, ray-local, ray-aws, ray-gcp.
     launch/README.md says which to choose.
     """
-    from cxrdist.launch.request import Request, check_fits, default_cpus, read_any
+    from cxrdist.launch.request import Request, check_fits, default_cpus, is_grown, read_any, seconds_of
     from cxrdist.launch.targets import TARGETS
 
     if target not in TARGETS:
@@ -113,6 +121,8 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     unused = [SPECIAL[name] for name, value in special.items() if value and name not in chosen.options]
     if unused:
         raise UsageError(f"{target!r} must be given options that it uses, got {', '.join(unused)}. Leave them out.")
+    if time:
+        seconds_of(time)
     request = Request(
         kind=kind,
         file=run,
@@ -124,6 +134,8 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         gpus_per_node=gpus_per_node,
         ranks_per_node=ranks,
         cpus_per_node=cpus_per_node or ranks * default_cpus(config),
+        grows=is_grown(config),
+        target_file=out,
         options=(*(["--debug"] if debug else []), *(word for one in settings or () for word in ("--set", one))),
     )
     check_fits(config, request)
