@@ -122,14 +122,24 @@ class Engine:
         """Return what podman prints; an exit code that is not 0 fails the test and shows all."""
         return self._host(["podman", *words], limit_s)
 
-    def build(self, target: str, *options: str, limit_s: float = 2400) -> str:
-        """Build the Dockerfile's `target` on the stand-ins; return the image's name."""
+    def build(self, target: str, *options: str, context: Path = ROOT, limit_s: float = 2400) -> str:
+        """Build the Dockerfile's `target` of the checkout `context` on the stand-ins; return the image's name."""
         image = f"localhost/cxrdist:{target}"
         mounts = [word for place in self.places for word in ("-v", f"{place}:{place}:ro")]
         secrets = ["--secret", f"id=pipconf,src={self.folder}/pip.conf", "--secret", f"id=ca,src={CERTIFICATES}"]
         bases = ["--build-arg", f"BASE={BASE}", "--build-arg", f"GPU_BASE={TOOLKIT}"]
-        place = ["--pull=never", "--format", "docker", "-f", "docker/Dockerfile", "--target", target, "-t", image]
-        self.podman("build", *place, *bases, *secrets, *mounts, *options, ".", limit_s=limit_s)
+        place = [
+            "--pull=never",
+            "--format",
+            "docker",
+            "-f",
+            f"{context}/docker/Dockerfile",
+            "--target",
+            target,
+            "-t",
+            image,
+        ]
+        self.podman("build", *place, *bases, *secrets, *mounts, *options, str(context), limit_s=limit_s)
         return image
 
     def compose(self, *words: str, limit_s: float = 120) -> str:

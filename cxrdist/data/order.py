@@ -50,7 +50,7 @@ class Batching:
         if rest or not per_rank:
             raise UsageError(
                 f"`global_batch_size` must be a multiple of the number of ranks, got {global_batch_size} "
-                f"for {world_size} ranks. Nearest above: {(per_rank + 1) * world_size}."
+                f"for {world_size} ranks. Nearest above: --set train.global_batch_size={(per_rank + 1) * world_size}"
             )
         micro = micro_batch_size or per_rank
         if per_rank % micro:

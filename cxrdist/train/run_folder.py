@@ -28,6 +28,8 @@ Resume = Literal["auto"]
 LIBRARIES = ("torch", "timm", "deepspeed", "ray", "numpy", "opencv-python-headless", "pydicom", "webdataset", "lightly")
 TEST_ACCESSES = "test_accesses.jsonl"
 STARTS = "starts.jsonl"
+REVISION = "CXRDIST_REVISION"
+"""Variable with the revision of this program where there is no git to ask: in an image."""
 TRACKERS = "trackers.json"
 """Each tracker's own id of the run, so that a resumed run goes on in the same one."""
 BAD_BATCH = "bad-batch"
@@ -255,6 +257,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
+    if told := os.environ.get(REVISION):
+        return told if told != "unknown" else None
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
