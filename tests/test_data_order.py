@@ -110,7 +110,7 @@ def test_every_sample_is_evaluated_exactly_once(n, world_size):
 @pytest.mark.parametrize(
     ("size", "micro", "world_size", "said"),
     [
-        (10, None, 4, "multiple of the number of ranks, got 10 for 4 ranks. Nearest above: --set train.global_batch_size=12"),
+        (10, None, 4, "got 10 for 4 ranks. Nearest above: --set train.global_batch_size=12"),
         (3, None, 8, "Nearest above: --set train.global_batch_size=8"),
         (16, 3, 2, r"must divide the 8 images of each rank and step (`global_batch_size`=16 / 2 ranks), got 3."),
         (16, 32, 2, "got 32."),
