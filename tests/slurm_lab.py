@@ -39,6 +39,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
+KillWait=300
 MailProg=/bin/true
 MpiDefault=none
 GresTypes=gpu

@@ -1,4 +1,4 @@
-"""The batch scripts of ``launch/slurm`` under a real SLURM: two nodes with GPUs that are none."""
+"""The batch scripts of ``launch/slurm``, alone and under a real SLURM: two nodes with GPUs that are none."""
 
 import json
 import os
@@ -17,18 +17,110 @@ from safetensors.torch import load_file
 
 from cxrdist.config import write_yaml
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.timeout(1500),
-    pytest.mark.skipif(bool(slurm_lab.why_not()), reason=slurm_lab.why_not()),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU"),
-]
 SCRIPTS = Path(__file__).parents[1] / "launch/slurm"
+NAMES = ("train.sbatch", "train-torchrun.sbatch", "study-ray.sbatch")
 TWO_RANKS = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=1")
 STEPS = 150
 SECONDS = 600
 """What a shared machine may need for what takes it ten alone."""
+
+
+def under_slurm(test):
+    """Mark a test that needs the real thing."""
+    for mark in (
+        pytest.mark.slow,
+        pytest.mark.xdist_group("slurm"),
+        pytest.mark.timeout(1500),
+        pytest.mark.skipif(bool(slurm_lab.why_not()), reason=slurm_lab.why_not()),
+        pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU"),
+    ):
+        test = mark(test)
+    return test
+
+
+def lines_of(script: str, first: str, last: str) -> list[str]:
+    """Return a script's lines from the one that begins with `first` to the next that begins with `last`."""
+    every = [line.strip() for line in (SCRIPTS / script).read_text().splitlines()]
+    start = next(number for number, line in enumerate(every) if line.startswith(first))
+    end = next(number for number, line in enumerate(every) if number >= start and line.startswith(last))
+    return every[start : end + 1]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "scripts"),
+    [
+        ("#SBATCH", "# >>>", NAMES),
+        ("fail() {", "}", NAMES),
+        ('told=""', "trap 'told=TERM", NAMES),
+        ('[ "$gpus" = 0 ]', "unset SLURM_", NAMES),
+        ('[ "$told" != USR1 ]', "code=", NAMES),
+        ("set -u", "case", NAMES[:2]),
+        ('[ -n "${SLURM_JOB_ID', "command", NAMES[:2]),
+        ('case " $* "', "esac", NAMES[:2]),
+        ("gpus=", "ranks=", NAMES[:2]),
+        ("unset SLURM_", "export OMP_NUM_THREADS", NAMES[:2]),
+    ],
+)
+def test_what_the_scripts_share_is_the_same_in_each(first, last, scripts):
+    ones = [[line.replace("torchrun", "cxrdist") for line in lines_of(script, first, last)] for script in scripts]
+    assert all(one == ones[0] for one in ones), ones
+
+
+STUBS = {
+    "scontrol": 'echo "scontrol $*"',
+    "torchrun": "",
+    "ray": "",
+    # Of a Ray cluster it plays the nodes, of a training the training itself.
+    "srun": 'env >"${0%/*}/seen"; case "$*" in *"bash -c"*) echo "up here"; exec cat ;; esac; exec cxrdist',
+}
+
+
+def run_alone(script: str, folder: Path, step: str, **variables: object) -> "subprocess.CompletedProcess[str]":
+    """Run a script without SLURM, on one node with a CPU core; `step` is a shell's line for the command it starts."""
+    for name, line in {**STUBS, "cxrdist": step}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{line}\n", encoding="ascii")
+        (folder / name).chmod(0o755)
+    numbers = {"SLURM_JOB_ID": 77, "SLURM_NNODES": 1, "SLURM_CPUS_ON_NODE": 1}
+    names = {
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURMD_NODENAME": "localhost",
+        "PATH": f"{folder}:{os.environ['PATH']}",
+    }
+    environment = {name: str(value) for name, value in {**numbers, **names, **variables}.items()}
+    command = ["bash", str(SCRIPTS / script), "train", "run.yaml"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_a_job_that_ends_just_when_it_is_to_go_back_into_the_queue_stays_ended(script, tmp_path):
+    # Both are there when the script wakes up: the signal, and the end of what it waits for.
+    step = "sleep 0.1; kill -STOP $PPID; kill -USR1 $PPID; { sleep 0.1; kill -CONT $PPID; } >/dev/null 2>&1 &"
+    told = run_alone(script, tmp_path, step)
+    assert told.returncode == 0, told.stderr
+    assert "requeue" not in told.stdout
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_what_sbatch_was_told_of_tasks_does_not_reach_srun(script, tmp_path):
+    names = ("SLURM_CPUS_PER_GPU", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_TRES_PER_TASK")
+    told = run_alone(script, tmp_path, "true", **dict.fromkeys(names, 1))
+    assert told.returncode == 0, told.stderr
+    seen = (tmp_path / "seen").read_text()
+    assert "SLURM_NNODES=1" in seen
+    assert not [name for name in names if name in seen]
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, 110), ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": 590}, 590)])
+def test_torchrun_gives_the_ranks_the_time_that_slurm_gives_the_job(tmp_path, given, limit):
+    run_alone("train-torchrun.sbatch", tmp_path, "true", **given)
+    assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit}\n" in (tmp_path / "seen").read_text()
+
+
+def test_more_ranks_than_cpu_cores_are_refused(tmp_path):
+    told = run_alone("train.sbatch", tmp_path, "true", SLURM_NTASKS_PER_NODE=2)
+    assert told.returncode == 2
+    assert told.stderr.startswith("Error: Each rank must have a CPU core, got 1 for 2 ranks on ")
+    assert len(told.stderr.splitlines()) == 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +144,7 @@ class Site:
         return [line for line in lines if not line.startswith(always)]
 
     def wait_until_nothing_is_left(self, job: str) -> None:
-        self.slurm.wait(lambda: not self.processes(), job)
+        self.slurm.wait(lambda: not self.processes(), job, SECONDS)
         assert not list(Path("/tmp").glob(f"cxrdist-ray-{job}*"))
 
 
@@ -99,6 +191,7 @@ def lines(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in whole]
 
 
+@under_slurm
 @pytest.mark.parametrize("script", ["train.sbatch", "train-torchrun.sbatch"])
 def test_a_training_goes_by_way_of_the_queue_to_the_same_weights(site, undisturbed, script):
     out = site.root / script
@@ -116,25 +209,36 @@ def test_a_training_goes_by_way_of_the_queue_to_the_same_weights(site, undisturb
     site.wait_until_nothing_is_left(job)
 
 
-def test_a_cancelled_training_leaves_a_checkpoint_and_is_not_queued_again(site):
-    out = site.root / "cancelled"
-    job = site.submit("train.sbatch", "train", site.root / "run.yaml", "--out", out)
+@under_slurm
+@pytest.mark.parametrize(
+    ("script", "how", "state"),
+    [
+        ("train.sbatch", (), "CANCELLED"),
+        pytest.param("train.sbatch", ("--signal=TERM",), "FAILED", marks=pytest.mark.long),
+        pytest.param("train-torchrun.sbatch", ("--signal=TERM",), "FAILED", marks=pytest.mark.long),
+    ],
+)
+def test_a_cancelled_training_leaves_a_checkpoint_and_is_not_queued_again(site, script, how, state):
+    out = site.root / f"cancelled-{script}{''.join(how)}"
+    job = site.submit(script, "train", site.root / "run.yaml", "--out", out)
     site.slurm.wait(lambda: steps_made(out) >= 5, job, SECONDS)
-    site.slurm.run("scancel", job)
+    site.slurm.run("scancel", *how, job)
     site.wait_until_nothing_is_left(job)
-    assert site.slurm.wait_for_end(job)[0] == "CANCELLED", site.slurm.said(job)
+    assert site.slurm.wait_for_end(job)[0] == state, site.slurm.said(job)
     step = steps_made(out)
     assert (out / f"checkpoints/step-{step:08}").is_dir(), site.slurm.said(job)
     assert "Back into the queue" not in site.slurm.said(job)
 
 
+@under_slurm
 def test_a_training_that_fails_ends_its_job_with_its_code(site):
     job = site.submit("train.sbatch", "train", site.root / "none.yaml", "--out", site.root / "none")
     assert site.slurm.wait_for_end(job) == ("FAILED", "2:0"), site.slurm.said(job)
     assert "none.yaml" in site.slurm.said(job)
 
 
-@pytest.mark.parametrize("script", ["train.sbatch", "train-torchrun.sbatch", "study-ray.sbatch"])
+@under_slurm
+@pytest.mark.parametrize("script", NAMES)
 def test_what_is_missing_is_said_in_a_sentence(site, script):
     words = site.submit(script)
     bare = site.slurm.submit(*TWO_RANKS, "--export=PATH=/usr/bin:/bin", SCRIPTS / script, "train", "a.yaml")
@@ -144,6 +248,7 @@ def test_what_is_missing_is_said_in_a_sentence(site, script):
         assert len(site.slurm.said(job).splitlines()) == 1
 
 
+@under_slurm
 def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothing(site):
     out = site.root / "study"
     job = site.submit("study-ray.sbatch", "study", "run", site.root / "study.yaml", "--out", out)
@@ -167,6 +272,7 @@ def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothin
     site.wait_until_nothing_is_left(job)
 
 
+@under_slurm
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_study_that_fails_or_is_cancelled_leaves_nothing(site, cancelled):
     out, study = site.root / f"ended-{cancelled}", "study.yaml" if cancelled else "none.yaml"

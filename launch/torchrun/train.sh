@@ -14,6 +14,8 @@
 #   HEAD           Where the hosts meet: the first one's name as `hostname` prints it there, or HOST:PORT. If this host
 #                  is lost, the run ends on all. Default port: 29500; a second run needs another one.
 #   MAX_RESTARTS   How often a run is taken up again after an error. Default: 3.
+#   TORCH_ELASTIC_SHUTDOWN_TIMEOUT
+#                  Seconds that torchrun gives its processes for the checkpoint when it is stopped. Default: 600.
 #
 # It ends when you log out: start it in `tmux`, or with `nohup ... &`.
 # If the hosts do not find each other, name the network: `export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0`.
@@ -52,6 +54,8 @@ else
   meet=(--rdzv-backend=c10d "--rdzv-endpoint=$HEAD" "--rdzv-id=${line%% *}")
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# By itself torchrun kills them 30 s after a signal: too soon for a large checkpoint.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # SIGHUP is left alone: torchrun would end at it in spite of nohup.
 exec torchrun "--nnodes=$NODES" "--nproc-per-node=$GPUS_PER_NODE" "${meet[@]}" "--max-restarts=${MAX_RESTARTS:-3}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGUSR1 -m cxrdist "$@"
