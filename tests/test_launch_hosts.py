@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import lab
@@ -23,12 +24,6 @@ from cxrdist.launch.hostfile import render_hostfile
 from cxrdist.launch.request import Request
 from cxrdist.launch.torchrun import render_torchrun
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(lab.why_not()), reason=lab.why_not()),
-    pytest.mark.xdist_group("hosts"),
-]
 STEPS = 60
 SECONDS = 200
 """What a shared machine may need for what takes it seconds alone."""
@@ -37,6 +32,49 @@ TORCHRUN = shipped("launch") / "torchrun/train.sh"
 HOSTFILE = shipped("launch") / "hostfile/train.sh"
 GPUS_HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 Weights = dict[str, torch.Tensor]
+
+
+def on_hosts(test):
+    """Mark a test that needs several of them."""
+    for mark in (
+        pytest.mark.slow,
+        pytest.mark.timeout(600),
+        pytest.mark.skipif(bool(lab.why_not()), reason=lab.why_not()),
+        pytest.mark.xdist_group("hosts"),
+    ):
+        test = mark(test)
+    return test
+
+
+def stubs(folder: Path, **lines: str) -> dict[str, str]:
+    """Return an environment with programs in `folder`, each of one line of a shell, first in PATH."""
+    for name, line in lines.items():
+        (folder / name).write_text(f"#!/bin/bash\n{line}\n", encoding="ascii")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    "words", [("it's.yaml",), ("x'; touch owned; echo '",), ("run.yaml", "--set", "name=$(touch owned)")]
+)
+def test_words_that_a_shell_would_change_are_refused_before_a_host_hears_of_them(tmp_path, words):
+    environment = stubs(tmp_path, ssh='touch asked; exec sh -c "${!#}"', pdsh="", deepspeed="")
+    (tmp_path / "hosts").write_text("host1 slots=1\n", encoding="ascii")
+    told = subprocess.run(
+        [HOSTFILE, "hosts", "train", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 2
+    assert told.stderr.startswith("Error: Words must be one line without '")
+    assert len(told.stderr.splitlines()) == 1
+    assert not (tmp_path / "asked").exists()
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, 600), ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "20"}, 20)])
+def test_torchrun_gives_its_processes_time_for_a_checkpoint(tmp_path, given, limit):
+    environment = stubs(tmp_path, torchrun="env") | {"GPUS_PER_NODE": "1", **given}
+    told = subprocess.run([TORCHRUN, "train", "run.yaml"], env=environment, capture_output=True, text=True, check=True)
+    assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit}\n" in told.stdout
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +150,15 @@ def wait_for_step(out: Path, step: int, *processes: "subprocess.Popen[str]") -> 
         time.sleep(0.02)
 
 
+def rank(number: int, out: Path) -> psutil.Process:
+    """Return the process that is a rank of the run in `out`, on whichever host."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RANK") == str(number) and str(out) in process.cmdline():
+                return process
+    raise AssertionError(f"no rank {number} of {out}")
+
+
 def starts(out: Path) -> list[tuple[int, int]]:
     """Return (step, world size) at each start of a run."""
     lines = [json.loads(line) for line in (out / "starts.jsonl").read_text().splitlines()]
@@ -132,6 +179,7 @@ def request(run_file: Path, out: Path, *hosts: str) -> Request:
     )  # fmt: skip
 
 
+@on_hosts
 def test_torchrun_on_two_hosts_trains_as_on_one(hosts, run_file, reference, tmp_path):
     out = tmp_path / "run"
     line = (TORCHRUN, "train", run_file, "--out", out)
@@ -139,6 +187,7 @@ def test_torchrun_on_two_hosts_trains_as_on_one(hosts, run_file, reference, tmp_
     assert_same(weights(out, launcher="torchrun"), reference)
 
 
+@on_hosts
 def test_deepspeed_over_ssh_is_stopped_by_ctrl_c_goes_on_and_trains_as_on_one_host(
     hosts, ssh, run_file, reference, tmp_path
 ):
@@ -147,7 +196,11 @@ def test_deepspeed_over_ssh_is_stopped_by_ctrl_c_goes_on_and_trains_as_on_one_ho
     job = start(hosts[1], "setsid", "bash", file, PATH=f"{ssh}:{os.environ['PATH']}")
     wait_for_step(out, 8, job)
     script = next(one for one in psutil.Process(job.pid).children(recursive=True) if one.cmdline()[:1] == ["bash"])
+    other = rank(1, out)
+    other.suspend()  # or a fast machine would be through before the signal has come by ssh
     os.killpg(script.pid, signal.SIGINT)
+    time.sleep(3)
+    other.resume()
     said, _ = job.communicate(timeout=SECONDS)
     assert job.returncode == 128 + signal.SIGINT, said
     assert "with a checkpoint. Continue with --resume auto." in said
@@ -156,6 +209,7 @@ def test_deepspeed_over_ssh_is_stopped_by_ctrl_c_goes_on_and_trains_as_on_one_ho
     assert_same(weights(out, launcher="deepspeed"), reference)
 
 
+@on_hosts
 def test_ray_on_two_hosts_trains_as_torchrun_on_one(run_file, reference, tmp_path):
     out, token = tmp_path / "run", tmp_path / "token"
     token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -179,6 +233,7 @@ def test_ray_on_two_hosts_trains_as_torchrun_on_one(run_file, reference, tmp_pat
     assert_same(weights(out, launcher="ray"), reference)
 
 
+@on_hosts
 def test_an_elastic_run_goes_on_without_the_host_that_lost_power(run_file, reference, tmp_path):
     out, file = tmp_path / "run", tmp_path / "train.sh"
     file.write_text(render_torchrun(request(run_file, out)), encoding="utf-8")
@@ -194,6 +249,7 @@ def test_an_elastic_run_goes_on_without_the_host_that_lost_power(run_file, refer
     assert_close(weights(out, launcher="torchrun"), reference)
 
 
+@on_hosts
 def test_a_host_that_ssh_cannot_reach_or_that_shares_no_files_is_named(hosts, ssh, run_file, tmp_path):
     hostfile = tmp_path / "hosts"
     for lines, run, problem in [

@@ -53,6 +53,23 @@ here=$(pwd -P) deepspeed=$(command -v deepspeed)
 plain='^[A-Za-z0-9_@%+=:,./-]+$' # what DeepSpeed need not quote
 [[ $here =~ $plain && $here != *%* ]] ||
   fail "The folder's name must be of letters, digits and _@+=:,./- for DeepSpeed, got '$here'. Start in another folder."
+[[ $deepspeed != *\'* ]] || fail "deepspeed must be in a folder without ' in its name, got '$deepspeed'. Move the environment."
+
+# Before any of them comes near a shell of another host.
+case " $* " in
+  *" --resume "*) ;;
+  *) set -- "$@" --resume auto ;;
+esac
+words=()
+for word in "$@"; do
+  case $word in
+    *[\'\\\$\`%]* | *$'\n'*)
+      fail "Words must be one line without ' \\ \$ \` %, got '$word'. Shells on the way would change them."
+      ;;
+    *' '*) words+=("$word") ;; # DeepSpeed puts double quotes around it, and around no other
+    *) [[ $word =~ $plain ]] && words+=("$word") || words+=("'$word'") ;;
+  esac
+done
 
 for host in "${hosts[@]}"; do
   code=0
@@ -67,21 +84,6 @@ for host in "${hosts[@]}"; do
       said=$(tail -n 1 "$own/said" | tr -d '\r')
       fail "ssh must reach every host without a password, got '$said' from $host. Try: ssh $host true"
       ;;
-  esac
-done
-
-case " $* " in
-  *" --resume "*) ;;
-  *) set -- "$@" --resume auto ;;
-esac
-words=()
-for word in "$@"; do
-  case $word in
-    *[\'\\\$\`%]* | *$'\n'*)
-      fail "Words must be one line without ' \\ \$ \` %, got '$word'. Shells on the way would change them."
-      ;;
-    *' '*) words+=("$word") ;; # DeepSpeed puts double quotes around it, and around no other
-    *) [[ $word =~ $plain ]] && words+=("$word") || words+=("'$word'") ;;
   esac
 done
 
