@@ -19,7 +19,8 @@ from cxrdist.config import write_yaml
 
 SCRIPTS = Path(__file__).parents[1] / "launch/slurm"
 NAMES = ("train.sbatch", "train-torchrun.sbatch", "study-ray.sbatch")
-TWO_RANKS = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=1")
+TWO_RANKS = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=1", "--mem=1900")
+"""There is room for two such jobs at once."""
 STEPS = 150
 SECONDS = 600
 """What a shared machine may need for what takes it ten alone."""
@@ -249,7 +250,7 @@ def test_what_is_missing_is_said_in_a_sentence(site, script):
 
 
 @under_slurm
-def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothing(site):
+def test_a_study_goes_by_way_of_the_queue_beside_another_does_everything_once_and_leaves_nothing(site):
     out = site.root / "study"
     job = site.submit("study-ray.sbatch", "study", "run", site.root / "study.yaml", "--out", out)
     site.slurm.wait(lambda: events(out)["done"], job, SECONDS)
@@ -264,24 +265,28 @@ def test_a_study_goes_by_way_of_the_queue_does_everything_once_and_leaves_nothin
     assert all("CPU,1," in line and "GPU,1," in line for line in raylets), raylets
     site.go_by_way_of_the_queue(job)
     assert 0 < events(out)["done"] < 3
+    beside = site.submit("study-ray.sbatch", "study", "run", site.root / "none.yaml", "--out", site.root / "none")
+    assert site.slurm.wait_for_end(beside) == ("FAILED", "2:0"), site.slurm.said(beside)
+    assert "Dashboard: " in site.slurm.said(beside), "its Ray was not there on both nodes"
+    began = site.slurm.job(beside)["StartTime"]
     assert site.slurm.wait_for_end(job) == ("COMPLETED", "0:0"), site.slurm.said(job)
+    assert began < site.slurm.job(job)["EndTime"], "they were not there at once"
     done = Counter(line["name"] for line in lines(out / "ledger.jsonl") if line["event"] == "done")
     assert len(done) == 3
     assert set(done.values()) == {1}
     assert (out / "report/index.html").is_file()
     site.wait_until_nothing_is_left(job)
+    site.wait_until_nothing_is_left(beside)
 
 
 @under_slurm
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_a_study_that_fails_or_is_cancelled_leaves_nothing(site, cancelled):
-    out, study = site.root / f"ended-{cancelled}", "study.yaml" if cancelled else "none.yaml"
-    job = site.submit("study-ray.sbatch", "study", "run", site.root / study, "--out", out)
-    if cancelled:
-        site.slurm.wait(lambda: events(out)["started"], job, SECONDS)
-        site.slurm.run("scancel", job)
-    ended = site.slurm.wait_for_end(job)
-    assert ended[0] == "CANCELLED" if cancelled else ended == ("FAILED", "2:0"), site.slurm.said(job)
+@pytest.mark.long
+def test_a_cancelled_study_leaves_nothing(site):
+    out = site.root / "ended"
+    job = site.submit("study-ray.sbatch", "study", "run", site.root / "study.yaml", "--out", out)
+    site.slurm.wait(lambda: events(out)["started"], job, SECONDS)
+    site.slurm.run("scancel", job)
+    assert site.slurm.wait_for_end(job)[0] == "CANCELLED", site.slurm.said(job)
     site.wait_until_nothing_is_left(job)
 
 
