@@ -112,7 +112,8 @@ def arguments_of(text, tmp_path):
 
 @pytest.mark.parametrize(("target", "kind"), SHELL_CASES)
 def test_a_rendered_launcher_hands_on_each_word_whole(target, kind, tmp_path):
-    here = tmp_path / "it's $(touch owned) here"
+    # A folder of such a name is refused for a hostfile: DeepSpeed would not quote it.
+    here = tmp_path / ("here" if target == "hostfile" else "it's $(touch owned) here")
     here.mkdir()
     settings = [word for value in HOSTILE for word in ("--set", f"name={value}")]
     places = {"file": Path("a 'run' $(touch owned).yaml"), "out": Path('runs "of" `touch owned`')}

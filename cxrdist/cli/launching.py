@@ -3,13 +3,16 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cxrdist.cli.options import Debug, Settings
 from cxrdist.cli.training import default_folder
 from cxrdist.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from cxrdist.launch.request import AnyConfig, Kind
 
 launch = typer.Typer(help="Write launchers: SLURM, torchrun, DeepSpeed hostfile, Ray, KubeRay.", no_args_is_help=True)
 
@@ -31,6 +34,15 @@ SPECIAL = {
     "nfs": "--nfs",
 }
 """Fields of a request that only some launchers use, and their options."""
+OWN = {
+    "nodes": "--nodes",
+    "gpus-per-node": "--gpus-per-node",
+    "ntasks-per-node": "--ranks-per-node",
+    "cpus-per-gpu": "--cpus-per-node",
+    "mincpus": "--cpus-per-node",
+    "time": "--time",
+}
+"""Options of sbatch that follow from ours."""
 
 
 @launch.callback()
@@ -100,7 +112,7 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     TARGET: slurm, slurm-torchrun, slurm-ray, torchrun, hostfile, rayjob, raycluster, ray-local, ray-aws, ray-gcp.
     launch/README.md says which to choose.
     """
-    from cxrdist.launch.request import Request, check_fits, default_cpus, is_grown, read_any, seconds_of
+    from cxrdist.launch.request import Request, check_fits, default_cpus, holds_gpus, is_grown, read_any, seconds_of
     from cxrdist.launch.targets import TARGETS
 
     if target not in TARGETS:
@@ -123,6 +135,8 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         raise UsageError(f"{target!r} must be given options that it uses, got {', '.join(unused)}. Leave them out.")
     if time:
         seconds_of(time)
+    if out is not None and out.is_dir():
+        raise UsageError(f"`--out` must be a file to write, got the folder {str(out)!r}. Name a file in it.")
     request = Request(
         kind=kind,
         file=run,
@@ -134,11 +148,19 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         gpus_per_node=gpus_per_node,
         ranks_per_node=ranks,
         cpus_per_node=cpus_per_node or ranks * default_cpus(config),
+        cpus_asked=cpus_per_node is not None,
+        relative=_relative(kind, config),
         grows=is_grown(config),
         target_file=out,
         options=(*(["--debug"] if debug else []), *(word for one in settings or () for word in ("--set", one))),
     )
     check_fits(config, request)
+    if gpus_per_node and not holds_gpus(config):
+        typer.echo(
+            "Note: no trial of it asks for a GPU, so those of these machines stay idle. "
+            f"Say --set resources.gpus_per_worker=1, or --gpus-per-node 0 [{run.name}].",
+            err=True,
+        )
     text = chosen.render(replace(request, **special))
     if out is None:
         typer.echo(text, nl=False)
@@ -148,6 +170,28 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     if text.startswith("#!"):
         out.chmod(EXECUTABLE)
     typer.echo(f"Written: {out}. Its head says how to start, watch and stop it.", err=True)
+
+
+def _relative(kind: "Kind", config: "AnyConfig") -> tuple[tuple[str, str | tuple[str, ...]], ...]:
+    """Return the settings of a run that are relative paths; those of a command for another machine must not be."""
+    from cxrdist.cli.submitting import named_in, named_in_run, relative_of
+    from cxrdist.train.run_folder import flatten
+
+    tree = config.tree()
+    if kind == "study":
+        paths, _ = named_in(tree)
+    elif kind == "sweep":
+        inner, _ = named_in_run(tree["run"])
+        paths = {f"`run.{name.strip('`')}`": value for name, value in inner.items()}
+    else:
+        paths, _ = named_in_run(tree)
+    flat = flatten(tree)
+    found: dict[str, str | tuple[str, ...]] = {}
+    for marked, path in relative_of(paths):
+        name = marked.strip("`")
+        value = flat.get(name)
+        found[name] = tuple(str(one) for one in value) if isinstance(value, list) else path
+    return tuple(found.items())
 
 
 def _pairs(given: list[str] | tuple[()]) -> tuple[tuple[str, str], ...]:
@@ -163,5 +207,7 @@ def _pairs(given: list[str] | tuple[()]) -> tuple[tuple[str, str], ...]:
             raise UsageError(
                 f"`--sbatch` must be KEY=VALUE as sbatch has it, got {one!r}. Example: --sbatch partition=gpu"
             )
+        if key in OWN:
+            raise UsageError(f"`--sbatch` must be what the launcher does not set itself, got {key}. Give {OWN[key]}.")
         pairs.append((key, value))
     return tuple(pairs)

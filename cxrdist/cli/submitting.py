@@ -83,18 +83,23 @@ def check_absolute(paths: Mapping[str, object]) -> None:
     Raises:
         UsageError: If one is relative; all are told.
     """
+    relative = [f"{name} {path!r}" for name, path in relative_of(paths)]
+    if relative:
+        raise UsageError(
+            "A path of a command for another machine must begin with `/`, and be the cluster's, got "
+            f"{', '.join(relative)}. Set {'it' if len(relative) == 1 else 'them'}, or give the command on the head."
+        )
+
+
+def relative_of(paths: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return the name and path of each of `paths` that is relative."""
     given = [
         (name, str(path))
         for name, value in paths.items()
         for path in (value if isinstance(value, list | tuple) else [value])
         if path is not None
     ]
-    relative = [f"{name} {path!r}" for name, path in given if not path.startswith("/") and ":/" not in path]
-    if relative:
-        raise UsageError(
-            "A path of a command for another machine must begin with `/`, and be the cluster's, got "
-            f"{', '.join(relative)}. Set {'it' if len(relative) == 1 else 'them'}, or give the command on the head."
-        )
+    return [(name, path) for name, path in given if not path.startswith("/") and ":/" not in path]
 
 
 def named_in(tree: Tree) -> tuple[dict[str, object], list[Path]]:

@@ -96,7 +96,9 @@ def cluster(address: str | None, *, name: str = "", check: bool = True) -> Itera
             signal.signal(signal.SIGTERM, handler)
     try:
         if context.dashboard_url:
-            log.info("Ray dashboard: http://%s (its token: `ray get-auth-token`)", context.dashboard_url)
+            # A token that stands in the environment alone is in no file from which that command could read it.
+            token = "" if os.environ.get("RAY_AUTH_TOKEN") else " (its token: `ray get-auth-token`)"
+            log.info("Ray dashboard: http://%s%s", context.dashboard_url, token)
         # Ray prints pages of each machine that died; on standard output there shall be a command's result only.
         with (
             Path(os.devnull).open("w", encoding="utf-8") as nowhere,

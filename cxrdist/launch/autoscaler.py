@@ -7,6 +7,7 @@ in a cloud the head is a small machine more, without GPU, and shards and runs ar
 import getpass
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from cxrdist.config import Tree
@@ -54,7 +55,14 @@ def render_ray_local(request: Request) -> str:
     ]
     out = request.out if request.out.is_absolute() else request.here / request.out
     machines = f"{len(hosts)} machines of yours: {', '.join(hosts)}"
-    return _dump(tree, request, out.as_posix(), machines, "the others end by themselves a minute after the head")
+    return _dump(
+        tree,
+        request,
+        PurePosixPath(request.here),
+        out.as_posix(),
+        machines,
+        "the others end by themselves a minute after the head",
+    )
 
 
 def render_ray_aws(request: Request) -> str:
@@ -120,6 +128,7 @@ def _cloud(tree: Tree, request: Request, machine: Machine, what: str) -> str:
     worker = tree["available_node_types"]["gpu"]
     worker |= {"min_workers": 0 if request.grows else request.nodes, "max_workers": request.nodes}
     worker["resources"] = {"CPU": machine.cpus, "GPU": machine.gpus}
+    request = replace(request, cpus_per_node=min(request.cpus_per_node, machine.cpus))
     tree["max_workers"] = request.nodes
     if request.ssh_user:
         tree["auth"]["ssh_user"] = _user(request.ssh_user)
@@ -138,7 +147,7 @@ def _cloud(tree: Tree, request: Request, machine: Machine, what: str) -> str:
             for command in tree["initialization_commands"]
         ),
     ]
-    return _dump(tree, request, str(out), what, "everything ends, and costs no more")
+    return _dump(tree, request, PurePosixPath(mount), str(out), what, "everything ends, and costs no more")
 
 
 def _machine(request: Request, known: Callable[[str], Machine | None], defaults: dict[int, str]) -> tuple[str, Machine]:
@@ -161,7 +170,7 @@ def _machine(request: Request, known: Callable[[str], Machine | None], defaults:
             f"`--gpus-per-node` must be what the machine has, got {request.gpus_per_node} for {name} with "
             f"{machine.gpus}. Change it, or `--instance`."
         )
-    if machine.cpus < request.cpus_per_node:
+    if machine.cpus < request.cpus_per_node and request.cpus_asked:
         raise UsageError(
             f"`--cpus-per-node` must be at most what the machine has, got {request.cpus_per_node} for {name} with "
             f"{machine.cpus}. Change it, or `--instance`."
@@ -185,10 +194,10 @@ def _written(option: str, value: str | None, pattern: str, rule: str, example: s
     return value
 
 
-def _dump(tree: Tree, request: Request, out: str, machines: str, end: str) -> str:
+def _dump(tree: Tree, request: Request, start: PurePosixPath, out: str, machines: str, end: str) -> str:
     file = quote([str(request.target_file or f"{request.name}.yaml")])
     place = "In this folder:" if request.target_file else f"This file is {file} below, and in this folder:"
-    command = quote(["cxrdist", *request.ray_words_for(request.file, out, address=DASHBOARD)])
+    command = quote(["cxrdist", *request.ray_words_for(request.file, out, address=DASHBOARD, start=start)])
     head = [
         f"A Ray cluster for {request.kind} {request.file}: {machines}.",
         "",

@@ -1,20 +1,30 @@
 """DeepSpeed's launcher over ssh, with the hostfile inside."""
 
+import re
+
+from cxrdist.errors import UsageError
 from cxrdist.launch.request import Request
 from cxrdist.launch.shell import check_hosts, check_line, fill, quote, read_shipped, this_file, this_run, with_head
 
 SHIPPED = "hostfile/train.sh"
 HOST = r"[A-Za-z0-9_][A-Za-z0-9_.@-]*"
 """What a hostfile and pdsh take for one host; pdsh makes several of brackets and commas."""
+FOLDER = r"[A-Za-z0-9_@+=:,./-]+"
+"""What DeepSpeed hands on to a shell as it is."""
 
 
 def render_hostfile(request: Request) -> str:
     """Return ``launch/hostfile/train.sh`` with one run and its hosts filled in.
 
     Raises:
-        UsageError: If the request does not have a host for each machine.
+        UsageError: If the request does not have a host for each machine, or if the folder's name is not a plain one.
     """
     hosts = check_hosts(request, HOST)
+    if re.fullmatch(FOLDER, str(request.here)) is None:
+        raise UsageError(
+            f"The name of the folder must be letters, digits and _ @ + = : , . / - here, got {str(request.here)!r}. "
+            "DeepSpeed does not quote it: start in another folder, or take `torchrun`."
+        )
     cpus = [] if request.gpus_per_node else ["export DS_ACCELERATOR=cpu"]
     lines = [
         *this_run(request, request.words),

@@ -1,10 +1,11 @@
 """What is to be launched, and on which machines."""
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
 
 from cxrdist.config import read_tree
@@ -15,6 +16,7 @@ from cxrdist.pretrain.config import PretrainConfig
 from cxrdist.study.config import StudyConfig
 from cxrdist.study.room import no_room, places
 from cxrdist.study.sweep.config import SweepConfig
+from cxrdist.train.run_folder import flatten
 
 if TYPE_CHECKING:
     from cxrdist.study.resources import TrialResources
@@ -58,6 +60,7 @@ class Request:
     gpus_per_node: int
     ranks_per_node: int
     cpus_per_node: int
+    """Those that the user asks for, or what the run has use for: `cpus_asked` tells which."""
     options: tuple[str, ...] = ()
     """``--debug`` and ``--set`` with its values, handed on."""
     setup: tuple[str, ...] = ()
@@ -82,6 +85,9 @@ class Request:
     project: str | None = None
     nfs: str | None = None
     """SERVER:/PATH of shared storage."""
+    relative: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
+    """Settings of the run that are relative paths, or lists with some: (``shards``, ``runs/a``)."""
+    cpus_asked: bool = True
     grows: bool = False
     """Whether it is a study or a sweep that waits for a cluster that grows on demand."""
     target_file: Path | None = None
@@ -119,10 +125,20 @@ class Request:
         resume = ["--resume", "auto"] if self.trains else []
         return [*command, str(file), "--out", str(out), *resume, *self.options]
 
-    def ray_words_for(self, file: Path | str, out: Path | str, *, address: str = "auto") -> list[str]:
-        """Return `ray_words` with the run's file and folder, and the cluster, as they are where machines come later."""
+    def ray_words_for(
+        self, file: Path | str, out: Path | str, *, address: str = "auto", start: PurePath | None = None
+    ) -> list[str]:
+        """Return `ray_words` with the run's file and folder, and the cluster, as they are where machines come later.
+
+        Relative paths of the run are made to lead from the folder `start` there, where that is given.
+        """
         wait = ["--wait", str(MACHINES_COME_S)] if self.trains else []
-        return [*self._ray_words(file, out, address), *wait]
+        places = (
+            []
+            if start is None
+            else [word for name, path in self.relative for word in ("--set", _set(name, start, path))]
+        )
+        return [*self._ray_words(file, out, address), *wait, *places]
 
     def _ray_words(self, file: Path | str, out: Path | str, address: str) -> list[str]:
         words = [*self.words_for(file, out), "--address", address]
@@ -136,6 +152,13 @@ class Request:
     def trains(self) -> bool:
         """Return whether it is one training."""
         return self.kind in ("train", "pretrain")
+
+
+def _set(name: str, start: PurePath, value: str | tuple[str, ...]) -> str:
+    """Return the setting that makes a relative path, or a list with some, lead from `start`."""
+    if isinstance(value, str):
+        return f"{name}={start / value}"
+    return f"{name}={json.dumps([str(start / path) for path in value])}"
 
 
 def read_any(file: Path, settings: Sequence[str] = (), *, debug: bool = False) -> tuple[Kind, AnyConfig]:
@@ -185,6 +208,13 @@ def seconds_of(time: str) -> int:
     )
 
 
+def holds_gpus(config: AnyConfig) -> bool:
+    """Return whether anything of it asks for a GPU; a training takes those that are there."""
+    if isinstance(config, FinetuneConfig | PretrainConfig):
+        return True
+    return any(name.endswith("gpus_per_worker") and value for name, value in flatten(config.tree()).items())
+
+
 def check_fits(config: AnyConfig, request: Request) -> None:
     """Make sure that the run can be divided among these machines: now, and not once they are booked.
 
@@ -196,6 +226,11 @@ def check_fits(config: AnyConfig, request: Request) -> None:
             raise UsageError(
                 f"`--cpus-per-node` must be at least one for each rank, got {request.cpus_per_node} for "
                 f"{request.ranks_per_node} ranks per node. Raise it, or lower `--ranks-per-node`."
+            )
+        if 0 < request.gpus_per_node < request.ranks_per_node:
+            raise UsageError(
+                f"`--ranks-per-node` must be at most one for each GPU, got {request.ranks_per_node} for "
+                f"{request.gpus_per_node} GPUs. NCCL refuses two ranks on one GPU: lower it."
             )
         train = config.train
         micro = train.micro_batch_size if isinstance(train.micro_batch_size, int) else None
