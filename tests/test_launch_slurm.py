@@ -71,6 +71,7 @@ STUBS = {
     "scontrol": 'echo "scontrol $*"',
     "torchrun": "",
     "ray": "",
+    "sleep": "command -p sleep 0.1",
     # Of a Ray cluster it plays the nodes, of a training the training itself.
     "srun": 'env >"${0%/*}/seen"; case "$*" in *"bash -c"*) echo "up here"; exec cat ;; esac; exec cxrdist',
 }
