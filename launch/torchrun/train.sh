@@ -13,7 +13,7 @@
 #   GPUS_PER_NODE  How many processes train on each host: one per GPU. Without GPUs: as many as you like.
 #   HEAD           Where the hosts meet: the first one's name as `hostname` prints it there, or HOST:PORT. If this host
 #                  is lost, the run ends on all. Default port: 29500; a second run needs another one.
-#   MAX_RESTARTS   How often a run is taken up again after an error. Default: 3.
+#   MAX_RESTARTS   How often a run is taken up again after an error or a lost host. Default: 1; elastic 3.
 #   TORCH_ELASTIC_SHUTDOWN_TIMEOUT
 #                  Seconds that torchrun gives its processes for the checkpoint when it is stopped. Default: 600.
 #
@@ -49,13 +49,18 @@ if [ "$NODES" = 1 ]; then
 else
   [ -n "$HEAD" ] || fail "HEAD must name the first host, got nothing. Example: HEAD=$(hostname)"
   [[ $HEAD == *:* ]] || HEAD=$HEAD:29500
+  [[ ${HEAD##*:} =~ ^[1-9][0-9]{0,4}$ && ${HEAD##*:} -lt 65536 ]] ||
+    fail "The port of HEAD must be 1 to 65535, got '${HEAD##*:}'. Example: HEAD=$(hostname):29500"
+  getent ahosts "${HEAD%:*}" >/dev/null ||
+    fail "HEAD must be a name or an address that this host knows, got '${HEAD%:*}'. Type what 'hostname' prints on the first host."
   # Hosts whose lines differ must not train together: they do not meet.
   line=$(printf '%s\n' "$@" | cksum)
   meet=(--rdzv-backend=c10d "--rdzv-endpoint=$HEAD" "--rdzv-id=${line%% *}")
 fi
+case $NODES in *:*) again=3 ;; *) again=1 ;; esac
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # By itself torchrun kills them 30 s after a signal: too soon for a large checkpoint.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # SIGHUP is left alone: torchrun would end at it in spite of nohup.
-exec torchrun "--nnodes=$NODES" "--nproc-per-node=$GPUS_PER_NODE" "${meet[@]}" "--max-restarts=${MAX_RESTARTS:-3}" \
+exec torchrun "--nnodes=$NODES" "--nproc-per-node=$GPUS_PER_NODE" "${meet[@]}" "--max-restarts=${MAX_RESTARTS:-$again}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGUSR1 -m cxrdist "$@"
