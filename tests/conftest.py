@@ -8,11 +8,14 @@ No width of a terminal: what runs tests in several processes sets one in each, a
 Ctrl-C as a terminal has it: a shell starts background jobs with SIGINT ignored, children inherit that, and tests of
 Ctrl-C would wait in vain.
 
+Our loggers speak in each test as they do in a new process: some libraries change logging for all when they are loaded.
+
 What was collected is never looked through for garbage again: every engine ends with a collection, and going through
 the whole suite's million objects each time took a third of the time of tests that train.
 """
 
 import gc
+import logging
 import os
 import signal
 
@@ -34,3 +37,10 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+def pytest_runtest_setup() -> None:
+    logging.getLogger().setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("cxrdist") and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
