@@ -234,6 +234,7 @@ def test_ray_on_two_hosts_trains_as_torchrun_on_one(run_file, reference, tmp_pat
 
 
 @on_hosts
+@pytest.mark.long
 def test_an_elastic_run_goes_on_without_the_host_that_lost_power(run_file, reference, tmp_path):
     out, file = tmp_path / "run", tmp_path / "train.sh"
     file.write_text(render_torchrun(request(run_file, out)), encoding="utf-8")
