@@ -10,8 +10,9 @@ Ctrl-C would wait in vain.
 
 Our loggers speak in each test as they do in a new process: some libraries change logging for all when they are loaded.
 
-What was collected is never looked through for garbage again: every engine ends with a collection, and going through
-the whole suite's million objects each time took a third of the time of tests that train.
+What the files before left alive is not looked through for garbage again: every engine ends with a collection, and going
+through a million objects of libraries each time took a third of the time of tests that train (statsmodels collects
+within each adjustment of p-values, too).
 """
 
 import gc
@@ -22,6 +23,7 @@ import signal
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("COLUMNS", None)
 
+import pytest
 import torch
 
 # The first backward pass counts the devices that need threads.  Some parts of torch add one that is none (fake
@@ -30,7 +32,8 @@ torch.ones((), requires_grad=True).backward()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_is_alive() -> None:
     gc.collect()
     gc.freeze()
 

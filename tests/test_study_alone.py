@@ -282,8 +282,8 @@ class TestOnACluster:
         assert site.result("stopped") == torchrun
 
     def test_what_does_not_fit_is_refused_after_the_time_it_may_wait(self, site):
-        _, err = ended(site.train("large", "--wait", 20, workers=3), 1)
-        assert "The run waits for machines, at most 20 s: there is no room yet for 3 workers of 1 CPUs" in err
+        _, err = ended(site.train("large", "--wait", 8, workers=3), 1)
+        assert "The run waits for machines, at most 8 s: there is no room yet for 3 workers of 1 CPUs" in err
         assert err.splitlines()[-1].startswith("Error: The run must fit on the cluster, got 3 workers of 1 CPUs")
         assert not (site.root / "large").exists()
         assert site.has_nothing_held()

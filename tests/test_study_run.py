@@ -273,7 +273,9 @@ def test_full_disk_ends_the_run_with_one_sentence(site):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_stopped_half_way_runs_only_what_is_missing_and_ends_the_same(site, signum, code):
     study = site.write("long", **LONG, only=("ssl",), statistics__reference="ssl")
     whole, halved = site.root / "whole", site.root / f"halved{code}"

@@ -87,7 +87,9 @@ def test_what_is_planned_is_what_a_run_takes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[:2] + CASES[3:], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*CASES[:2], *CASES[3:-1], pytest.param(CASES[-1], marks=pytest.mark.long)], ids=lambda case: case.name
+)
 def test_what_is_planned_is_what_a_run_takes_under_every_stage(case: Case) -> None:
     check(case)
 
