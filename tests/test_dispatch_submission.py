@@ -201,6 +201,37 @@ def test_a_token_that_is_wrong_or_missing_is_told(head, monkeypatch, cli, study,
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_cluster_is_examined_from_elsewhere(head, cli):
+    ended, out, err = cli("doctor", "--json", "--address", head.url, "--path", head.folder)
+    report = json.loads(out)
+    assert ended == (1 if report["problems"] else 0), err
+    assert len(report["nodes"]) == 1
+    assert str(head.folder) in out
+
+
+def test_a_head_that_was_started_anew_is_told_and_not_waited_for(head):
+    with pytest.raises(UserError, match="must know job nobody until it ends, got one that was started anew"):
+        followed(submission.Job(head.url, "nobody"))
+
+
+def test_a_head_that_answers_no_more_is_told_and_in_the_end_given_up(monkeypatch):
+    class Lost:
+        """A client of a head whose machine is off."""
+
+        def __getattr__(self, name):
+            raise ConnectionError("nobody is there")
+
+    said = []
+    monkeypatch.setattr(submission, "_connect", lambda address: Lost())
+    monkeypatch.setattr(submission.log, "warning", lambda text, *values: said.append(text % values))
+    for name, seconds in {"AGAIN_AFTER_S": 0.01, "SAY_AFTER_S": 0.02, "LOST_AFTER_S": 0.2}.items():
+        monkeypatch.setattr(submission, name, seconds)
+    with pytest.raises(UserError, match=r"The job may go on\. Follow it: "):
+        followed(submission.Job("http://127.0.0.1:1", "one"))
+    assert len(said) == 1
+
+
 def test_an_address_without_a_dashboard_is_told(head, cli, study):
     for address in ("http://127.0.0.1:1", f"http://{head.address}"):
         ended, _, err = cli("study", "run", study, "--out", "/nowhere/out", "--address", address)
@@ -261,7 +292,9 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_follow_and_stop_it(monkeypatch, c
     ended, _, err = cli("study", "report", study, "--out", "/out", "--address", "http://127.0.0.1:1")
     assert ended == 130
     last = err.splitlines()[-1]
-    assert last.startswith("Left; job one goes on. Follow it: `ray job logs --address http://127.0.0.1:1 --follow one`")
+    assert last.startswith(
+        "Left; that does not end job one. Follow it: `ray job logs --address http://127.0.0.1:1 --follow one`"
+    )
     assert "`ray job stop --address http://127.0.0.1:1 one`" in last
 
 

@@ -18,8 +18,12 @@ NAME_WIDTH = 24
 
 
 def doctor(
+    context: typer.Context,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Look at the nodes of this Ray cluster instead.")
+        str | None,
+        typer.Option(
+            help="Look at this Ray cluster instead: HOST:PORT or `auto`, or http://HOST:8265 to ask its head."
+        ),
     ] = None,
     paths: Annotated[
         list[str] | None,
@@ -50,12 +54,14 @@ def doctor(
             if not as_json:
                 _show(finding)
     else:
+        from cxrdist.cli.submitting import submitted
         from cxrdist.dispatch.cluster import cluster
         from cxrdist.doctor.cluster import examine_cluster
 
         wrong = [path for path in paths or () if not path.startswith("/")]
         if wrong:
             raise UsageError(f"`--path` must be absolute, got {wrong[0]!r}: each node has a current folder of its own.")
+        submitted(context, address, name="doctor", paths={"`--path`": paths})
         out = sys.stdout  # in the block it is Ray's
         with cluster(address, check=False):
             shown = None if as_json else partial(_show, out=out)

@@ -73,7 +73,7 @@ def submitted(
     try:
         code = follow(job, _write_json if as_json else _write)
     except KeyboardInterrupt:
-        raise Stopped(INTERRUPTED, f"Left; job {job.identity} goes on. {job.ways}") from None
+        raise Stopped(INTERRUPTED, f"Left; that does not end job {job.identity}. {job.ways}") from None
     raise typer.Exit(code)
 
 

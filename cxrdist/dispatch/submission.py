@@ -37,6 +37,8 @@ QUIET_S = 60.0
 """A log that is silent for so long is asked for again: a connection can be lost without either end being told."""
 LOST_AFTER_S = 300.0
 """How long a head may not answer before its job is given up on here."""
+SAY_AFTER_S = 10.0
+"""And before it is said."""
 AGAIN_AFTER_S = 2.0
 STOP_WAIT_S = 60
 """What a stopped command is given to end its trials; Ray's 3 s are too few for a checkpoint."""
@@ -140,11 +142,12 @@ def follow(job: Job, write: Callable[[str], None]) -> int:
         write: Gets whole lines, standard output and standard error as they came.
 
     Raises:
-        UserError: If it did not start, was stopped by others, or its head answers no more.
+        UserError: If it did not start, was stopped by others, its head answers no more, or another does.
     """
     client = _connect(job.address)
     shown = _Shown(write)
     lost_at: float | None = None
+    told = False
     while True:
         try:
             asyncio.run(_tail(client, job.identity, shown))
@@ -153,6 +156,14 @@ def follow(job: Job, write: Callable[[str], None]) -> int:
         except Exception as error:  # of requests, of aiohttp, or Ray's sentence about an answer of the head
             now = time.monotonic()
             lost_at = now if lost_at is None else lost_at
+            if _is_unknown(client, job.identity):
+                raise UserError(
+                    f"The head of the cluster must know job {job.identity} until it ends, got one that was started "
+                    "anew and does not. What is finished stays; the same command goes on."
+                ) from None
+            if now - lost_at > SAY_AFTER_S and not told:
+                log.warning("The head of the cluster does not answer; it is asked for %.0f s more.", LOST_AFTER_S)
+                told = True
             if now - lost_at > LOST_AFTER_S:
                 raise UserError(
                     f"The head of the cluster must answer until the job ends, got no answer for {LOST_AFTER_S:.0f} s: "
@@ -160,12 +171,23 @@ def follow(job: Job, write: Callable[[str], None]) -> int:
                 ) from None
             time.sleep(AGAIN_AFTER_S)
             continue
-        lost_at = None
+        lost_at, told = None, False
         if rest is not None:
             shown.restart()
             shown.feed(rest)
             shown.end()
             return _exit_code(info, shown.last)
+
+
+def _is_unknown(client: Any, identity: str) -> bool:
+    """Return whether the head answers that it has no such job."""
+    try:
+        client.get_job_info(identity)
+    except RuntimeError as error:  # what Ray's client makes of any answer but a good one
+        return "status code 404" in str(error) and "does not exist" in str(error)
+    except Exception:  # of requests: no answer
+        return False
+    return False
 
 
 class _Shown:

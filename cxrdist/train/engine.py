@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxrdist.data.order import Batching
-from cxrdist.errors import UsageError
+from cxrdist.errors import UsageError, UserError
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import saved_buffers
 from cxrdist.train.deepspeed_config import deepspeed_config
-from cxrdist.train.meeting import own_part
+from cxrdist.train.meeting import check_name, own_part
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.stepping import install
 from cxrdist.world import World, rendezvous
@@ -37,7 +37,7 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
     watchdog's, seconds.
 
     Raises:
-        UserError: If the launcher did not say where rank 0 is.
+        UserError: If the launcher did not say where rank 0 is, or the ranks do not reach each other.
     """
     meeting = {}
     if world.world_size > 1:
@@ -50,6 +50,8 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(seconds=hang_after + LATER_THAN_WATCHDOG_S)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "gloo":
+        check_name(world)
     with _environment(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.world_size),
@@ -58,13 +60,20 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
         **meeting,
     ):
         deepspeed = _import_deepspeed()
-        torch.distributed.init_process_group(
-            backend,
-            store=_meet(world, timeout),
-            rank=world.rank,
-            world_size=world.world_size,
-            timeout=timeout,
-        )
+        try:
+            torch.distributed.init_process_group(
+                backend,
+                store=_meet(world, timeout),
+                rank=world.rank,
+                world_size=world.world_size,
+                timeout=timeout,
+            )
+        except RuntimeError as error:  # torch's own, and what gloo's C++ throws
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
+            raise UserError(
+                f"The ranks must reach each other, got: {reason}. `cxrdist doctor` on each machine says whether its "
+                "name leads to the network; `export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0` names the network."
+            ) from None
         try:
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
             yield device

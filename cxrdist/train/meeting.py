@@ -1,11 +1,14 @@
-"""Ranks that meet in a store in which an earlier start of the same job may have met.
+"""Ranks that meet, in a store in which an earlier start of the same job may have met.
 
 An elastic torchrun starts the ranks again beside the same store, and its prefix is none of the start: a rank that is
 early reads where rank 0 of the start before could be reached, and waits for it in vain (torch 2.15).
 """
 
+import ipaddress
 import json
+import os
 import secrets
+import socket
 import time
 from datetime import timedelta
 from typing import Any
@@ -13,8 +16,32 @@ from typing import Any
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from cxrdist.errors import UserError
+from cxrdist.world import World
 
 PAUSE_S = 0.02
+
+
+def check_name(world: World) -> None:
+    """Make sure that ranks on other machines can reach this one, where gloo goes by the machine's name.
+
+    Debian writes ``127.0.1.1 NAME`` into /etc/hosts: others would be told that address, and wait at their own.
+
+    Raises:
+        UserError: If there are other machines, and the name of this one leads to itself alone or nowhere.
+    """
+    if world.local_world_size >= world.world_size or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    try:
+        rows = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        rows = []
+    addresses = {str(row[4][0]).partition("%")[0] for row in rows}
+    if all(ipaddress.ip_address(address).is_loopback for address in addresses):
+        raise UserError(
+            "The name of each machine must lead to its address in the network, got "
+            f"{', '.join(sorted(addresses)) or 'none'} for {socket.gethostname()!r}. Write that address into "
+            "/etc/hosts, or `export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0` with the network's name."
+        )
 
 
 def own_part(store: Any, *, rank: int, world_size: int, timeout: timedelta) -> PrefixStore:
