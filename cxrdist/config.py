@@ -122,7 +122,8 @@ def read_tree(path: Path, settings: Iterable[str] = (), *, debug: bool = False) 
         raise UsageError(f"`{DEBUG}` must be a mapping, got {changes!r} [in {path.name}].")
     if debug and not changes:
         raise UsageError(
-            f"`--debug` needs a file with a section `{DEBUG}`, got none [in {path.name}]. Write one: what is smaller."
+            f"`--debug` needs a file with a section `{DEBUG}`, got none [in {path.name}]. Write one, with the values "
+            "that are smaller."
         )
     return override(override(tree, changes if debug else {}), parse_settings(settings))
 

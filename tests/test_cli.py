@@ -454,3 +454,19 @@ def test_train_prints_json_only_and_refuses_a_used_folder(cli, shards, tmp_path)
     code, _, err = cli(*train, "--resume", "always")
     assert code == 2 and "`--resume` must be one of auto, got 'always'" in one_sentence(err)
     assert read_yaml(tmp_path / "run" / "config.yaml")["train"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "way_out"),
+    [
+        ("train", "studies/demo.yaml", "For it: cxrdist study run "),
+        ("pretrain", "finetune/debug.yaml", "For it: cxrdist train "),
+        ("study run", "pretrain/mae.yaml", "For it: cxrdist pretrain "),
+        ("sweep", "studies/demo.yaml", "For it: cxrdist study run "),
+        ("study status", "sweeps/demo.yaml", "For it: cxrdist sweep "),
+    ],
+)
+def test_a_file_for_another_command_is_told_with_that_command(cli: Cli, command: str, file: str, way_out: str) -> None:
+    code, _, err = cli(*command.split(), Path(__file__).parents[1] / "launch" / file)
+    assert code == 2
+    assert way_out in err and err.count("\n") == 1, err

@@ -73,6 +73,7 @@ def test_gpus_that_no_trial_asks_for_are_noted(render):
         ("slurm", ["--ranks-per-node", "16"], "NCCL refuses two ranks on one GPU"),
         ("slurm", ["--set", "train.global_batch_size=15"], "--set train.global_batch_size=16"),
         ("slurm", ["--out", "."], "must be a file to write"),
+        ("slurm", ["--out", str(DEBUG)], "must not be the file of a run"),
         ("hostfile", [], "`--host`"),
         ("rayjob", ["--image", "lab/cxrdist"], "--claim"),
     ],

@@ -221,7 +221,12 @@ def cli(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("target", "kind"), [(target, one.kinds[0]) for target, one in TARGETS.items()])
 def test_the_head_names_the_file_that_was_asked_for(target, kind):
     text = rendered(target, kind, target_file=Path("jobs/my job"), nodes=2)
-    starts = ("sbatch 'jobs/my job'\n", "bash 'jobs/my job'\n", "ray up -y 'jobs/my job'\n", "apply -f 'jobs/my job' ")
+    starts = (
+        "sbatch 'jobs/my job'\n",
+        "bash 'jobs/my job'\n",
+        "ray up -y 'jobs/my job'  # ",
+        "apply -f 'jobs/my job' ",
+    )
     assert [start for start in starts if start in text]
     assert "FILE is" not in text and "THIS.yaml" not in text
     with pytest.raises(UsageError, match="one line"):

@@ -300,7 +300,7 @@ def test_who_follows_the_head_of_the_file_gets_a_study_from_a_laptop_done_on_two
         assert ended == code, (command, text)
         return text
 
-    run(to_do["ray get-auth-token"])
+    run(to_do["(umask 077;"])
     run(to_do["ray up"])
     tunnel = start(to_do["ray dashboard"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + SECONDS

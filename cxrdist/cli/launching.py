@@ -137,6 +137,10 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         seconds_of(time)
     if out is not None and out.is_dir():
         raise UsageError(f"`--out` must be a file to write, got the folder {str(out)!r}. Name a file in it.")
+    if out is not None and _is_run(out):
+        raise UsageError(
+            f"`--out` must not be the file of a run, got {str(out)!r}. Name another, such as launcher.yaml."
+        )
     request = Request(
         kind=kind,
         file=run,
@@ -170,6 +174,17 @@ def render(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     if text.startswith("#!"):
         out.chmod(EXECUTABLE)
     typer.echo(f"Written: {out}. Its head says how to start, watch and stop it.", err=True)
+
+
+def _is_run(file: Path) -> bool:
+    """Return whether `file` is there and describes a run: it must not be lost for a launcher of the same ending."""
+    from cxrdist.config import read_tree
+    from cxrdist.launch.request import kind_of
+
+    try:
+        return file.is_file() and kind_of(read_tree(file)) is not None
+    except UsageError:
+        return False
 
 
 def _relative(kind: "Kind", config: "AnyConfig") -> tuple[tuple[str, str | tuple[str, ...]], ...]:

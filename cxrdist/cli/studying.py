@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrdist.cli.options import Address, Debug, Json, Settings, ShipCode
+from cxrdist.cli.reading import read_file
 from cxrdist.cli.show import print_table
 from cxrdist.cli.training import default_folder
 from cxrdist.errors import UsageError
@@ -158,7 +159,7 @@ def _submit(
 def _read(file: Path, settings: list[str] | None, debug: bool) -> "StudyConfig":
     from cxrdist.study.config import StudyConfig
 
-    return StudyConfig.read(file, settings or (), debug=debug)
+    return read_file(StudyConfig, file, settings, debug=debug)
 
 
 def _show_costs(status: "Status", *, gpus: int, gpu: str, mfu: float, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrdist.cli.options import Address, Debug, Json, Settings, ShipCode
+from cxrdist.cli.reading import read_file
 from cxrdist.cli.show import print_table
 from cxrdist.cli.training import default_folder
 
@@ -37,7 +38,7 @@ def sweep(
     """
     from cxrdist.study.sweep.config import SweepConfig
 
-    config, folder = SweepConfig.read(file, settings or (), debug=debug), out or default_folder(file, debug=debug)
+    config, folder = read_file(SweepConfig, file, settings, debug=debug), out or default_folder(file, debug=debug)
     from cxrdist.cli.submitting import named_in, submitted
 
     paths, files = named_in({"run": config.forms})

@@ -7,6 +7,7 @@ import typer
 
 from cxrdist.cli.ending import Stopped
 from cxrdist.cli.options import Debug, Json, Settings, ShipCode
+from cxrdist.cli.reading import read_file
 from cxrdist.errors import UsageError, unknown
 from cxrdist.log import only_warnings
 
@@ -70,9 +71,7 @@ def train(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     """
     from cxrdist.finetune.config import FinetuneConfig
 
-    config = FinetuneConfig.read(
-        run, settings or (), debug=debug
-    )  # before torch is imported: a wrong name is told at once
+    config = read_file(FinetuneConfig, run, settings, debug=debug)  # before torch: a wrong name is told at once
     folder = out or default_folder(run, debug=debug)
     held = _held(address, replay, workers, gpus_per_worker, cpus_per_worker, placement, retries, wait, ship_code)
     if address is not None:
@@ -112,7 +111,7 @@ def pretrain(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     """
     from cxrdist.pretrain.config import PretrainConfig
 
-    config = PretrainConfig.read(run, settings or (), debug=debug)
+    config = read_file(PretrainConfig, run, settings, debug=debug)
     folder = out or default_folder(run, debug=debug)
     held = _held(address, replay, workers, gpus_per_worker, cpus_per_worker, placement, retries, wait, ship_code)
     if address is not None:

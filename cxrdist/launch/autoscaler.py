@@ -6,7 +6,7 @@ in a cloud the head is a small machine more, without GPU, and shards and runs ar
 
 import getpass
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -26,6 +26,16 @@ FOLDER = r"(?:/[A-Za-z0-9._-]+)+"
 USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 SERVER = rf"{HOST}:(?:/|{FOLDER})"
 """What is written into lines of shell has nothing in it that a shell would take apart."""
+AWS_ONCE = (
+    "pip install boto3; aws configure  # once: the account",
+    "aws iam attach-role-policy --role-name ray-autoscaler-v1 --policy-arn "
+    "arn:aws:iam::aws:policy/AmazonSSMReadOnlyAccess  # once, after the first `ray up`",
+)
+GCP_ONCE = (
+    "pip install google-api-python-client google-auth-httplib2 cryptography  # once",
+    "gcloud auth application-default login  # once: the account",
+)
+"""What an account or project needs before; launch/ray/*.yaml say more."""
 SHARED, NFS = "/shared", "nfs.example:/"
 """Of the shipped files."""
 
@@ -49,7 +59,7 @@ def render_ray_local(request: Request) -> str:
         tree[key] = ["\n".join([*request.setup, programs, command]) for command in tree[key]]
         tree[key][-1] += f" --num-cpus={request.cpus_per_node} --num-gpus={request.gpus_per_node}"
     # Of the commands that Ray itself gives there, `ray down`'s `ray stop` must find its program.
-    tree["setup_commands"] = [
+    tree["setup_commands"] += [
         f"mkdir -p ~/.local/bin && ln -sfn {quote([str(request.bin / 'ray')])} ~/.local/bin/ray",
         "case :$PATH: in *:$HOME/.local/bin:*) ;; *) echo 'export PATH=$PATH:$HOME/.local/bin' >> ~/.bashrc ;; esac",
     ]
@@ -79,7 +89,8 @@ def render_ray_aws(request: Request) -> str:
         tree["provider"]["region"] = place.rstrip("abcdefghijklmnopqrstuvwxyz")
         if place[-1].isalpha():
             tree["provider"]["availability_zone"] = place
-    return _cloud(tree, request, machine, f"{request.nodes} x {instance} on AWS, {tree['provider']['region']}")
+    what = f"{request.nodes} x {instance} on AWS, {tree['provider']['region']}"
+    return _cloud(tree, request, machine, what, AWS_ONCE)
 
 
 def render_ray_gcp(request: Request) -> str:
@@ -99,7 +110,7 @@ def render_ray_gcp(request: Request) -> str:
         zone = _written("--region", request.region, r"[a-z]+(-[a-z]+\d*)+-[a-z]", "a zone", "us-central1-a")
         tree["provider"] |= {"region": zone[:-2], "availability_zone": zone}
     zone = tree["provider"]["availability_zone"]
-    return _cloud(tree, request, machine, f"{request.nodes} x {instance} on Google Cloud, {zone}")
+    return _cloud(tree, request, machine, f"{request.nodes} x {instance} on Google Cloud, {zone}", GCP_ONCE)
 
 
 def _read(name: str, request: Request) -> Tree:
@@ -107,7 +118,7 @@ def _read(name: str, request: Request) -> Tree:
     return tree | {"cluster_name": request.name}
 
 
-def _cloud(tree: Tree, request: Request, machine: Machine, what: str) -> str:
+def _cloud(tree: Tree, request: Request, machine: Machine, what: str, once: Sequence[str]) -> str:
     """Fill in what both clouds have in common."""
     image = _written(
         "--image",
@@ -147,7 +158,7 @@ def _cloud(tree: Tree, request: Request, machine: Machine, what: str) -> str:
             for command in tree["initialization_commands"]
         ),
     ]
-    return _dump(tree, request, PurePosixPath(mount), str(out), what, "everything ends, and costs no more")
+    return _dump(tree, request, PurePosixPath(mount), str(out), what, "everything ends, and costs no more", once)
 
 
 def _machine(request: Request, known: Callable[[str], Machine | None], defaults: dict[int, str]) -> tuple[str, Machine]:
@@ -194,7 +205,15 @@ def _written(option: str, value: str | None, pattern: str, rule: str, example: s
     return value
 
 
-def _dump(tree: Tree, request: Request, start: PurePosixPath, out: str, machines: str, end: str) -> str:
+def _dump(
+    tree: Tree,
+    request: Request,
+    start: PurePosixPath,
+    out: str,
+    machines: str,
+    end: str,
+    once: Sequence[str] = (),
+) -> str:
     file = quote([str(request.target_file or f"{request.name}.yaml")])
     place = "In this folder:" if request.target_file else f"This file is {file} below, and in this folder:"
     command = quote(["cxrdist", *request.ray_words_for(request.file, out, address=DASHBOARD, start=start)])
@@ -204,9 +223,10 @@ def _dump(tree: Tree, request: Request, start: PurePosixPath, out: str, machines
         place,
         "",
         f"  cd {quote([str(request.here)])}",
-        "  ray get-auth-token --generate  # once: the secret of your clusters, in ~/.ray/auth_token",
+        *(f"  {line}" for line in once),
+        "  (umask 077; ray get-auth-token --generate >/dev/null)  # once: the secret of your clusters",
         "  export RAY_AUTH_MODE=token",
-        f"  ray up -y {file}",
+        f"  ray up -y {file}  # once more: Ray starts anew and ends what runs",
         f"  ray dashboard {file}  # leave it open; watch at {DASHBOARD}",
         f"  ray exec {file} 'RAY_AUTH_MODE=token ray status'  # until the machines are there",
         f"  ray monitor {file}  # or why one does not come",

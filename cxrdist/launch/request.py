@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
 
-from cxrdist.config import read_tree
+from cxrdist.config import Tree, read_tree
 from cxrdist.data.order import Batching
 from cxrdist.errors import UsageError
 from cxrdist.finetune.config import FinetuneConfig
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["train", "pretrain", "study", "sweep"]
 AnyConfig = FinetuneConfig | PretrainConfig | StudyConfig | SweepConfig
+CONFIGS: dict[Kind, type[AnyConfig]] = {
+    "train": FinetuneConfig,
+    "pretrain": PretrainConfig,
+    "study": StudyConfig,
+    "sweep": SweepConfig,
+}
 
 BESIDE_LOADING = 2
 """CPU cores of a rank besides those that load images: its own, and one that writes checkpoints."""
@@ -167,14 +173,19 @@ def read_any(file: Path, settings: Sequence[str] = (), *, debug: bool = False) -
     Raises:
         UsageError: If it is none of them, or if any name or value in it is wrong; all are listed.
     """
-    tree = read_tree(file, settings, debug=debug)
+    kind = kind_of(read_tree(file, settings, debug=debug)) or "train"
+    return kind, CONFIGS[kind].read(file, settings, debug=debug)
+
+
+def kind_of(tree: Tree) -> Kind | None:
+    """Return what a file's content describes, right or wrong in the particulars; None: nothing of ours."""
     if "strategies" in tree and "datasets" in tree:
-        return "study", StudyConfig.read(file, settings, debug=debug)
+        return "study"
     if "search" in tree:
-        return "sweep", SweepConfig.read(file, settings, debug=debug)
+        return "sweep"
     if "method" in tree or isinstance(tree.get("shards"), list):
-        return "pretrain", PretrainConfig.read(file, settings, debug=debug)
-    return "train", FinetuneConfig.read(file, settings, debug=debug)
+        return "pretrain"
+    return "train" if "shards" in tree else None
 
 
 def default_cpus(config: AnyConfig) -> int:

@@ -62,12 +62,14 @@ def _head(request: Request, by: str) -> list[str]:
     stop = "Stop: scancel JOB. What is finished stays."
     if request.trains and "Ray" not in by:
         stop = "Stop: scancel --signal=TERM JOB. All ranks save a checkpoint; a bare scancel gives them KillWait only."
+    shows = '  torchrun ends with 1 and a traceback then: look for "Stopped at step" above it.'
     return [
         f"{request.kind} {file}: {by}, under SLURM.",
         "",
         f"Start: sbatch {this}{that_is}",
         f"Watch: {watch}; tail -f {request.name}-JOB.out, for the number JOB that sbatch prints.",
         stop,
+        *([shows] if "torchrun" in by else []),
         "Go on: start it again. Near the end of its time, and when it loses a node, the job does that itself.",
         "At once back into the queue: scancel --batch --signal=USR1 JOB",
     ]

@@ -45,6 +45,12 @@ def _head(request: Request, hosts: tuple[str, ...]) -> list[str]:
         *start,
         f"Watch: tensorboard --logdir {quote([f'{out}/tb'])}",
         f"Stop: Ctrl-C on {first if several else 'it'}, or `kill -TERM` of torchrun there; the run saves a checkpoint.",
+        '  torchrun always shows a traceback then, and ends with 1: look for "Stopped at step" above it.',
+        *(
+            ["  The other hosts only say that they lost the connection: that is the end in good order."]
+            if several
+            else []
+        ),
         "Go on: start it again.",
         *([lost] if several else []),
     ]

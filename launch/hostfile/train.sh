@@ -29,6 +29,7 @@ fail() {
   echo "Error: $*" >&2
   exit 2
 }
+case ${1:-} in -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit ;; esac
 [ $# -ge 3 ] || fail "Give a hostfile and a command, got '$*'. Example: $0 HOSTFILE train RUN.yaml --out DIR"
 hostfile=$1 command=$2 run=$3
 shift

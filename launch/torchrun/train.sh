@@ -5,7 +5,8 @@
 #   NODES=2 GPUS_PER_NODE=8 HEAD=host1 launch/torchrun/train.sh train launch/finetune/vit-l-dinov2.yaml --out runs/vit-l
 # Watch: one of the hosts prints the progress; `tensorboard --logdir runs/vit-l/tb` draws it.
 # Stop: Ctrl-C on HEAD, or `kill -TERM` (or -USR1) of its torchrun. The run saves a checkpoint and ends on all hosts.
-#   torchrun always shows a traceback then, and ends with 1: look for "Stopped at step" above it.
+#   torchrun always shows a traceback then, and ends with 1: look for "Stopped at step" above it on HEAD. The other
+#   hosts only say that they lost the connection: that is the end in good order.
 # Go on: the same lines again. `--resume auto` is added here.
 #
 #   NODES          How many hosts. `1:2` is elastic: if one of two is lost, the other goes on alone, from the newest
@@ -31,6 +32,7 @@ fail() {
 NODES=${NODES:-1} HEAD=${HEAD:-}
 case ${1:-} in
   train | pretrain) ;;
+  -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit ;;
   *) fail "The first word must be train or pretrain, got '${1:-}'. Example: $0 train RUN.yaml --out DIR" ;;
 esac
 [[ ${GPUS_PER_NODE:-} =~ ^[1-9][0-9]*$ ]] ||
