@@ -17,6 +17,7 @@ The innermost launcher is believed: torchrun inside srun is torchrun, and so is 
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -125,6 +126,25 @@ def first_host(nodes: str) -> str:
     """
     first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes.strip())
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group() if first else "")
+
+
+def addresses(host: str) -> set[str]:
+    """Return the addresses that `host`, a name or an address, leads to from here; none: it leads nowhere."""
+    try:
+        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return set()
+    return {str(row[4][0]).partition("%")[0] for row in rows}
+
+
+def is_own(address: str) -> bool:
+    """Return whether this machine has `address`: only then something can be bound to it."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _exporter(env: Mapping[str, str]) -> Launcher:

@@ -14,6 +14,7 @@ from pydicom.uid import JPEG2000Lossless
 
 from cxrdist.doctor import folders, libraries, machine, measure, network, programs
 from cxrdist.doctor.finding import look
+from cxrdist.world import is_own
 
 GIB = 2**30
 ANY = resource.RLIM_INFINITY
@@ -177,7 +178,7 @@ def test_a_name_that_others_cannot_use_is_told(ours, state, told):
 
 
 def test_addresses_of_this_machine_are_known():
-    assert network._is_ours("127.0.0.1") and not network._is_ours("192.0.2.254")
+    assert is_own("127.0.0.1") and not is_own("192.0.2.254")
     assert not [*{socket.gethostname()} & set(str(found(network.name)).split())]
 
 

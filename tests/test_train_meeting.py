@@ -1,6 +1,7 @@
 """Ranks find those of their own start, whatever earlier ones have left in the store."""
 
 import random
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -9,8 +10,8 @@ import pytest
 from torch.distributed import HashStore
 
 from cxrdist.errors import UserError
-from cxrdist.train.meeting import check_name, own_part
-from cxrdist.world import World
+from cxrdist.train import meeting
+from cxrdist.train.meeting import fault_of_name, own_part
 
 PLENTY = timedelta(seconds=20)
 
@@ -54,37 +55,51 @@ def test_a_rank_that_does_not_come_is_named():
         own_part(HashStore(), rank=2, world_size=3, timeout=short)
 
 
+@pytest.mark.parametrize("faulty", [{0}, {2}, {0, 1}, set()])
+@pytest.mark.parametrize("several", [True, False])
+def test_all_go_on_or_none_where_one_of_several_machines_cannot_be_reached(monkeypatch, several, faulty):
+    monkeypatch.setattr(meeting, "_machine", lambda: str(threading.get_ident()) if several else "one")
+    store, said = HashStore(), [""] * 3
+
+    def work(rank: int) -> None:
+        fault = f"127.0.1.1 for 'host{rank}'" if rank in faulty else ""
+        try:
+            own_part(store, rank=rank, world_size=3, timeout=PLENTY, fault=fault)
+        except UserError as error:
+            said[rank] = str(error)
+
+    ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert len(set(said)) == 1
+    if several and faulty:
+        assert f"must lead to its address in the network, got 127.0.1.1 for 'host{max(faulty)}'. " in said[0]
+    else:
+        assert not said[0]
+
+
 @pytest.mark.parametrize(
-    ("addresses", "told"),
-    [(["127.0.1.1"], "127.0.1.1"), (["127.0.1.1", "::1"], "127.0.1.1, ::1"), ([], "none")],
+    ("own", "told"),
+    [
+        (["127.0.1.1"], "127.0.1.1 for "),
+        (["127.0.1.1", "::1"], "127.0.1.1, ::1 for "),
+        ([], "none for "),
+        (["10.0.0.5"], ""),
+        (["127.0.1.1", "10.0.0.5"], ""),
+        (["fe80::1%eth0"], ""),
+    ],
 )
-def test_a_name_that_leads_only_to_its_own_machine_is_told_before_others_wait_for_it(monkeypatch, addresses, told):
-    lead_to(addresses, monkeypatch)
-    with pytest.raises(UserError, match=f"must lead to its address in the network, got {told} for "):
-        check_name(World(rank=1, world_size=4, local_rank=1, local_world_size=2))
-
-
-@pytest.mark.parametrize("addresses", [["10.0.0.5"], ["127.0.1.1", "10.0.0.5"], ["fe80::1%eth0"]])
-def test_a_name_that_leads_to_the_network_is_taken(monkeypatch, addresses):
-    lead_to(addresses, monkeypatch)
-    check_name(World(world_size=4, local_world_size=2))
-
-
-def test_on_one_machine_or_where_the_network_is_named_the_name_does_not_matter(monkeypatch):
-    lead_to(["127.0.1.1"], monkeypatch)
-    check_name(World(world_size=2, local_world_size=2))
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
-    check_name(World(world_size=4, local_world_size=2))
-
-
-def lead_to(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this machine's name lead to `addresses`; /etc/hosts is not ours to change."""
-    rows = [(None, None, None, "", (address, 0)) for address in addresses]
-
+def test_a_name_that_leads_only_to_its_own_machine_is_a_fault_unless_a_network_is_named(monkeypatch, own, told):
     def answer(*_: object, **__: object) -> list:
-        if not rows:
+        if not own:
             raise OSError("not known")
-        return rows
+        return [(None, None, None, "", (address, 0)) for address in own]
 
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    # /etc/hosts is not ours to change.
     monkeypatch.setattr("socket.getaddrinfo", answer)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert fault_of_name() == (f"{told}{socket.gethostname()!r}" if told else "")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert fault_of_name() == ""

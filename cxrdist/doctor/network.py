@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cxrdist.doctor.finding import Finding, Probe, State, size
+from cxrdist.world import addresses, is_own
 
 INTERFACES = Path("/sys/class/net")
 INFINIBAND = Path("/sys/class/infiniband")
@@ -25,11 +26,7 @@ MEANING = "Nothing on one machine. Between machines"
 
 def name() -> Iterator[Finding]:
     """Whether this machine's name leads to an address of it that others can reach."""
-    try:
-        told = {str(row[4][0]) for row in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError):
-        told = set()
-    yield judge_name({address: _is_ours(address) for address in told})
+    yield judge_name({address: is_own(address) for address in addresses(socket.gethostname())})
 
 
 def judge_name(ours: Mapping[str, bool]) -> Finding:
@@ -122,16 +119,6 @@ def judge_infiniband(ports: Mapping[str, bool], opens: bool, soft: int, hard: in
 
 
 PROBES: Mapping[str, Probe] = {"host name": name, "networks": networks, "InfiniBand": infiniband}
-
-
-def _is_ours(address: str) -> bool:
-    """Return whether this machine has `address`: only then something can be bound to it."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
 
 
 def _interfaces() -> list[str]:

@@ -20,7 +20,7 @@ from cxrdist.errors import UsageError, UserError
 from cxrdist.train.config import OptimConfig, TrainConfig
 from cxrdist.train.consolidate import saved_buffers
 from cxrdist.train.deepspeed_config import deepspeed_config
-from cxrdist.train.meeting import check_name, own_part
+from cxrdist.train.meeting import fault_of_name, own_part
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.stepping import install
 from cxrdist.world import World, rendezvous
@@ -50,8 +50,6 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(seconds=hang_after + LATER_THAN_WATCHDOG_S)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if backend == "gloo":
-        check_name(world)
     with _environment(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.world_size),
@@ -63,7 +61,7 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
         try:
             torch.distributed.init_process_group(
                 backend,
-                store=_meet(world, timeout),
+                store=_meet(world, timeout, fault_of_name() if backend == "gloo" else ""),
                 rank=world.rank,
                 world_size=world.world_size,
                 timeout=timeout,
@@ -103,8 +101,8 @@ def _local_device(world: World) -> int:
     return world.local_rank
 
 
-def _meet(world: World, timeout: datetime.timedelta) -> Any:
-    """Return the store in which the ranks of this start, and no other's, find each other."""
+def _meet(world: World, timeout: datetime.timedelta, fault: str) -> Any:
+    """Return the store in which the ranks of this start, and no other's, find each other; `fault` as in `own_part`."""
     if world.world_size == 1:  # two runs that look for a free port on one machine at once can find the same
         return torch.distributed.HashStore()  # type: ignore[attr-defined]
     found = torch.distributed.rendezvous(  # type: ignore[attr-defined]
@@ -112,7 +110,7 @@ def _meet(world: World, timeout: datetime.timedelta) -> Any:
     )
     store, _, _ = next(iter(found))
     store.set_timeout(timeout)
-    return own_part(store, rank=world.rank, world_size=world.world_size, timeout=timeout)
+    return own_part(store, rank=world.rank, world_size=world.world_size, timeout=timeout, fault=fault)
 
 
 def build_engine(
