@@ -28,6 +28,9 @@ Launcher = Literal["python", "torchrun", "deepspeed", "srun", "openmpi", "mpich"
 """Who started this process; ``environment``: someone who exports RANK and WORLD_SIZE as torchrun does; ``ray`` says so
 itself."""
 
+CHOOSE_NETWORK = "`export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0`"
+"""The way out where ranks do not reach each other; eth0 stands for the network's name."""
+
 FAMILIES: tuple[tuple[Launcher, str, str, str, tuple[str, ...]], ...] = (
     ("environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")),
     ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ()),

@@ -1,6 +1,6 @@
 """`cxrdist bench`: what this machine does, beside plain scripts."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(help="Measure this machine: ours beside a plain script, in one run.", no_args_is_help=True)
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 GPU_BLOCK = 5
 
 
@@ -41,8 +40,10 @@ def step(
     import json
     from dataclasses import asdict
 
-    if precision not in PRECISIONS:
-        raise UsageError(unknown("`--precision`", precision, PRECISIONS))
+    from cxrdist.train.config import Precision
+
+    if precision not in get_args(Precision):
+        raise UsageError(unknown("`--precision`", precision, get_args(Precision)))
     import torch
 
     from cxrdist.bench.step import StepOptions, bench_step
@@ -53,7 +54,7 @@ def step(
         model=ModelConfig(backbone=backbone),
         image_size=image_size,
         batch=batch,
-        precision=precision,  # type: ignore[arg-type]
+        precision=cast("Precision", precision),
         steps=steps,
         block=block or (GPU_BLOCK if torch.cuda.is_available() else 1),
         compile=compiled,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cxrdist.doctor.finding import Finding, Probe, State, size
-from cxrdist.world import addresses, is_own
+from cxrdist.world import CHOOSE_NETWORK, addresses, is_own
 
 INTERFACES = Path("/sys/class/net")
 INFINIBAND = Path("/sys/class/infiniband")
@@ -31,7 +31,7 @@ def name() -> Iterator[Finding]:
 
 def judge_name(ours: Mapping[str, bool]) -> Finding:
     """Return the finding for the addresses that this machine's name leads to; true: it is one of this machine."""
-    chosen = "`export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0` with the network's name (`ip -br address`)"
+    chosen = f"{CHOOSE_NETWORK} with the network's name (`ip -br address`)"
     if not ours:
         text = "leads to no address"
         return Finding("host name", "note", text, f"{MEANING}, write it into /etc/hosts with its address, or {chosen}.")

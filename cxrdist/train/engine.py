@@ -23,7 +23,7 @@ from cxrdist.train.deepspeed_config import deepspeed_config
 from cxrdist.train.meeting import fault_of_name, own_part
 from cxrdist.train.optim import build_optimizer
 from cxrdist.train.stepping import install
-from cxrdist.world import World, rendezvous
+from cxrdist.world import CHOOSE_NETWORK, World, rendezvous
 
 LATER_THAN_WATCHDOG_S = 600
 """How much longer than the watchdog a collective waits for a rank: the watchdog can say which one it is."""
@@ -70,7 +70,7 @@ def process_group(world: World, *, hang_after: float = 1800.0) -> Iterator[torch
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
             raise UserError(
                 f"The ranks must reach each other, got: {reason}. `cxrdist doctor` on each machine says whether its "
-                "name leads to the network; `export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0` names the network."
+                f"name leads to the network; {CHOOSE_NETWORK} names the network."
             ) from None
         try:
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)

@@ -18,7 +18,7 @@ from typing import Any
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from cxrdist.errors import UserError
-from cxrdist.world import addresses
+from cxrdist.world import CHOOSE_NETWORK, addresses
 
 PAUSE_S = 0.02
 
@@ -51,7 +51,7 @@ def own_part(store: Any, *, rank: int, world_size: int, timeout: timedelta, faul
     if fault:
         raise UserError(
             f"The name of each machine must lead to its address in the network, got {fault}. Write that address into "
-            "/etc/hosts, or `export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0` with the network's name."
+            f"/etc/hosts, or {CHOOSE_NETWORK} with the network's name."
         )
     return PrefixStore(f"cxrdist/start/{name}", store)
 
