@@ -11,7 +11,9 @@ from torch.distributed import HashStore
 
 from cxrdist.errors import UserError
 from cxrdist.train import meeting
+from cxrdist.train.engine import process_group
 from cxrdist.train.meeting import fault_of_name, own_part
+from cxrdist.world import CHOOSE_NETWORK, World
 
 PLENTY = timedelta(seconds=20)
 
@@ -103,3 +105,16 @@ def test_a_name_that_leads_only_to_its_own_machine_is_a_fault_unless_a_network_i
     assert fault_of_name() == (f"{told}{socket.gethostname()!r}" if told else "")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     assert fault_of_name() == ""
+
+
+def test_ranks_that_cannot_reach_each_other_end_with_a_sentence(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with remote=[127.0.1.1]:36778.\nframe #0: c10::Error")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", fail)
+    with (
+        pytest.raises(UserError, match=r"got: Gloo .* remote=\[127\.0\.1\.1\]:36778\. `cxrdist doctor`") as ended,
+        process_group(World()),
+    ):
+        pass
+    assert "frame" not in str(ended.value) and CHOOSE_NETWORK in str(ended.value)
